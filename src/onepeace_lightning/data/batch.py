@@ -1,0 +1,53 @@
+"""The typed batch that a data stream yields and a task takes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+DATA_TYPES = ("image", "audio", "text", "image-text", "audio-text")
+"""The five kinds of training data (paper section 3.4); ``audio-image`` exists for evaluation only."""
+
+
+@dataclass
+class Batch:
+    """B samples of one data type.
+
+    Attributes:
+        keys: the samples' keys in their shards.
+        inputs: modality name to what its adapter takes (``models.inputs``).
+        masks: modality name to (B, L) bool, True where a token is hidden from the student that sees this modality
+            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation.
+        fused_masks: the same for the student that sees both modalities together. Empty unless a pair in training.
+        captions: the raw text of each sample ("" where there is none); equal captions are one answer in retrieval.
+        worker: which data worker made the batch, and ``consumed``: how many raw samples that worker had taken from its
+            stream once this batch was complete (bad ones included). The loader resumes from these two.
+    """
+
+    keys: list[str]
+    inputs: dict[str, Any]
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    fused_masks: dict[str, Tensor] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
+    worker: int = 0
+    consumed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Batch":
+        """Move every tensor to a device (Lightning calls this)."""
+        return self._map(lambda value: value.to(*args, **kwargs))
+
+    def pin_memory(self) -> "Batch":
+        """Copy every tensor to page-locked memory (the DataLoader calls this)."""
+        return self._map(lambda value: value.pin_memory())
+
+    def _map(self, move: Any) -> "Batch":
+        return Batch(
+            self.keys,
+            *({name: move(value) for name, value in part.items()} for part in (self.inputs, self.masks, self.fused_masks)),
+            self.captions,
+            self.worker,
+            self.consumed,
+        )
