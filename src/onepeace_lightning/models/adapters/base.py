@@ -1,0 +1,83 @@
+"""What the encoder asks of a modality, and the list of modalities it knows."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import RelativeBias
+from ..config import AdapterConfig, ModelConfig
+from ..layers import init_normal_
+from ..tokens import Tokens
+
+
+class Adapter(nn.Module):
+    """Turns a modality's raw input into ``[CLS; tokens]`` of the encoder's width, with a relative position bias.
+
+    A new modality subclasses this, sets ``modality`` and ``config_type``, implements ``embed``, ``bias_rows`` and
+    ``buckets``, and is registered with ``register_adapter``. Subclasses call ``reset_parameters`` when they are built.
+    """
+
+    modality: ClassVar[str]
+    config_type: ClassVar[type[AdapterConfig]]
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.empty(model.encoder.width))
+        tables = model.encoder.depth if model.per_block_tables else 1
+        self.bias_tables = nn.ParameterList(
+            nn.Parameter(torch.empty(self.bias_rows(), model.encoder.heads)) for _ in range(tables)
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw CLS, zero the bias tables; subclasses add what they own themselves."""
+        init_normal_(self.cls_token)
+        for table in self.bias_tables:
+            nn.init.zeros_(table)
+
+    def embed(self, inputs: Any) -> Tokens:
+        """All tokens of a batch of raw inputs, CLS first; once per batch, however many views are made of it."""
+        raise NotImplementedError
+
+    def view(self, tokens: Tokens, hidden_BP: Tensor | None = None) -> Tokens:
+        """What the encoder sees: ``embed``'s tokens without those that a mask over positions (B, P) hides."""
+        return tokens if hidden_BP is None else tokens.hide(hidden_BP)
+
+    def bias_rows(self) -> int:
+        """Rows of a relative bias table."""
+        raise NotImplementedError
+
+    def buckets(self, positions: int) -> Tensor:
+        """(P, P) the table row of every pair of positions, P at least ``positions``."""
+        raise NotImplementedError
+
+    def relative_bias(self, block: int, positions: int) -> RelativeBias:
+        """The bias of one block, for positions below ``positions``."""
+        table = self.bias_tables[block if len(self.bias_tables) > 1 else 0]
+        return RelativeBias(table, self.buckets(positions))
+
+
+_ADAPTERS: dict[str, type[Adapter]] = {}
+
+
+def register_adapter(adapter: type[Adapter]) -> type[Adapter]:
+    """Make a modality known by its ``modality`` name; usable as a decorator.
+
+    Raises:
+        ValueError: where the name is taken by another class.
+    """
+    name = adapter.modality
+    if _ADAPTERS.setdefault(name, adapter) is not adapter:
+        raise ValueError(f"modality {name!r} is already registered by {_ADAPTERS[name].__qualname__}")
+    return adapter
+
+
+def adapter_type(modality: str) -> type[Adapter]:
+    """The adapter registered for a modality.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    if modality not in _ADAPTERS:
+        raise ValueError(f"no adapter is registered for {modality!r}; known: {', '.join(sorted(_ADAPTERS))}")
+    return _ADAPTERS[modality]

@@ -1,0 +1,93 @@
+"""Images: a hierarchical convolutional stem of 16-pixel patches and learned grid positions."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import PATCH, ImageConfig, ModelConfig
+from ..inputs import Image
+from ..layers import ChannelNorm, init_normal_
+from ..relative_position import grid_buckets, grid_rows
+from ..tokens import Tokens
+from .base import Adapter, register_adapter
+
+
+class PatchConv(nn.Conv2d):
+    """A convolution whose kernel is its stride; PyTorch's default weights, bias zero."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
+        super().__init__(channels_in, channels_out, size, size)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        super().reset_parameters()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def grid_positions(table: Tensor, side: int) -> Tensor:
+    """(1 + g², D) learned positions, CLS first, resized bicubically to (1 + side², D) where the grids differ."""
+    grid = round((len(table) - 1) ** 0.5)
+    if grid == side:
+        return table
+    cls, patches = table[:1], table[1:]
+    # autocast would resize in bfloat16
+    with torch.autocast(table.device.type, enabled=False):
+        square = patches.float().T.reshape(1, -1, grid, grid)
+        resized = F.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([cls, resized.flatten(2)[0].T.to(table.dtype)])
+
+
+@register_adapter
+class ImageAdapter(Adapter):
+    """Pixels to patch tokens (hMLP stem: 4×4, 2×2 and 2×2 convolutions)."""
+
+    modality = "image"
+    config_type = ImageConfig
+
+    def __init__(self, config: ImageConfig, model: ModelConfig) -> None:
+        self.config = config
+        super().__init__(model)
+        width = model.encoder.width
+        self.stem = nn.Sequential(
+            PatchConv(3, width // 4, 4),
+            ChannelNorm(width // 4),
+            nn.GELU(),
+            PatchConv(width // 4, width // 4, 2),
+            ChannelNorm(width // 4),
+            nn.GELU(),
+            PatchConv(width // 4, width, 2),
+        )
+        grid = config.position_grid or config.grid
+        self.positions = nn.Parameter(torch.empty(1 + grid**2, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw CLS and positions."""
+        super().reset_parameters()
+        init_normal_(self.positions)
+
+    def embed(self, inputs: Image) -> Tokens:
+        """[CLS; patches] + positions.
+
+        Raises:
+            ValueError: where the images are not of the side that the relative bias is made for.
+        """
+        batch, _, height, width = inputs.pixels.shape
+        if (height, width) != (self.config.image_size,) * 2:
+            raise ValueError(
+                f"images of {height}×{width} pixels; this model takes {self.config.image_size}×{self.config.image_size}"
+                f" (a multiple of {PATCH}): set image_size in the data's preprocessing and in the model alike"
+            )
+        patches_BND = self.stem(inputs.pixels).flatten(2).transpose(1, 2)
+        x_BLD = torch.cat([self.cls_token.expand(batch, 1, -1), patches_BND], 1)
+        x_BLD = x_BLD + grid_positions(self.positions, self.config.grid)
+        return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * batch)
+
+    def bias_rows(self) -> int:
+        """Rows of a relative bias table."""
+        return grid_rows(self.config.grid)
+
+    def buckets(self, positions: int) -> Tensor:
+        """(P, P) table rows."""
+        return grid_buckets(self.config.grid, self.cls_token.device)

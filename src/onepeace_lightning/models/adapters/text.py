@@ -1,0 +1,57 @@
+"""Text: learned token embedding and absolute positions."""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig, TextConfig
+from ..inputs import PAD, Text
+from ..layers import init_normal_
+from ..relative_position import sequence_buckets, sequence_rows
+from ..tokens import Tokens
+from .base import Adapter, register_adapter
+
+
+@register_adapter
+class TextAdapter(Adapter):
+    """Token ids to tokens."""
+
+    modality = "text"
+    config_type = TextConfig
+
+    def __init__(self, config: TextConfig, model: ModelConfig) -> None:
+        self.config = config
+        super().__init__(model)
+        self.embedding = nn.Embedding(config.vocab_size, model.encoder.width, padding_idx=PAD)
+        self.positions = nn.Parameter(torch.empty(config.positions, model.encoder.width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw embeddings and positions; the padding row is zero."""
+        super().reset_parameters()
+        init_normal_(self.embedding.weight)
+        with torch.no_grad():
+            self.embedding.weight[PAD].zero_()
+        init_normal_(self.positions)
+
+    def embed(self, inputs: Text) -> Tokens:
+        """[CLS; embedding] + positions.
+
+        Raises:
+            ValueError: for more tokens than there are positions.
+        """
+        batch, length = inputs.ids_BL.shape
+        if length + 1 > len(self.positions):
+            raise ValueError(
+                f"text of {length} tokens; at most {len(self.positions) - 1} fit: lower the tokenizer's max_length"
+            )
+        cls_B1D = self.cls_token.expand(batch, 1, -1)
+        x_BLD = torch.cat([cls_B1D, self.embedding(inputs.ids_BL)], 1) + self.positions[: length + 1]
+        return Tokens.of_padded(x_BLD, (inputs.lengths + 1).tolist())
+
+    def bias_rows(self) -> int:
+        """Rows of a relative bias table."""
+        return sequence_rows(self.config.buckets)
+
+    def buckets(self, positions: int) -> Tensor:
+        """(P, P) table rows."""
+        return sequence_buckets(positions, self.config.buckets, self.cls_token.device)

@@ -1,0 +1,90 @@
+"""Self-attention over packed views: projections once over all tokens, attention itself per view.
+
+H = heads, E = head width; see ``tokens`` for the rest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import Linear
+from .tokens import Packed, Sequences
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A modality's bias table (rows, H) and the table row of every pair of positions (P, P)."""
+
+    table_RH: Tensor
+    buckets_PP: Tensor
+
+
+def dense_bias(sequences: Sequences, biases: Mapping[str, RelativeBias]) -> Tensor | None:
+    """(1 or B, H, L, L) what is added to the logits of one view; None where no modality has a bias.
+
+    Tokens of different modalities have no bias between them. The first dimension is 1 where every sample has the same
+    positions.
+    """
+    present = {name: block for name, block in sequences.blocks.items() if name in biases}
+    if not present:
+        return None
+    parts: dict[str, Tensor] = {}
+    for name, (_, positions_BL) in present.items():
+        bias = biases[name]
+        rows = bias.buckets_PP[positions_BL[:, :, None], positions_BL[:, None, :]]
+        # F.embedding: its backward is much faster on CPU than that of indexing.
+        parts[name] = F.embedding(rows, bias.table_RH).permute(0, 3, 1, 2)
+    length = sequences.shape[1]
+    if len(sequences.blocks) == 1:
+        return next(iter(parts.values()))
+    batch = max(part.shape[0] for part in parts.values())
+    first = next(iter(parts.values()))
+    out = first.new_zeros(batch, first.shape[1], length, length)
+    for name, part in parts.items():
+        start = sequences.blocks[name][0]
+        stop = start + part.shape[-1]
+        out[:, :, start:stop, start:stop] = part
+    return out
+
+
+def attend(q_BHLE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, bias: Tensor | None, valid_BL: Tensor | None) -> Tensor:
+    """softmax(q kᵀ / sqrt(E) + bias) v over valid keys, (B, H, L, E); the softmax is in float32."""
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled() and not q_BHLE.is_cuda:
+        # On CPU, scaled_dot_product_attention has no fast kernel with a gradient for the bias.
+        logits = (q_BHLE * q_BHLE.shape[-1] ** -0.5 @ k_BHLE.mT).float() + bias
+        if valid_BL is not None:
+            logits = logits.masked_fill(~valid_BL[:, None, None, :], -torch.inf)
+        return logits.softmax(-1).to(v_BHLE.dtype) @ v_BHLE
+    mask = bias if bias is None else bias.to(q_BHLE.dtype)
+    if valid_BL is not None:
+        keys = valid_BL[:, None, None, :]
+        mask = keys if mask is None else mask.masked_fill(~keys, -torch.inf)
+    return F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=mask)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, key projection without bias, LayerNorm before the output projection ("Sub-LN")."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(width, width)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.out = Linear(width, width)
+
+    def forward(self, x_TD: Tensor, packed: Packed, biases: Sequence[Tensor | None]) -> Tensor:
+        """(T, D) -> (T, D); one bias per view, as ``dense_bias`` makes it."""
+        q, k, v = (packed.to_padded(project(x_TD)) for project in (self.query, self.key, self.value))
+        views = []
+        for sequences, bias in zip(packed.sequences, biases, strict=True):
+            q_v, k_v, v_v = (self._heads(part[sequences.rows], sequences.shape) for part in (q, k, v))
+            views.append(attend(q_v, k_v, v_v, bias, sequences.valid_BL).transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.out(self.norm(packed.to_flat(torch.cat(views))))
+
+    def _heads(self, rows_RD: Tensor, shape: tuple[int, int]) -> Tensor:
+        return rows_RD.view(*shape, self.heads, -1).transpose(1, 2)

@@ -1,0 +1,74 @@
+"""Adapters and fusion encoder: any views of any modalities in, features out."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .adapters import Adapter, adapter_type
+from .attention import RelativeBias
+from .config import ModelConfig
+from .encoder import Encoder
+from .tokens import Tokens, View
+
+
+class Backbone(nn.Module):
+    """The part that every task shares (paper section 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.adapters = nn.ModuleDict(
+            {name: adapter_type(name)(sizes, config) for name, sizes in config.adapters.items()}  # type: ignore[call-arg]
+        )
+        self.encoder = Encoder(config.encoder, tuple(config.adapters))
+
+    def adapter(self, modality: str) -> Adapter:
+        """A modality's adapter.
+
+        Raises:
+            ValueError: where the model was built without that modality.
+        """
+        if modality not in self.adapters:
+            raise ValueError(f"this model has no {modality!r} modality; it has {', '.join(self.adapters)}")
+        return self.adapters[modality]  # type: ignore[return-value]
+
+    def embed(self, inputs: Mapping[str, Any]) -> dict[str, Tokens]:
+        """Every modality's tokens of one batch, to make views of."""
+        return {name: self.adapter(name).embed(raw) for name, raw in inputs.items()}
+
+    def view(self, tokens: View, hidden: Mapping[str, Tensor] | None = None) -> dict[str, Tokens]:
+        """A view of embedded tokens; ``hidden`` masks (B, P) say which positions of a modality it does not show."""
+        hidden = hidden or {}
+        return {name: self.adapter(name).view(part, hidden.get(name)) for name, part in tokens.items()}
+
+    def encode(self, views: Sequence[View]) -> list[dict[str, Tokens]]:
+        """Final-normed features of all views, in one pass through the blocks."""
+        return self.encoder(views, partial(self._relative_bias, _BiasCache(views)))
+
+    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Tokens]:
+        """Features of one batch in which every given modality is seen together."""
+        return self.encode([self.view(self.embed(inputs))])[0]
+
+    def _relative_bias(self, cache: "_BiasCache", block: int) -> Mapping[str, RelativeBias]:
+        index = block if self.config.per_block_tables else 0
+        if cache.block != index:
+            cache.block = index
+            cache.biases = {
+                name: self.adapter(name).relative_bias(index, span) for name, span in cache.positions.items()
+            }
+        return cache.biases
+
+
+class _BiasCache:
+    """The current block's biases, for as many positions as the views of one pass have."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.block: int | None = None
+        self.biases: Mapping[str, RelativeBias] = {}
+        self.positions: dict[str, int] = {}
+        for view in views:
+            for name, tokens in view.items():
+                span = max(tokens.lengths) if tokens.full else int(tokens.positions_T.max()) + 1
+                self.positions[name] = max(self.positions.get(name, 0), span)

@@ -1,0 +1,255 @@
+"""Sizes of the model: typed, validated, with the presets from ``tiny`` to the published ``4b``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
+
+Preset = Literal["tiny", "small", "base", "large", "4b"]
+
+PATCH = 16
+"""Side of an image patch in pixels."""
+
+
+def raise_all(what: str, problems: list[str]) -> None:
+    """Raise one ``ValueError`` that lists every problem, if there is any."""
+    if problems:
+        raise ValueError(f"{what}: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A stack of blocks.
+
+    Attributes:
+        width: d, features of a token.
+        depth: blocks.
+        heads: attention heads; ``width`` is a multiple.
+        ffn_width: inner width of each modality's feed-forward network.
+        drop_path: stochastic depth of the last block; rises linearly from 0 at the first.
+        layer_scale: initial γ of the residual branches, None for branches without γ.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    ffn_width: int
+    drop_path: float = 0.0
+    layer_scale: float | None = 1e-6
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)}, must be at least 1"
+            for name in ("width", "depth", "heads", "ffn_width")
+            if getattr(self, name) < 1
+        ]
+        if not problems and self.width % self.heads:
+            problems.append(f"width {self.width} is not a multiple of heads {self.heads}")
+        if not 0.0 <= self.drop_path < 1.0:
+            problems.append(f"drop_path is {self.drop_path}, must be in [0, 1)")
+        raise_all("transformer", problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What every modality's adapter has; a new modality subclasses this and registers itself.
+
+    Attributes:
+        modality: the registered name.
+    """
+
+    modality: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(AdapterConfig):
+    """Token embedding with learned positions.
+
+    Attributes:
+        vocab_size: token ids.
+        positions: rows of the absolute position table, CLS included: the longest sequence.
+        buckets: of the relative bias.
+    """
+
+    modality: ClassVar[str] = "text"
+    vocab_size: int = 50264
+    positions: int = 514
+    buckets: int = 256
+
+    def __post_init__(self) -> None:
+        problems = [f"vocab_size is {self.vocab_size}, must be above the 4 special ids"] if self.vocab_size < 5 else []
+        raise_all("text", problems + _at_least(self, positions=2, buckets=4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(AdapterConfig):
+    """Square images in 16-pixel patches.
+
+    Attributes:
+        image_size: side in pixels that the relative bias is made for, a multiple of 16.
+        position_grid: side of the learned absolute position grid in patches; None: that of ``image_size``.
+    """
+
+    modality: ClassVar[str] = "image"
+    image_size: int = 256
+    position_grid: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size < PATCH or self.image_size % PATCH:
+            raise ValueError(f"image: image_size is {self.image_size}, must be a multiple of {PATCH}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // PATCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig(AdapterConfig):
+    """Waveform convolutions, then convolutional positions.
+
+    Attributes:
+        channels: of the feature convolutions.
+        position_depth: layers of positional convolutions.
+        position_kernel: their kernel in frames.
+        position_groups: their groups; the encoder's width is a multiple.
+        buckets: of the relative bias.
+    """
+
+    modality: ClassVar[str] = "audio"
+    channels: int = 512
+    position_depth: int = 5
+    position_kernel: int = 19
+    position_groups: int = 16
+    buckets: int = 512
+
+    def __post_init__(self) -> None:
+        raise_all("audio", _at_least(self, channels=1, position_depth=1, position_kernel=1, position_groups=1, buckets=4))
+
+
+def _at_least(config: Any, **minimum: int) -> list[str]:
+    return [f"{k} is {getattr(config, k)}, must be at least {v}" for k, v in minimum.items() if getattr(config, k) < v]
+
+
+def _decoder_default() -> TransformerConfig:
+    return TransformerConfig(width=768, depth=2, heads=12, ffn_width=2048, layer_scale=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The denoising decoder (paper section 3.3).
+
+    Attributes:
+        transformer: its blocks, which have no γ.
+        positions: modality to rows of its learned position table, CLS included; a modality that is not named takes
+            the rows of its adapter.
+    """
+
+    transformer: TransformerConfig = field(default_factory=_decoder_default)
+    positions: dict[str, int] = field(default_factory=lambda: {"text": 514, "audio": 1026})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole model.
+
+    Attributes:
+        encoder: the fusion encoder.
+        adapters: modality to its adapter's sizes, in the order in which their tokens are joined.
+        decoder: the denoising decoder.
+        per_block_tables: every block has its own relative bias tables (fine-tuning) instead of one shared by all.
+    """
+
+    encoder: TransformerConfig
+    adapters: dict[str, AdapterConfig]
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    per_block_tables: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [] if self.adapters else ["no modality: adapters is empty"]
+        audio = self.adapters.get("audio")
+        if isinstance(audio, AudioConfig) and self.encoder.width % audio.position_groups:
+            problems.append(f"width {self.encoder.width} is not a multiple of position_groups {audio.position_groups}")
+        if "image" in self.adapters and self.encoder.width % 4:
+            problems.append(f"width {self.encoder.width} is not a multiple of 4, which the image stem needs")
+        raise_all("model", problems)
+
+    @classmethod
+    def preset(
+        cls,
+        name: Preset,
+        *,
+        modalities: tuple[str, ...] = ("text", "image", "audio"),
+        vocab_size: int | None = None,
+        image_size: int | None = None,
+        drop_path: float | None = None,
+    ) -> "ModelConfig":
+        """A named size, with the few sizes that depend on the data.
+
+        Raises:
+            ValueError: for an unknown name or modality.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        config = PRESETS[name]
+        if unknown := sorted(set(modalities) - set(config.adapters)):
+            raise ValueError(f"preset {name!r} has no modality {unknown}; it has {list(config.adapters)}")
+        adapters = {key: value for key, value in config.adapters.items() if key in modalities}
+        if vocab_size is not None and "text" in adapters:
+            adapters["text"] = replace(adapters["text"], vocab_size=vocab_size)  # type: ignore[call-arg]
+        if image_size is not None and "image" in adapters:
+            adapters["image"] = replace(adapters["image"], image_size=image_size)  # type: ignore[call-arg]
+        encoder = config.encoder if drop_path is None else replace(config.encoder, drop_path=drop_path)
+        return replace(config, encoder=encoder, adapters=adapters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for a checkpoint or JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
+        """The inverse of ``to_dict``; modalities must be registered.
+
+        Raises:
+            ValueError: for a modality that nobody registered.
+        """
+        from .adapters import adapter_type  # the registry knows each modality's config class
+
+        decoder = data["decoder"]
+        return cls(
+            encoder=TransformerConfig(**data["encoder"]),
+            adapters={name: adapter_type(name).config_type(**sizes) for name, sizes in data["adapters"].items()},
+            decoder=DecoderConfig(
+                transformer=TransformerConfig(**decoder["transformer"]), positions=dict(decoder["positions"])
+            ),
+            per_block_tables=data["per_block_tables"],
+        )
+
+
+def _preset(
+    width: int, depth: int, heads: int, ffn_width: int, decoder: tuple[int, int, int, int], layer_scale: float,
+    image_size: int = 256, **audio: int,
+) -> ModelConfig:  # fmt: skip
+    decoder_width, decoder_depth, decoder_heads, decoder_ffn = decoder
+    return ModelConfig(
+        encoder=TransformerConfig(width=width, depth=depth, heads=heads, ffn_width=ffn_width, layer_scale=layer_scale),
+        adapters={"text": TextConfig(), "image": ImageConfig(image_size=image_size), "audio": AudioConfig(**audio)},
+        decoder=DecoderConfig(
+            transformer=TransformerConfig(
+                width=decoder_width, depth=decoder_depth, heads=decoder_heads, ffn_width=decoder_ffn, layer_scale=None
+            )
+        ),
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # Small models train for few steps: a γ of 1e-6 would spend most of them on growing.
+    "tiny": _preset(128, 4, 4, 512, (64, 1, 4, 256), 0.1, image_size=96, channels=64, position_depth=2),
+    "small": _preset(384, 8, 6, 1536, (192, 2, 6, 512), 0.1, image_size=160, channels=128, position_depth=3),
+    "base": _preset(768, 12, 12, 3072, (384, 2, 6, 1024), 1e-4),
+    "large": _preset(1024, 24, 16, 4096, (512, 2, 8, 1536), 1e-6),
+    "4b": _preset(1536, 40, 24, 6144, (768, 2, 12, 2048), 1e-6),
+}
+"""Published size: ``4b``; the smaller ones are this project's."""
+
+if set(PRESETS) != set(get_args(Preset)):
+    raise RuntimeError("the names of PRESETS and Preset differ")

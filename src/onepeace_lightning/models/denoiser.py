@@ -1,0 +1,96 @@
+"""The denoising decoder: from the visible tokens' features to those of the hidden ones (paper section 3.3)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .adapters.image import grid_positions
+from .config import ImageConfig, ModelConfig
+from .encoder import Encoder
+from .layers import Linear, init_normal_, place, take
+from .tokens import Tokens, View
+
+
+class DecoderInput(nn.Module):
+    """One modality's way into the decoder: projection, mask token, learned absolute positions."""
+
+    def __init__(self, width: int, decoder_width: int, positions: int, *, grid: int | None) -> None:
+        super().__init__()
+        self.project = Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.empty(decoder_width))
+        self.positions = nn.Parameter(torch.empty(positions, decoder_width))
+        self.grid = grid
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw mask token and positions."""
+        init_normal_(self.mask_token)
+        init_normal_(self.positions)
+
+    def forward(self, visible: Tokens, lengths: list[int]) -> Tokens:
+        """Put the visible tokens back among mask tokens; sample b has ``lengths[b]`` positions in all.
+
+        Raises:
+            ValueError: for more positions than the decoder knows.
+        """
+        positions = self.positions if self.grid is None else grid_positions(self.positions, self.grid)
+        if max(lengths) > len(positions):
+            raise ValueError(f"{max(lengths)} positions; the decoder has {len(positions)}: shorten the input")
+        x_TD = self.project(visible.values_TD)
+        total = sum(lengths)
+        starts = torch.tensor([0, *lengths[:-1]], device=x_TD.device).cumsum(0)
+        index = starts[visible.places[0]] + visible.positions_T
+        shown = torch.zeros(total, dtype=torch.bool, device=x_TD.device)
+        shown[index] = True
+        full = Tokens(x_TD.new_empty(total, 0), x_TD.new_empty(0, dtype=torch.long), lengths)
+        within = full.places[1]
+        filled = torch.where(shown[:, None], place(x_TD, index, total), self.mask_token.to(x_TD.dtype))
+        return Tokens(filled + positions[within], within, lengths)
+
+
+class Denoiser(nn.Module):
+    """Projections in and out per modality around a few blocks without relative bias."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, decoder = config.encoder.width, config.decoder.transformer
+        self.inputs = nn.ModuleDict()
+        for name, adapter in config.adapters.items():
+            grid = adapter.grid if isinstance(adapter, ImageConfig) else None
+            rows = config.decoder.positions.get(name)
+            if rows is None and isinstance(adapter, ImageConfig):
+                rows = 1 + (adapter.position_grid or adapter.grid) ** 2
+            if rows is None:
+                raise ValueError(f"decoder: positions does not say how many rows modality {name!r} needs")
+            self.inputs[name] = DecoderInput(width, decoder.width, rows, grid=grid)
+        self.decoder = Encoder(decoder, tuple(config.adapters))
+        self.outputs = nn.ModuleDict({name: Linear(decoder.width, width) for name in config.adapters})
+
+    def forward(
+        self, students: Sequence[View], lengths: Sequence[Mapping[str, list[int]]], masks: Sequence[Mapping[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """Predict the features of the hidden tokens of all views in one pass.
+
+        Args:
+            students: features of the visible tokens, one entry per view.
+            lengths: for each view and modality, how many positions every sample has in all.
+            masks: for each view and modality, (B, P) True where a token was hidden.
+
+        Returns:
+            For each view and modality, (M, D) features of the hidden tokens, sample by sample in order of position.
+        """
+        views = [
+            {name: self.inputs[name](tokens, total[name]) for name, tokens in student.items()}
+            for student, total in zip(students, lengths, strict=True)
+        ]
+        decoded = self.decoder(views)
+        return [
+            {name: self.outputs[name](take(part.values_TD, hidden_rows(part, mask[name]))) for name, part in view.items()}
+            for view, mask in zip(decoded, masks, strict=True)
+        ]
+
+
+def hidden_rows(tokens: Tokens, mask_BP: Tensor) -> Tensor:
+    """(M,) the rows of full tokens that a mask over positions hides."""
+    return tokens.hidden(mask_BP).nonzero().squeeze(1)

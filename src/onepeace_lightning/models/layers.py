@@ -1,0 +1,86 @@
+"""The few layers that the whole model is made of, with the initialisation of a model trained from scratch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INIT_STD = 0.02
+
+
+def init_normal_(tensor: Tensor) -> Tensor:
+    """Fill with a normal of deviation 0.02, truncated at one deviation: weights, embeddings, positions, CLS."""
+    return nn.init.trunc_normal_(tensor, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
+
+
+class Linear(nn.Linear):
+    """A linear layer, weights drawn by ``init_normal_``, bias zero."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        init_normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, …) tensors, as convolutions lay them out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise dimension 1, keep the shape."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class GeGLU(nn.Module):
+    """Gated feed-forward network with a LayerNorm before the last projection ("Sub-LN", paper section 3.2)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, inner, bias=False)
+        self.up = Linear(width, inner, bias=False)
+        self.norm = nn.LayerNorm(inner)
+        self.down = Linear(inner, width)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """(T, width) -> (T, width)."""
+        return self.down(self.norm(F.gelu(self.gate(x_TD)) * self.up(x_TD)))
+
+
+class _Take(torch.autograd.Function):
+    """Rows of a matrix by unique indices; its gradient is a plain placement, where autograd would add up atomically."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = x.shape[0]
+        return x[index]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Place.apply(grad, ctx.saved_tensors[0], ctx.rows), None
+
+
+class _Place(torch.autograd.Function):
+    """The transpose of ``_Take``: rows put at unique indices of a zero matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(index)
+        out = x.new_zeros(rows, *x.shape[1:])
+        out[index] = x
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Take.apply(grad, ctx.saved_tensors[0]), None, None
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """``x[index]`` for an index (M,) without repeats: (N, …) -> (M, …)."""
+    return _Take.apply(x, index)
+
+
+def place(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Zeros (rows, …) with ``x`` (M, …) at the rows of ``index`` (M,), which has no repeats."""
+    return _Place.apply(x, index, rows)
