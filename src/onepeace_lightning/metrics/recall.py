@@ -1,0 +1,174 @@
+"""Cross-modal retrieval recall over a whole gallery, beside what chance would give.
+
+N = rows of the gallery, B = rows of one update, C = queries scored at once, d = embedding width.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+CUTOFFS = (1, 5, 10)
+"""The k of every R@k."""
+
+QUERIES_AT_ONCE = 1024
+"""Bounds the score matrix to 1024 × N floats."""
+
+TIE = 1e-6
+"""Cosines closer than this are the same score: float32 products of equal rows differ by rounding."""
+
+
+def caption_ids(captions: Sequence[str]) -> Tensor:
+    """Give equal captions equal ids, the same in every process and run.
+
+    Args:
+        captions: one caption per row.
+
+    Returns:
+        (B,) int64: the first 8 bytes of each caption's SHA-256.
+
+    Raises:
+        ValueError: a caption is blank. Blank captions would all count as one another's right answer.
+    """
+    for row, caption in enumerate(captions):
+        if not caption.strip():
+            raise ValueError(
+                f"caption {row} is {caption!r}: retrieval needs to know which rows match; give every sample a caption"
+            )
+    digests = [hashlib.sha256(caption.encode()).digest()[:8] for caption in captions]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)
+
+
+class CrossModalRecall(Metric):
+    """R@1, R@5 and R@10 in percent between two modalities, both ways, over every row that was given.
+
+    A query is right at k when one of its k nearest keys (by cosine) has the query's id. A wrong key that scores the same
+    as the best right one ranks before it, so a model that maps everything to one point scores 0, not 100. Every row is
+    a query and a key, as it is: rows with one id (equal captions, repeated pictures) all stay in the gallery.
+    ``chance/…`` is the expectation of the same number under a random ranking, exact for these ids.
+
+    Rows are kept as they come and gathered from all ranks when the metric is computed, so uneven ranks (an empty one
+    too) give what one process gives.
+
+    Args:
+        first: name of the first modality, e.g. ``"image"``.
+        second: name of the second, e.g. ``"text"``. Keys of the result are then ``image_to_text/R@1``,
+            ``text_to_image/R@1``, ``chance/image_to_text/R@1``, ….
+        kwargs: see ``torchmetrics.Metric``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    first_embeddings: list[Tensor]
+    second_embeddings: list[Tensor]
+    ids: list[Tensor]
+
+    def __init__(self, first: str, second: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if first == second:
+            raise ValueError(f"both sides are called {first!r}: retrieval is between two modalities, name them apart")
+        self.first = first
+        self.second = second
+        # Embeddings are kept flat: torch can join an empty 1-D tensor, from a rank without rows, to rows of any width.
+        self.add_state("first_embeddings", default=[], dist_reduce_fx="cat")
+        self.add_state("second_embeddings", default=[], dist_reduce_fx="cat")
+        self.add_state("ids", default=[], dist_reduce_fx="cat")
+
+    def update(self, first_embeddings: Tensor, second_embeddings: Tensor, ids: Tensor) -> None:
+        """Add B pairs to the gallery.
+
+        Args:
+            first_embeddings: (B, d), of the first modality; normalised here in float32.
+            second_embeddings: (B, d), of the second; row i is the pair of row i.
+            ids: (B,) int64 label of each pair (``caption_ids``); rows with equal labels are one another's right answers.
+
+        Raises:
+            ValueError: shapes disagree, or an embedding holds NaN or infinity.
+        """
+        shape = tuple(first_embeddings.shape)
+        if len(shape) != 2 or tuple(second_embeddings.shape) != shape or tuple(ids.shape) != shape[:1]:
+            raise ValueError(
+                f"{self.first} embeddings {shape}, {self.second} embeddings {tuple(second_embeddings.shape)} and ids "
+                f"{tuple(ids.shape)} do not fit together: give (B, d), (B, d) and (B,), row by row of the same pairs"
+            )
+        for name, embeddings in ((self.first, first_embeddings), (self.second, second_embeddings)):
+            bad_rows = (~embeddings.isfinite()).any(1).nonzero().flatten().tolist()
+            if bad_rows:
+                raise ValueError(
+                    f"{name} embeddings of rows {bad_rows[:8]} are not finite ({len(bad_rows)} of {shape[0]} rows): "
+                    "the model has diverged; lower the learning rate or clip the gradient norm"
+                )
+        self.first_embeddings.append(F.normalize(first_embeddings.float(), dim=1).flatten())
+        self.second_embeddings.append(F.normalize(second_embeddings.float(), dim=1).flatten())
+        self.ids.append(ids.to(torch.int64))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather all ranks' rows; see ``torchmetrics.Metric.sync``."""
+        if len(self.ids) == 0:
+            # Left empty, torchmetrics would send a float tensor for the ids, which other ranks cannot receive as int64.
+            self.first_embeddings.append(torch.empty(0, dtype=torch.float32, device=self.device))
+            self.second_embeddings.append(torch.empty(0, dtype=torch.float32, device=self.device))
+            self.ids.append(torch.empty(0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Score the whole gallery.
+
+        Returns:
+            Scalars in percent: ``A_to_B/R@k`` and ``chance/A_to_B/R@k`` for k in 1, 5, 10, both directions.
+
+        Raises:
+            ValueError: no row was given.
+        """
+        rows = dim_zero_cat(self.ids) if len(self.ids) else torch.empty(0)
+        if len(rows) == 0:
+            raise ValueError(
+                f"the {self.first}-{self.second} gallery is empty: no pair reached update(); "
+                "check the validation data and limit_val_batches"
+            )
+        first = dim_zero_cat(self.first_embeddings).view(len(rows), -1)
+        second = dim_zero_cat(self.second_embeddings).view(len(rows), -1)
+        scores = {}
+        chances = _chance(rows)
+        for direction, queries, keys in (
+            (f"{self.first}_to_{self.second}", first, second),
+            (f"{self.second}_to_{self.first}", second, first),
+        ):
+            ranks = _ranks(queries, keys, rows)
+            for k, chance in zip(CUTOFFS, chances, strict=True):
+                scores[f"{direction}/R@{k}"] = 100 * (ranks < k).float().mean()
+                scores[f"chance/{direction}/R@{k}"] = 100 * chance
+        return scores
+
+
+def _ranks(queries: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
+    """(N,) how many wrong keys come before each query's best right one, of queries and keys (N, d) and ids (N,)."""
+    ranks = []
+    with torch.autocast(queries.device.type, enabled=False):
+        for some_queries, some_ids in zip(queries.split(QUERIES_AT_ONCE), ids.split(QUERIES_AT_ONCE), strict=True):
+            scores = some_queries @ keys.T  # (C, N)
+            right = some_ids[:, None] == ids
+            best_right = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+            ranks.append((~right & (scores >= best_right - TIE)).sum(1))
+    return torch.cat(ranks)
+
+
+def _chance(ids: Tensor) -> list[Tensor]:
+    """Expected hit rate of a random ranking at each cutoff: 1 - C(N-m, k) / C(N, k) for a query with m right keys."""
+    total = len(ids)
+    _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
+    wrong = (total - counts[inverse]).cpu().double()
+    rates = []
+    for k in CUTOFFS:
+        draws = torch.arange(min(k, total), dtype=torch.float64)
+        # The ratio of binomials, draw by draw: each of the k keys is another wrong one.
+        all_wrong = ((wrong[:, None] - draws).clamp(min=0) / (total - draws)).prod(1)
+        rates.append((1 - all_wrong).mean().float().to(ids.device))
+    return rates
