@@ -47,9 +47,9 @@ def caption_ids(captions: Sequence[str]) -> Tensor:
 class CrossModalRecall(Metric):
     """R@1, R@5 and R@10 in percent between two modalities, both ways, over every row that was given.
 
-    A query is right at k when one of its k nearest keys (by cosine) has the query's id. A wrong key that scores the same
-    as the best right one ranks before it, so a model that maps everything to one point scores 0, not 100. Every row is
-    a query and a key, as it is: rows with one id (equal captions, repeated pictures) all stay in the gallery.
+    A query is right at k when one of its k nearest keys (by cosine) has the query's id. A wrong key that scores the
+    same as the best right one ranks before it, so a model that maps everything to one point scores 0, not 100. Every
+    row is a query and a key, as it is: rows with one id (equal captions, repeated pictures) all stay in the gallery.
     ``chance/…`` is the expectation of the same number under a random ranking, exact for these ids.
 
     Rows are kept as they come and gathered from all ranks when the metric is computed, so uneven ranks (an empty one
@@ -87,7 +87,7 @@ class CrossModalRecall(Metric):
         Args:
             first_embeddings: (B, d), of the first modality; normalised here in float32.
             second_embeddings: (B, d), of the second; row i is the pair of row i.
-            ids: (B,) int64 label of each pair (``caption_ids``); rows with equal labels are one another's right answers.
+            ids: (B,) int64 label of each pair (``caption_ids``); rows with equal labels are right answers.
 
         Raises:
             ValueError: shapes disagree, or an embedding holds NaN or infinity.
