@@ -1,0 +1,144 @@
+"""What every tokenizer offers, and the caption clean-up that all of them share."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from onepeace_lightning.models.inputs import EOS
+
+DEFAULT_MAX_LENGTH = 70
+"""Token ids kept of a caption, eos not counted."""
+
+SETTINGS_FILE = "tokenizer_settings.json"
+
+_LEADING_MARKS = ",.!?*#:;~"
+_BLANKS = re.compile(r"\s{2,}|\t")
+
+
+@dataclass
+class Encoding:
+    """One caption as token ids.
+
+    Attributes:
+        ids: L token ids, the last one eos.
+        word_starts: L flags, True where a token begins a word. The first token and eos always do.
+    """
+
+    ids: list[int]
+    word_starts: list[bool]
+
+    @classmethod
+    def from_pieces(cls, text: str, ids: Sequence[int], word_starts: Sequence[bool], max_length: int) -> Self:
+        """Cut a caption's tokens to ``max_length`` and append eos.
+
+        Raises:
+            ValueError: if the caption has no tokens.
+        """
+        if not ids:
+            raise _no_words(text)
+        return cls([*ids[:max_length], EOS], [*word_starts[:max_length], True])
+
+
+class Tokenizer(Protocol):
+    """Captions to token ids and back.
+
+    The ids 0, 1, 2, 3 are bos, pad, eos, unk in every vocabulary. An implementation inherits from this class, so that
+    it pickles (spawned data workers), copies and saves by way of its files.
+
+    Attributes:
+        vocab_size: number of ids, the four special ones included.
+        max_length: ids kept of a caption, eos not counted.
+    """
+
+    vocab_size: int
+    max_length: int
+
+    def encode(self, text: str) -> Encoding:
+        """Clean a caption up and split it into tokens.
+
+        Raises:
+            ValueError: if no word is left after the clean-up.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Join ids to text; special ids have none. Raises ValueError for an id outside the vocabulary."""
+        ...
+
+    def to_files(self) -> dict[str, bytes]:
+        """Give everything needed to build this tokenizer again, as file contents by file name."""
+        ...
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        """Build a tokenizer from what ``to_files`` gave."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer's files into a folder, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.to_files().items():
+            (folder / name).write_bytes(content)
+
+    def fingerprint(self) -> str:
+        """Give 16 hexadecimal digits that differ whenever any file of the tokenizer differs."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self.to_files().items()):
+            digest.update(f"{name}:{len(content)}:".encode() + content)
+        return digest.hexdigest()[:16]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_files, (self.to_files(),)
+
+
+def clean_text(text: str) -> str:
+    """Lower-case a text and remove leading punctuation and superfluous blanks."""
+    return _BLANKS.sub(" ", text.lower().lstrip(_LEADING_MARKS)).rstrip("\n").strip(" ")
+
+
+def clean_caption(text: str) -> str:
+    """Clean a text up; raise ValueError if no word is left."""
+    cleaned = clean_text(text)
+    if not cleaned.strip():
+        raise _no_words(text)
+    return cleaned
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise ValueError where an id lies outside the vocabulary."""
+    strangers = [index for index in ids if not 0 <= index < vocab_size]
+    if strangers:
+        raise ValueError(
+            f"token ids {strangers[:5]} are outside this vocabulary of {vocab_size}; was it made by another?"
+        )
+
+
+def pack_settings(max_length: int) -> bytes:
+    """Write the settings file."""
+    return (json.dumps({"max_length": max_length}) + "\n").encode()
+
+
+def unpack_settings(files: Mapping[str, bytes]) -> int:
+    """Read ``max_length`` from the settings file; the default where there is no such file (published vocabularies)."""
+    if SETTINGS_FILE not in files:
+        return DEFAULT_MAX_LENGTH
+    settings = json.loads(files[SETTINGS_FILE])
+    if not isinstance(settings, dict) or settings.keys() != {"max_length"}:
+        raise ValueError(f'{SETTINGS_FILE} holds {settings!r}; expected one entry, such as {{"max_length": 70}}')
+    return check_max_length(settings["max_length"])
+
+
+def check_max_length(max_length: int) -> int:
+    """Give ``max_length`` back, or raise ValueError if it is not a positive whole number."""
+    if not isinstance(max_length, int) or max_length < 1:
+        raise ValueError(f"max_length is {max_length!r}; expected a whole number of tokens, at least 1 (usually 70)")
+    return max_length
+
+
+def _no_words(text: str) -> ValueError:
+    return ValueError(f"caption {text!r} has no words after clean-up; give it at least one word or remove the sample")
