@@ -1,0 +1,331 @@
+"""Folders of WebDataset shards with a manifest of exact counts: writing, checking, reading.
+
+A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: a
+picture, a sound, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
+sample known without opening a shard, which is what exact splitting and resuming rest on.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import webdataset as wds
+from webdataset import tariterators
+
+MANIFEST = "manifest.json"
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
+TEXT_EXTENSIONS = ("txt",)
+
+FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "image": (IMAGE_EXTENSIONS,),
+    "audio": (AUDIO_EXTENSIONS,),
+    "text": (TEXT_EXTENSIONS,),
+    "image-text": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
+    "audio-text": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS),
+    "audio-image": (AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
+}
+"""Data type to what each of its samples must hold: exactly one file of every group."""
+
+
+class ShardError(ValueError):
+    """A stream folder, its manifest or one of its shards is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name in the folder, its number of samples and its size in bytes."""
+
+    name: str
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stream folder holds.
+
+    Attributes:
+        folder: where it is (not part of the file).
+        data_type: one of ``FIELDS``.
+        shards: in the order of the file.
+        source: where the data comes from.
+        license: under which terms.
+        about: anything else worth knowing, e.g. split or seed.
+    """
+
+    folder: Path
+    data_type: str
+    shards: tuple[Shard, ...]
+    source: str
+    license: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Samples in all shards together."""
+        return sum(shard.samples for shard in self.shards)
+
+    def fingerprint(self) -> str:
+        """Short hash of the data type and of every shard's name, count and size: equal for equal data."""
+        shards = sorted((shard.name, shard.samples, shard.bytes) for shard in self.shards)
+        return hashlib.sha256(json.dumps([self.data_type, shards]).encode()).hexdigest()[:16]
+
+    def save(self) -> None:
+        """Write ``manifest.json`` into the folder."""
+        content = {
+            "data_type": self.data_type,
+            "samples": self.samples,
+            "shards": [asdict(shard) for shard in self.shards],
+            "source": self.source,
+            "license": self.license,
+            "about": self.about,
+        }
+        (self.folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read a stream folder's manifest and check it against the files (names and sizes; nothing is opened).
+
+    Raises:
+        ShardError: the folder is missing or empty, has no manifest, or its files are not those of the manifest.
+    """
+    folder = Path(folder)
+    found = {path.name for path in _tars(folder)}
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ShardError(f"{folder} has shards but no {MANIFEST}: make one with `onepeace shards manifest {folder}`")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        shards = tuple(Shard(str(s["name"]), int(s["samples"]), int(s["bytes"])) for s in content["shards"])
+        total = int(content["samples"])
+        manifest = Manifest(
+            folder, content["data_type"], shards, content["source"], content["license"], content.get("about", {})
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path} is not a manifest ({type(error).__name__}: {error}): {_remake(folder)}") from error
+    _check_data_type(manifest.data_type)
+    listed = {shard.name for shard in shards}
+    wrong = [f"{name}: listed, but there is no such file" for name in sorted(listed - found)]
+    wrong += [f"{name}: not listed" for name in sorted(found - listed)]
+    if len(listed) < len(shards):
+        wrong.append("a shard is listed twice")
+    for shard in shards:
+        if shard.name in found and (size := (folder / shard.name).stat().st_size) != shard.bytes:
+            wrong.append(f"{shard.name}: {shard.bytes} bytes listed, the file has {size}")
+        if shard.samples < 1:
+            wrong.append(f"{shard.name}: {shard.samples} samples listed, at least 1 is needed")
+    if total != manifest.samples:
+        wrong.append(f"{total} samples listed in all, the shards' counts add up to {manifest.samples}")
+    if wrong:
+        raise ShardError(f"{path} disagrees with its folder:\n  " + "\n  ".join(wrong) + f"\n{_remake(folder)}")
+    return manifest
+
+
+def write_manifest(
+    folder: str | Path, data_type: str, *, source: str, license: str, about: dict[str, Any] | None = None
+) -> Manifest:
+    """Read every shard of a folder, count and check its samples, and write the manifest.
+
+    Raises:
+        ShardError: no shards, a damaged shard, or a sample without a field that the data type needs.
+    """
+    folder = Path(folder)
+    _check_data_type(data_type)
+    shards = []
+    for path in _tars(folder):
+        _check_end(path)
+        count = 0
+        for sample in _samples(path):
+            _check_fields(sample["__key__"], sample, data_type)
+            count += 1
+        shards.append(Shard(path.name, count, path.stat().st_size))
+    if empty := [shard.name for shard in shards if not shard.samples]:
+        raise ShardError(f"{folder}: shards without a sample: {', '.join(empty)}: delete them")
+    manifest = Manifest(folder, data_type, tuple(shards), source, license, about or {})
+    manifest.save()
+    return manifest
+
+
+def read_shard(folder: Path, shard: Shard, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read some samples of a shard, in order, without decoding.
+
+    Args:
+        folder: the stream folder.
+        shard: its entry in the manifest.
+        wanted: indices in the shard, at least one.
+
+    Yields:
+        Index in the shard and ``{"__key__": …, "__shard__": name, extension: bytes …}``.
+
+    Raises:
+        ShardError: the tar is damaged, or (seen when its end is read) holds another number of samples than listed.
+    """
+    last = max(wanted)
+    count = 0
+    for index, sample in enumerate(_samples(folder / shard.name)):
+        if index in wanted:
+            yield index, sample
+        if index == last < shard.samples - 1:
+            return
+        count += 1
+    if count != shard.samples:
+        raise ShardError(
+            f"{folder / shard.name}: {shard.samples} samples listed in {MANIFEST}, the shard has {count}: "
+            + _remake(folder)
+        )
+
+
+class ShardWriter:
+    """Write samples into shards; the manifest is written on leaving the ``with`` block without an error.
+
+    The same samples give the same bytes: no times, users or machine names are stored.
+
+    Args:
+        folder: made if missing.
+        data_type: one of ``FIELDS``.
+        source: where the data comes from.
+        license: under which terms.
+        samples_per_shard: the last shard may have fewer.
+        about: free-form notes for the manifest.
+        overwrite: delete the shards and manifest that are there, instead of refusing.
+
+    Raises:
+        ShardError: unknown data type, folder in use, or nothing written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        data_type: str,
+        *,
+        source: str,
+        license: str,
+        samples_per_shard: int = 1000,
+        about: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        _check_data_type(data_type)
+        if samples_per_shard < 1:
+            raise ShardError(f"samples_per_shard={samples_per_shard}: at least 1 is needed")
+        self.folder = Path(folder)
+        self.data_type = data_type
+        self.samples_per_shard = samples_per_shard
+        self._source, self._license, self._about = source, license, about or {}
+        self._shards: list[Shard] = []
+        self._keys: set[str] = set()
+        self._tar: wds.TarWriter | None = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for path in [self.folder / MANIFEST, *self.folder.glob("*.tar")]:
+                path.unlink(missing_ok=True)
+        if any(self.folder.iterdir()):
+            raise ShardError(
+                f"{self.folder} is not empty: choose another folder, or replace its shards (overwrite=True)"
+            )
+
+    def write(self, key: str, fields: dict[str, bytes]) -> None:
+        """Add a sample.
+
+        Args:
+            key: no dot after its last slash, and not twice in one shard.
+            fields: extension (lower case) to the file's bytes.
+
+        Raises:
+            ShardError: a bad key, or a field that the data type needs is missing or there twice.
+        """
+        if any(tariterators.base_plus_ext(f"{key}.{ext}") != (key, ext) for ext in fields) or key.startswith("__"):
+            raise ShardError(f"key {key!r}: a key needs a character, no dot after its last slash and no leading '__'")
+        if key in self._keys:
+            raise ShardError(f"key {key!r} is twice in one shard: give every sample a key of its own")
+        if upper := [ext for ext in fields if ext != ext.lower()]:
+            raise ShardError(f"key {key!r}: extensions {upper} must be lower case")
+        _check_fields(key, fields, self.data_type)
+        if self._tar is None:
+            # PAX headers carry keys that are long or not ASCII.
+            path = self.folder / self._name()
+            self._tar = wds.TarWriter(str(path), encoder=False, mtime=0, format="PAX_FORMAT", compress=False)
+        self._tar.write({"__key__": key, **fields})
+        self._keys.add(key)
+        if len(self._keys) == self.samples_per_shard:
+            self._finish_shard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish_shard()
+        if error is not None:
+            return
+        if not self._shards:
+            raise ShardError(f"{self.folder}: no sample was written")
+        Manifest(self.folder, self.data_type, tuple(self._shards), self._source, self._license, self._about).save()
+
+    def _name(self) -> str:
+        return f"{len(self._shards):05d}.tar"
+
+    def _finish_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        name = self._name()
+        self._shards.append(Shard(name, len(self._keys), (self.folder / name).stat().st_size))
+        self._keys.clear()
+
+
+def _tars(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ShardError(f"there is no folder {folder}: give one that holds shards (*.tar) and {MANIFEST}")
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise ShardError(f"{folder} has no shards (*.tar): write some with `onepeace shards`")
+    return tars
+
+
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    """Every sample of a tar, with webdataset's grouping of its members."""
+    try:
+        with path.open("rb") as stream:
+            members = tariterators.tar_file_expander([{"url": path.name, "stream": stream}])
+            for sample in tariterators.group_by_keys(members):
+                sample["__shard__"] = sample.pop("__url__")
+                yield sample
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise ShardError(f"{path}: damaged shard ({error}): restore the file or write the shards again") from error
+
+
+def _check_end(path: Path) -> None:
+    """A tar ends with two blocks of zeros; without them tarfile would end at a cut header without a word."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 1024))
+        tail = stream.read()
+    if len(tail) < 1024 or any(tail):
+        raise ShardError(f"{path}: damaged shard (cut off: no end-of-archive mark): restore the file")
+
+
+def _check_fields(key: str, fields: Collection[str], data_type: str) -> None:
+    for group in FIELDS[data_type]:
+        present = [ext for ext in group if ext in fields]
+        if len(present) != 1:
+            has = sorted(ext for ext in fields if not ext.startswith("__"))
+            raise ShardError(
+                f"sample {key!r} of type {data_type!r} needs exactly one of {', '.join(group)}; it has {', '.join(has)}"
+            )
+
+
+def _check_data_type(data_type: str) -> None:
+    if data_type not in FIELDS:
+        raise ShardError(f"data type {data_type!r}: choose one of {', '.join(FIELDS)}")
+
+
+def _remake(folder: Path) -> str:
+    return f"restore the files, or count them again with `onepeace shards manifest {folder}`"
