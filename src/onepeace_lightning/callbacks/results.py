@@ -19,9 +19,9 @@ class ResultsTable(L.Callback):
     """Prints the last validation's retrieval scores and writes them to ``<folder>/results.json``.
 
     Scores are what the task logged as ``val/A_to_B/R@k`` and ``val/chance/A_to_B/R@k`` (percent), with the gallery's
-    name after ``val/`` where there are several of one kind. The file is flat: the logged names without ``val/``, percent
-    with two decimals. Under the table stand the lines of the task's ``score_context`` (prompt, split, preprocessing),
-    where it has one. Happens once, when ``fit`` or ``validate`` ends, on rank zero.
+    name after ``val/`` where there are several of one kind. The file is flat: the logged names without ``val/``,
+    percent with two decimals. Under the table stand the lines of the task's ``score_context`` (prompt, split,
+    preprocessing), where it has one. Happens once, when ``fit`` or ``validate`` ends, on rank zero.
 
     Args:
         folder: where ``results.json`` goes; made where it does not exist, an older file is replaced.
