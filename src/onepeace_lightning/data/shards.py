@@ -167,19 +167,18 @@ def read_shard(folder: Path, shard: Shard, wanted: Collection[int]) -> Iterator[
     Raises:
         ShardError: the tar is damaged, or (seen when its end is read) holds another number of samples than listed.
     """
-    last = max(wanted)
-    count = 0
-    for index, sample in enumerate(_samples(folder / shard.name)):
+    samples = _samples(folder / shard.name)
+    for index in range(max(wanted) + 1):
+        sample = next(samples, None)
+        # Looking past the last sample before handing it out: nobody need ask for one more for the check to happen.
+        found = index + 1 + sum(1 for _ in samples) if index == shard.samples - 1 and sample else index + 1
+        if sample is None or found > shard.samples:
+            raise ShardError(
+                f"{folder / shard.name}: {shard.samples} samples listed in {MANIFEST}, "
+                f"the shard has {found if sample else index}: {_remake(folder)}"
+            )
         if index in wanted:
             yield index, sample
-        if index == last < shard.samples - 1:
-            return
-        count += 1
-    if count != shard.samples:
-        raise ShardError(
-            f"{folder / shard.name}: {shard.samples} samples listed in {MANIFEST}, the shard has {count}: "
-            + _remake(folder)
-        )
 
 
 class ShardWriter:
