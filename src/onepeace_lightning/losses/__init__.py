@@ -1,0 +1,1 @@
+"""Training objectives (paper section 3.3)."""

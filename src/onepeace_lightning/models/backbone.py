@@ -20,7 +20,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.adapters = nn.ModuleDict(
-            {name: adapter_type(name)(sizes, config) for name, sizes in config.adapters.items()}  # type: ignore[call-arg]
+            {name: adapter_type(name)(sizes, config) for name, sizes in config.adapters.items()}
         )
         self.encoder = Encoder(config.encoder, tuple(config.adapters))
 

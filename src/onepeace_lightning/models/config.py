@@ -123,7 +123,9 @@ class AudioConfig(AdapterConfig):
     buckets: int = 512
 
     def __post_init__(self) -> None:
-        raise_all("audio", _at_least(self, channels=1, position_depth=1, position_kernel=1, position_groups=1, buckets=4))
+        raise_all(
+            "audio", _at_least(self, channels=1, position_depth=1, position_kernel=1, position_groups=1, buckets=4)
+        )
 
 
 def _at_least(config: Any, **minimum: int) -> list[str]:

@@ -68,7 +68,10 @@ class Denoiser(nn.Module):
         self.outputs = nn.ModuleDict({name: Linear(decoder.width, width) for name in config.adapters})
 
     def forward(
-        self, students: Sequence[View], lengths: Sequence[Mapping[str, list[int]]], masks: Sequence[Mapping[str, Tensor]]
+        self,
+        students: Sequence[View],
+        lengths: Sequence[Mapping[str, list[int]]],
+        masks: Sequence[Mapping[str, Tensor]],
     ) -> list[dict[str, Tensor]]:
         """Predict the features of the hidden tokens of all views in one pass.
 
@@ -86,7 +89,10 @@ class Denoiser(nn.Module):
         ]
         decoded = self.decoder(views)
         return [
-            {name: self.outputs[name](take(part.values_TD, hidden_rows(part, mask[name]))) for name, part in view.items()}
+            {
+                name: self.outputs[name](take(part.values_TD, hidden_rows(part, mask[name])))
+                for name, part in view.items()
+            }
             for view, mask in zip(decoded, masks, strict=True)
         ]
 

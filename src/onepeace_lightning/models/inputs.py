@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
-"""Special token ids, the same in every vocabulary (MODEL section 3)."""
+"""Special token ids, the same in every vocabulary."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Text:
 
 @dataclass
 class Image:
-    """Square pictures (B, 3, S, S), normalised (MODEL section 6)."""
+    """Square pictures (B, 3, S, S), normalised."""
 
     pixels: Tensor
 

@@ -41,8 +41,7 @@ class AudioAdapter(Adapter):
     config_type = AudioConfig
 
     def __init__(self, config: AudioConfig, model: ModelConfig) -> None:
-        self.config = config
-        super().__init__(model)
+        super().__init__(config, model)
         channels, width = config.channels, model.encoder.width
         self.features = nn.Sequential(
             *(

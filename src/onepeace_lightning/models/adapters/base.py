@@ -21,8 +21,9 @@ class Adapter(nn.Module):
     modality: ClassVar[str]
     config_type: ClassVar[type[AdapterConfig]]
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, config: Any, model: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.cls_token = nn.Parameter(torch.empty(model.encoder.width))
         tables = model.encoder.depth if model.per_block_tables else 1
         self.bias_tables = nn.ParameterList(

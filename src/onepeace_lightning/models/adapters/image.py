@@ -46,8 +46,7 @@ class ImageAdapter(Adapter):
     config_type = ImageConfig
 
     def __init__(self, config: ImageConfig, model: ModelConfig) -> None:
-        self.config = config
-        super().__init__(model)
+        super().__init__(config, model)
         width = model.encoder.width
         self.stem = nn.Sequential(
             PatchConv(3, width // 4, 4),

@@ -19,8 +19,7 @@ class TextAdapter(Adapter):
     config_type = TextConfig
 
     def __init__(self, config: TextConfig, model: ModelConfig) -> None:
-        self.config = config
-        super().__init__(model)
+        super().__init__(config, model)
         self.embedding = nn.Embedding(config.vocab_size, model.encoder.width, padding_idx=PAD)
         self.positions = nn.Parameter(torch.empty(config.positions, model.encoder.width))
         self.reset_parameters()

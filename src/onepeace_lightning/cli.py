@@ -1,0 +1,63 @@
+"""The ``onepeace`` command: ``fit | validate | test | predict`` by configuration, and ``shards`` to make data."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from .data import make_shards
+
+SHARD_COMMANDS = {
+    "from-csv": make_shards.from_csv,
+    "from-folder": make_shards.from_folder,
+    "manifest": make_shards.manifest,
+}
+
+
+def best_precision() -> str:
+    """``bf16-mixed`` where the GPU, or without one the processor, multiplies bfloat16 matrices; else ``32-true``."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    abilities = torch.cpu.get_capabilities()
+    return "bf16-mixed" if abilities.get("amx_bf16") or abilities.get("avx512_bf16") else "32-true"
+
+
+class OnePeaceCLI(LightningCLI):
+    """LightningCLI with what tasks and data must agree on said once."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Tie the model's view of the data, and the schedule, to where they are configured."""
+        parser.link_arguments("data.init_args.tokenizer", "model.init_args.tokenizer")
+        parser.link_arguments("data.init_args.preprocessing.image_size", "model.init_args.image_size")
+        parser.link_arguments("data.init_args.train", "model.init_args.data_types", compute_fn=_data_types)
+        parser.link_arguments("trainer.max_steps", "model.init_args.optimization.total_steps")
+
+
+def _data_types(train: Any) -> list[str]:
+    return list(train)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command line; ``None`` takes the process's own."""
+    words = list(sys.argv[1:] if args is None else args)
+    if words[:1] == ["shards"]:
+        auto_cli(SHARD_COMMANDS, args=words[1:], as_positional=True, prog="onepeace shards")
+        return
+    OnePeaceCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"precision": best_precision()},
+        args=words,
+    )
+
+
+if __name__ == "__main__":
+    main()

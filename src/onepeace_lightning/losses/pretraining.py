@@ -1,0 +1,186 @@
+"""The two pretraining tasks over batches of any data types, in two passes through the encoder (paper section 3.3).
+
+The first pass holds all views that learn: the students, which see only unmasked tokens, and the unmasked views whose
+embeddings are contrasted. The second, without gradient, holds the teachers that are not among the first.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
+from ..models.backbone import Backbone
+from ..models.denoiser import hidden_rows
+from ..models.pretraining import PretrainModel
+from ..models.tokens import Tokens, View
+from .contrastive import Keys, aligning_contrast
+from .denoising import denoising_contrast
+
+WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
+"""Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""
+
+DENOISED_ALONE = {"image-text": ("text", "image")}
+"""Pairs both of whose modalities are denoised alone, from themselves. Any other pair X-text is learned as audio-text is:
+only X is denoised alone, and the fused pass is its teacher."""
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """How the losses are computed.
+
+    Attributes:
+        keys: gradient of the contrast's keys, see ``losses.contrastive.gather``.
+        smoothing: label smoothing of the denoising contrast.
+        denoise: with False only the contrast is computed.
+    """
+
+    keys: Keys = "differentiable"
+    smoothing: float = 0.1
+    denoise: bool = True
+
+
+@dataclass
+class PretrainingLoss:
+    """What ``pretraining_loss`` returns.
+
+    Attributes:
+        terms: "data type/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>.
+        students: the same denoising terms to the (M, D) features predicted for the hidden tokens.
+    """
+
+    terms: dict[str, Tensor]
+    students: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([weight(name) * value for name, value in self.terms.items()]).sum()
+
+
+def weight(term: str) -> float:
+    """Weight of a term named "data type/term"."""
+    return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
+
+
+class _Ref(NamedTuple):
+    """A view by the pass that encodes it ("learn" or "teach") and its place there."""
+
+    run: str
+    view: int
+
+
+class _Passes:
+    """The views of the learning pass and of the teaching pass, collected before either runs."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.views: dict[str, list[View]] = {"learn": [], "teach": []}
+        self.features: dict[str, list[dict[str, Tokens]]] = {}
+
+    def add(self, run: str, tokens: View, hidden: Mapping[str, Tensor] | None = None) -> _Ref:
+        with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
+            self.views[run].append(self.backbone.view(tokens, hidden))
+        return _Ref(run, len(self.views[run]) - 1)
+
+    def encode(self) -> None:
+        for run, views in self.views.items():
+            with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
+                self.features[run] = self.backbone.encode(views) if views else []
+
+    def __getitem__(self, ref: _Ref) -> dict[str, Tokens]:
+        return self.features[ref.run][ref.view]
+
+
+@dataclass
+class _Student:
+    """A masked view: the terms it gives by modality, what it hides, how long it was before, and who teaches it."""
+
+    view: _Ref
+    terms: dict[str, str]
+    masks: Mapping[str, Tensor]
+    lengths: dict[str, list[int]]
+    teachers: Mapping[str, _Ref]
+
+
+def pretraining_loss(
+    model: PretrainModel,
+    batches: Mapping[str, Batch],
+    objectives: Objectives = Objectives(),  # noqa: B008 - frozen
+    without_gradient: Collection[str] = (),
+) -> PretrainingLoss:
+    """All loss terms of one step, one batch per data type.
+
+    Args:
+        model: built with a denoiser if ``objectives.denoise``.
+        batches: data type to its batch; masks are needed only to denoise.
+        objectives: how.
+        without_gradient: modalities whose contrasted embeddings need none (frozen ones; text in stage 2).
+
+    Raises:
+        ValueError: where there is nothing to learn, or the model cannot denoise though it should.
+    """
+    if objectives.denoise and model.denoiser is None:
+        raise ValueError("objectives ask to denoise, but the model was built with denoise=False")
+    passes = _Passes(model.backbone)
+    contrasts: dict[str, dict[str, _Ref]] = {}
+    students: list[_Student] = []
+    for data_type, batch in batches.items():
+        tokens = model.backbone.embed(batch.inputs)
+        alone: dict[str, _Ref] = {}
+        if pair := len(tokens) > 1:
+            for name in tokens:
+                alone[name] = passes.add("teach" if name in without_gradient else "learn", {name: tokens[name]})
+            contrasts[data_type] = alone
+        if not objectives.denoise:
+            continue
+        together = dict.fromkeys(tokens, passes.add("teach", tokens))
+        from_itself = data_type in DENOISED_ALONE
+        for name in DENOISED_ALONE.get(data_type, [name for name in tokens if not pair or name != "text"]):
+            teachers = {name: alone[name] if from_itself else together[name]}
+            students.append(_student(passes, {name: tokens[name]}, batch.masks, data_type + "/", teachers))
+        if pair:
+            students.append(_student(passes, tokens, batch.fused_masks, data_type + "/fused_", together))
+    if not contrasts and not students:
+        raise ValueError(
+            f"nothing to learn from {list(batches)}: without denoising, a pair such as image-text is needed"
+        )
+
+    passes.encode()
+    result = PretrainingLoss({}, {})
+    for data_type, sides in contrasts.items():
+        first, second = (model.heads(name, passes[ref]) for name, ref in sides.items())
+        result.terms[f"{data_type}/contrast"] = aligning_contrast(first, second, model.heads.scale, objectives.keys)
+    if students and model.denoiser is not None:
+        predicted = model.denoiser(
+            [passes[student.view] for student in students],
+            [student.lengths for student in students],
+            [student.masks for student in students],
+        )
+        for student, features in zip(students, predicted, strict=True):
+            for name, term in student.terms.items():
+                teacher = passes[student.teachers[name]][name]
+                result.terms[term] = _denoise(features[name], teacher, student.masks[name], objectives.smoothing)
+                result.students[term] = features[name]
+    return result
+
+
+def _student(
+    passes: _Passes, tokens: View, masks: Mapping[str, Tensor], prefix: str, teachers: Mapping[str, _Ref]
+) -> _Student:
+    return _Student(
+        view=passes.add("learn", tokens, masks),
+        terms={name: prefix + name for name in tokens},
+        masks=masks,
+        lengths={name: part.lengths for name, part in tokens.items()},
+        teachers=teachers,
+    )
+
+
+def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: Tensor, smoothing: float) -> Tensor:
+    rows = hidden_rows(teacher, mask_BP)
+    # CLS is no candidate: rows move up by the CLS tokens before them, their own sample's included.
+    target = rows - teacher.places[0][rows] - 1
+    return denoising_contrast(student_MD, teacher.values_TD[teacher.positions_T > 0], target, smoothing)

@@ -1,0 +1,81 @@
+"""Which parameters train, with what share of the learning rate and what weight decay.
+
+All rules go by parameter name, as ``named_parameters`` gives it for a model with a ``backbone``.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+_BLOCK = re.compile(r"backbone\.encoder\.blocks\.(\d+)\.")
+_TABLE = re.compile(r"backbone\.adapters\.\w+\.bias_tables\.(\d+)$")
+_POSITION_TABLE = re.compile(r"(adapters|inputs)\.(text|image)\.positions$")
+_STAGE2_SHARED = re.compile(r"denoiser\.|heads\.logit_scale|heads\.projections\.image\.")
+
+
+def layer_scales(names: Iterable[str], blocks: int, decay: float) -> dict[str, float]:
+    """Share of the learning rate of every parameter under layer-wise decay: ``decay ** (blocks + 1 - id)``.
+
+    Adapters have id 0, block i and its relative bias table id i + 1, all else (heads, final norms) id blocks + 1.
+    """
+
+    def layer(name: str) -> int:
+        if found := _BLOCK.search(name) or _TABLE.search(name):
+            return int(found[1]) + 1
+        return 0 if "backbone.adapters." in name else blocks + 1
+
+    return {name: decay ** (blocks + 1 - layer(name)) for name in names}
+
+
+def weight_decays(dimensions: Mapping[str, int], weight_decay: float) -> dict[str, float]:
+    """Weight decay of every parameter, given its number of dimensions.
+
+    None for biases, vectors and scalars (among them CLS, γ and the temperature) and for the absolute position tables of
+    text and image. Mask tokens and the audio CLS position decay although they are vectors here: the published model
+    stores them with more dimensions.
+    """
+
+    def decays(name: str, dims: int) -> bool:
+        if name.endswith((".mask_token", ".cls_position")):
+            return True
+        return dims > 1 and not _POSITION_TABLE.search(name)
+
+    return {name: weight_decay if decays(name, dims) else 0.0 for name, dims in dimensions.items()}
+
+
+def modality_trainable(name: str, modalities: Collection[str]) -> bool:
+    """Whether a parameter belongs to one of the modalities alone: adapter, feed-forward networks, final norm, head."""
+    return any(
+        f"{part}.{modality}." in name
+        for modality in modalities
+        for part in ("adapters", "ffns", "norms", "projections")
+    )
+
+
+def stage2_trainable(name: str, modalities: Collection[str] = ("audio",)) -> bool:
+    """What trains when modalities are added to a trained model (paper section 3.4).
+
+    Their own parameters, the denoiser, the temperature, and the image head (unused here, but part of the published
+    list); all else stays as it is.
+    """
+    return bool(_STAGE2_SHARED.search(name)) or modality_trainable(name, modalities)
+
+
+def parameter_groups(
+    module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: trainable parameters by learning rate and weight decay."""
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    blocks = 1 + max(
+        (int(found[1]) for name, _ in module.named_parameters() if (found := _BLOCK.search(name))), default=0
+    )
+    scales = layer_scales(named, blocks, layer_decay)
+    decays = weight_decays({name: parameter.dim() for name, parameter in named.items()}, weight_decay)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named.items():
+        key = (scales[name], decays[name])
+        group = groups.setdefault(key, {"params": [], "lr": lr * key[0], "weight_decay": key[1]})
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,234 @@
+"""Pretraining: aligning and denoising contrast over any of the five data types (paper sections 3.3 and 3.4)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.weights import load_pretrained
+from ..data.batch import DATA_TYPES, Batch
+from ..data.shards import read_manifest
+from ..data.tokenizers import Tokenizer, load_tokenizer
+from ..losses.pretraining import Objectives, pretraining_loss
+from ..metrics import CrossModalRecall, caption_ids
+from ..models.config import ModelConfig, Preset, raise_all
+from ..models.pretraining import PretrainModel
+from ..optim.parameters import modality_trainable, parameter_groups, stage2_trainable
+from ..optim.schedule import warmup_cosine
+
+SCORE = "R@1"
+"""What the mean over trained pairs is taken of: the monitored ``val/mean_R@1``."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with warm-up and cosine decay by step (paper appendix A).
+
+    Attributes:
+        total_steps: optimizer steps of the whole run; a configuration links it to ``trainer.max_steps``.
+        lr: peak learning rate.
+        min_lr: learning rate at both ends.
+        warmup_steps: steps from ``min_lr`` to ``lr``.
+        weight_decay: for matrices, convolutions and bias tables.
+        layer_decay: factor of the learning rate from one block to the one before.
+        betas: of AdamW.
+        eps: of AdamW.
+    """
+
+    total_steps: int
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    warmup_steps: int = 3000
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+
+
+class PretrainTask(L.LightningModule):
+    """Trains a model from scratch (stage 1), or new modalities of a trained one with all else frozen (stage 2).
+
+    Args:
+        tokenizer: folder of the saved tokenizer that the data use; the checkpoint carries a copy.
+        optimization: learning rates and steps.
+        preset: size of the model.
+        data_types: what is trained on; parameters that none of them uses are frozen.
+        modalities: what the model is built for, in the order in which tokens are joined.
+        image_size: side of the pictures in pixels.
+        drop_path: stochastic depth of the last block.
+        objectives: how the losses are computed.
+        trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
+        init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        optimization: Optimization,
+        preset: Preset = "tiny",
+        data_types: Sequence[str] = ("image-text", "audio-text"),
+        modalities: Sequence[str] = ("text", "image", "audio"),
+        image_size: int | None = None,
+        drop_path: float = 0.0,
+        objectives: Objectives = Objectives(),
+        trainable: list[str] | None = None,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimization = optimization
+        self.data_types = tuple(data_types)
+        self.objectives = objectives
+        self.trainable = trainable
+        self.init_from = init_from
+        self.tokenizer: Tokenizer = load_tokenizer(tokenizer)
+        self.config = ModelConfig.preset(
+            preset,
+            modalities=tuple(modalities),
+            vocab_size=self.tokenizer.vocab_size,
+            image_size=image_size,
+            drop_path=drop_path,
+        )
+        _check(self.data_types, modalities, trainable)
+        self.model: PretrainModel | None = None
+        self.galleries: list[str] = []
+        self.recalls = nn.ModuleList()
+
+    def configure_model(self) -> None:
+        """Build the model, load what it starts from, freeze what does not train."""
+        if self.model is not None:
+            return
+        self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
+        if self.init_from is not None:
+            load_pretrained(self.model, self.init_from)
+            self.model.heads.reset_parameters()
+        used = {modality for data_type in self.data_types for modality in data_type.split("-")}
+        paired = {modality for data_type in self.data_types if "-" in data_type for modality in data_type.split("-")}
+        for name, parameter in self.model.named_parameters():
+            idle = modality_trainable(name, set(self.config.adapters) - used) or _unpaired(name, paired)
+            frozen = self.trainable is not None and not stage2_trainable(name, self.trainable)
+            parameter.requires_grad = not (idle or frozen)
+
+    def setup(self, stage: str) -> None:
+        """Make one recall metric per validation gallery.
+
+        Raises:
+            ValueError: where the data module reads text with another vocabulary.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        if data.tokenizer.fingerprint() != self.tokenizer.fingerprint():
+            raise ValueError(
+                f"the data's tokenizer ({data.tokenizer_folder}) is not the model's: its ids would mean other words; "
+                "give both the same folder"
+            )
+        self.galleries = list(data.val_names)
+        types = [data.val[name].data_type or name for name in self.galleries]
+        self.recalls = nn.ModuleList(CrossModalRecall(*kind.split("-")) if "-" in kind else nn.Module() for kind in types)
+        self.score_context = [
+            f"preprocessing: {data.preprocessing.describe()}",
+            f"tokenizer: {self.tokenizer.vocab_size} ids, fingerprint {self.tokenizer.fingerprint()}",
+            *(f"{name}: {data.val[name].path}, fingerprint {read_manifest(data.val[name].path).fingerprint()}" for name in self.galleries),
+        ]
+
+    def training_step(self, batches: Mapping[str, Batch], batch_idx: int) -> Tensor:
+        """One batch of every stream; the sum of all weighted loss terms."""
+        model = cast(PretrainModel, self.model)
+        frozen = () if self.trainable is None else set(self.config.adapters) - set(self.trainable)
+        loss = pretraining_loss(model, batches, self.objectives, frozen)
+        total = loss.total
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
+        self.log_dict({f"train/{name}": value.detach() for name, value in loss.terms.items()}, batch_size=1)
+        self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, dict[str, Tensor]]:
+        """Embed every modality of the batch alone and add both sides to the gallery.
+
+        Returns:
+            {"embeddings": {modality: (B, d)}}, for callbacks.
+        """
+        embeddings = self.embed(batch.inputs)
+        recall = self.recalls[dataloader_idx]
+        if isinstance(recall, CrossModalRecall):
+            ids = caption_ids(batch.captions).to(self.device)
+            recall.update(embeddings[recall.first], embeddings[recall.second], ids)
+        return {"embeddings": embeddings}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log recall and chance of every gallery, and the mean R@1 over the trained pairs' galleries."""
+        trained = []
+        for name, recall in zip(self.galleries, self.recalls, strict=True):
+            if not isinstance(recall, CrossModalRecall):
+                continue
+            data_type = f"{recall.first}-{recall.second}"
+            prefix = "val/" if name == data_type else f"val/{name}/"
+            scores = recall.compute()
+            recall.reset()
+            self.log_dict({prefix + key: value for key, value in scores.items()})
+            if name in self.data_types:
+                trained += [value for key, value in scores.items() if key.endswith(SCORE) and "chance" not in key]
+        if trained:
+            self.log(f"val/mean_{SCORE}", torch.stack(trained).mean(), prog_bar=True)
+
+    def embed(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """(B, d) float32 unit-length embeddings of each modality, seen alone, in one pass."""
+        model = cast(PretrainModel, self.model)
+        tokens = model.backbone.embed(inputs)
+        features = model.backbone.encode([model.backbone.view({name: part}) for name, part in tokens.items()])
+        return {name: model.heads(name, view) for name, view in zip(tokens, features, strict=True)}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over parameter groups and the schedule, stepped by optimizer step."""
+        settings = self.optimization
+        groups = parameter_groups(
+            cast(PretrainModel, self.model),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
+        )
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        schedule = warmup_cosine(
+            optimizer,
+            total_steps=settings.total_steps,
+            warmup_steps=settings.warmup_steps,
+            min_lr=settings.min_lr,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the model's sizes and the tokenizer's files, so that weights and vocabulary cannot part."""
+        checkpoint["onepeace"] = {"config": self.config.to_dict(), "tokenizer": self.tokenizer.to_files()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other sizes or of another vocabulary.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        saved = checkpoint["onepeace"]
+        if saved["tokenizer"] != self.tokenizer.to_files():
+            raise ValueError("the checkpoint was trained with another tokenizer than the configured one")
+        if (ours := ModelConfig.from_dict(saved["config"])) != self.config:
+            raise ValueError(f"the checkpoint's model is {ours}, the configured one {self.config}")
+
+
+def _unpaired(name: str, paired: set[str]) -> bool:
+    """Whether a head's parameter is idle because no pair contrasts its modality."""
+    if name.startswith("heads.logit_scale"):
+        return not paired
+    return name.startswith("heads.projections.") and name.split(".")[2] not in paired
+
+
+def _check(data_types: Sequence[str], modalities: Sequence[str], trainable: Sequence[str] | None) -> None:
+    problems = [
+        f"data type {data_type!r} is none of {', '.join(DATA_TYPES)}"
+        for data_type in data_types
+        if data_type not in DATA_TYPES
+    ]
+    problems += [f"data type {d!r} needs a modality out of {list(modalities)}" for d in data_types if not set(d.split("-")) <= set(modalities)]
+    problems += [f"trainable names {m!r}, out of {list(modalities)}" for m in trainable or () if m not in modalities]
+    raise_all("task", problems if data_types else ["data_types is empty"])

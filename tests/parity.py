@@ -1,0 +1,205 @@
+"""``python -m tests.parity DIR``: every golden in DIR against this implementation.
+
+Prints file, quantity, largest absolute difference and tolerance; exits with 1 where one is past it. Golden files hold
+inputs and outputs of the original's mathematics in float32, and a checkpoint in its format; sizes come from its ``cfg``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace_lightning.checkpoints.original import (
+    config_from_original,
+    load_original,
+    name_map,
+    our_name,
+    read_original,
+)
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.tokenizers import load_tokenizer
+from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
+from onepeace_lightning.models import Audio, Image, PretrainModel, Text
+from onepeace_lightning.optim.parameters import layer_scales, stage2_trainable, weight_decays
+
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Check:
+    """One compared quantity."""
+
+    file: str
+    quantity: str
+    difference: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def gap(ours: Tensor, golden: Tensor) -> float:
+    if ours.shape != golden.shape:
+        return float("inf")
+    return float((ours.double() - golden.double()).abs().max()) if ours.numel() else 0.0
+
+
+def pretrain_model(folder: Path) -> tuple[PretrainModel, list[str]]:
+    checkpoint = read_original(folder / "pretrain.pt")
+    model = PretrainModel(config_from_original(checkpoint))
+    load_original(model, checkpoint["model"])
+    return model, list(checkpoint["model"])
+
+
+def normalised(waveforms: Tensor | list[Tensor]) -> Audio:
+    return Audio.pad([F.layer_norm(clip, clip.shape) for clip in waveforms])
+
+
+@torch.no_grad()
+def encode_io(folder: Path) -> Iterator[Check]:
+    model, _ = pretrain_model(folder)
+    golden = load(folder / "encode_io.pt")
+    text, image = Text(golden["tokens"]), Image(golden["images"])
+    audio = normalised(golden["waveforms"])
+    inputs = {"text": text, "image": image, "audio": audio}
+    backbone = model.backbone.eval()
+    tokens = backbone.embed(inputs)
+    names = [("text",), ("image",), ("audio",), ("text", "image"), ("text", "audio")]
+    features = backbone.encode([backbone.view({m: tokens[m] for m in view}) for view in names])
+    prefix = {("text", "image"): "vl_", ("text", "audio"): "al_"}
+    for view, result in zip(names, features, strict=True):
+        for modality in view:
+            wanted = golden[f"{prefix.get(view, '')}{modality}_features"]
+            padded, valid = result[modality].padded()
+            difference = max(gap(padded[b][valid[b]], wanted[b][: int(valid[b].sum())]) for b in range(len(padded)))
+            yield Check("encode_io.pt", f"{'+'.join(view)}: {modality} features", difference)
+        if len(view) == 1:
+            embedding = model.heads(view[0], result)
+            yield Check("encode_io.pt", f"{view[0]} embedding", gap(embedding, golden[f"{view[0]}_embedding"]))
+
+
+TERMS = {
+    "vl_pretrain_io.pt": {
+        "itc_loss": "contrast", "dcl_text_loss": "text", "dcl_image_loss": "image",
+        "dcl_vl_text_loss": "fused_text", "dcl_vl_image_loss": "fused_image",
+    },
+    "al_pretrain_io.pt": {
+        "atc_loss": "contrast", "dcl_audio_loss": "audio",
+        "dcl_al_text_loss": "fused_text", "dcl_al_audio_loss": "fused_audio",
+    },
+}  # fmt: skip
+
+
+def pretrain_io(folder: Path, file: str, other: str, prefix: str) -> Iterator[Check]:
+    model, names = pretrain_model(folder)
+    golden = load(folder / file)
+    inputs = golden["inputs"]
+    data_type = f"{other}-text"
+    if other == "image":
+        raw = Image(inputs["src_images"])
+    else:
+        # column 0 of the padding mask is CLS; the frames left tell the clip's samples
+        frames = (~inputs["audio_padding_masks"]).sum(1) - 1
+        full = inputs["src_audios"].shape[1]
+        lengths = [full if f == frames.max() else int(f) * 320 + 80 for f in frames]
+        raw = normalised([clip[:n] for clip, n in zip(inputs["src_audios"], lengths, strict=True)])
+    masks = {m: inputs[k] for m in ("text", other) if (k := f"{m}_mask_indices") in inputs}
+    fused = {m: inputs[f"{prefix}_{m}_mask_indices"] for m in ("text", other)}
+    rows = [f"sample {i}" for i in range(len(inputs["src_tokens"]))]
+    batch = Batch(rows, {other: raw, "text": Text(inputs["src_tokens"])}, masks, fused)
+    model.train()
+    frozen = ("text",) if other == "audio" else ()
+    result = pretraining_loss(model, {data_type: batch}, Objectives(keys="detached"), frozen)
+    result.total.backward()
+
+    yield Check(file, "loss", gap(result.total.detach(), golden["log"]["loss"]))
+    for key, term in TERMS[file].items():
+        yield Check(file, key, gap(result.terms[f"{data_type}/{term}"].detach(), golden["log"][key]))
+    for key, wanted in golden["student_features"].items():
+        term = key.replace(f"{prefix}_", "fused_")
+        mask = inputs[f"{key}_mask_indices"]
+        yield Check(file, f"student {key}", gap(result.students[f"{data_type}/{term}"].detach(), wanted[mask]))
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    known = name_map(names)
+    for key, wanted in golden["grads"].items():
+        ours = grads.get(known.get(key, ""), torch.zeros_like(wanted))
+        yield Check(file, f"gradient {key}", gap(ours.reshape(wanted.shape), wanted))
+    for key, wanted in golden["grad_norms"].items():
+        ours = grads.get(known.get(key, ""), torch.zeros(1)).norm()
+        yield Check(file, f"gradient norm {key}", abs(float(ours) - float(wanted)))
+
+
+def layer_decay(folder: Path, file: str) -> Iterator[Check]:
+    """Golden: original name to [lr scale, weight decay]; depth, decay rate and weight decay are read off the values."""
+    golden = json.loads((folder / file).read_text())
+    config = replace(config_from_original(read_original(folder / "pretrain.pt")), per_block_tables=True)
+    with torch.device("meta"):
+        dimensions = {name: p.dim() for name, p in PretrainModel(config).named_parameters()}
+    kept = name_map(golden)
+    # The classification head's parameters, which the pretraining model lacks: vectors but for its matrices.
+    vectors = (".bias", "classify_head.norm.weight", "classifier.1.weight")
+    dimensions |= {n: 1 if n.endswith(vectors) else 2 for n in kept.values() if n not in dimensions}
+    decay = max(value[1] for value in golden.values())
+    rate = min(value[0] for value in golden.values()) ** (1 / (config.encoder.depth + 1))
+    scales = layer_scales(kept.values(), config.encoder.depth, rate)
+    decays = weight_decays({name: dimensions[name] for name in kept.values()}, decay)
+    difference = max(abs(scales[kept[name]] - golden[name][0]) for name in kept)
+    yield Check(file, f"lr scale of {len(kept)} parameters", difference, 1e-6)
+    wrong = [name for name in kept if abs(decays[kept[name]] - golden[name][1]) > 1e-9]
+    yield Check(file, f"weight decay of {len(kept)} parameters {wrong[:3]}", float(len(wrong)), 0)
+
+
+def stage2(folder: Path) -> Iterator[Check]:
+    golden = {our_name(name) for name in json.loads((folder / "stage2_trainable.json").read_text())} - {None}
+    model, names = pretrain_model(folder)
+    ours = {name for name in name_map(names).values() if stage2_trainable(name)}
+    yield Check("stage2_trainable.json", f"differing names {sorted(golden ^ ours)[:3]}", float(len(golden ^ ours)), 0)
+
+
+def bpe(folder: Path) -> Iterator[Check]:
+    tokenizer = load_tokenizer(folder.parent / "bpe")
+    for case in json.loads((folder / "bpe.json").read_text()):
+        encoding = tokenizer.encode(case["text"])
+        same = encoding.ids == case["ids"] and [int(start) for start in encoding.word_starts] == case["word_start"]
+        yield Check("bpe.json", repr(case["text"][:40]), 0.0 if same else float("inf"), 0)
+
+
+CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {
+    "encode_io.pt": encode_io,
+    "vl_pretrain_io.pt": lambda folder: pretrain_io(folder, "vl_pretrain_io.pt", "image", "vl"),
+    "al_pretrain_io.pt": lambda folder: pretrain_io(folder, "al_pretrain_io.pt", "audio", "al"),
+    "layer_decay_retrieval.json": lambda folder: layer_decay(folder, "layer_decay_retrieval.json"),
+    "layer_decay_vqa.json": lambda folder: layer_decay(folder, "layer_decay_vqa.json"),
+    "stage2_trainable.json": stage2,
+    "bpe.json": bpe,
+}
+
+
+def main(folder: Path) -> int:
+    files = [name for name in CHECKS if (folder / name).exists()]
+    if not files:
+        print(f"{folder} holds none of {', '.join(CHECKS)}", file=sys.stderr)
+        return 2
+    checks = [check for name in files for check in CHECKS[name](folder)]
+    for check in checks:
+        mark = "ok  " if check.ok else "FAIL"
+        print(f"{mark} {check.file:26} {check.quantity:88} {check.difference:.2e} (at most {check.tolerance:.0e})")
+    failed = sum(not check.ok for check in checks)
+    print(f"{len(checks) - failed} within tolerance, {failed} past it")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.parity DIR")
+    sys.exit(main(Path(sys.argv[1])))
