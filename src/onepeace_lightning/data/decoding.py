@@ -13,13 +13,15 @@ import torchaudio.functional
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from onepeace_lightning.data.shards import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, TEXT_EXTENSIONS
+
 SAMPLE_RATE = 16_000
 """Samples per second of every waveform that reaches a model."""
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
-    "text": ("txt",),
-    "image": ("jpg", "jpeg", "png", "webp"),
-    "audio": ("flac", "wav", "ogg", "mp3"),
+    "text": TEXT_EXTENSIONS,
+    "image": IMAGE_EXTENSIONS,
+    "audio": AUDIO_EXTENSIONS,
 }
 """Which file name endings hold which modality, in shards and in users' folders."""
 

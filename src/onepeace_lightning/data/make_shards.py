@@ -1,0 +1,361 @@
+"""Shards from a user's own files: a table of pairs, or a folder of files.
+
+Every file is checked before anything is written. What they write is laid out as training wants it::
+
+    out/train/<data type>/   shards and manifest.json
+    out/val/<data type>/     the same, where a share is kept for validation
+    out/tokenizer/           a SentencePiece vocabulary of the training captions, where there is text
+"""
+
+import csv
+import hashlib
+import io
+import json
+import random
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onepeace_lightning.data.batch import DATA_TYPES
+from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image
+from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, write_manifest
+from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.data.tokenizers.base import clean_caption
+
+_MODALITY = {ending: modality for modality, endings in EXTENSIONS.items() for ending in endings}
+_DECODE: dict[str, Callable[[bytes], object]] = {
+    "image": decode_image,
+    "audio": decode_audio,
+    "text": lambda data: clean_caption(data.decode()),
+}
+_SHOWN = 10
+
+
+@dataclass
+class _Item:
+    """One sample to be: its place in the source, (modality, file) pairs, and its caption unless a file holds it."""
+
+    place: str
+    files: list[tuple[str, Path]]
+    caption: str | None = None
+    problem: str | None = None
+
+    def fields(self) -> dict[str, bytes]:
+        """Read the sample's bytes by file name ending.
+
+        Raises:
+            ValueError: a file cannot be read or decoded, or the caption has no words.
+        """
+        if self.problem:
+            raise ValueError(self.problem)
+        fields = {"json": json.dumps({"from": self.place}, ensure_ascii=False).encode()}
+        for modality, file in self.files:
+            ending = _ending(file)
+            if ending not in EXTENSIONS[modality]:
+                raise ValueError(f"{file}: {modality} files must end in {', '.join(EXTENSIONS[modality])}")
+            try:
+                fields[ending] = file.read_bytes()
+            except OSError as error:  # it names the file
+                raise ValueError(str(error)) from error
+            try:
+                _DECODE[modality](fields[ending])
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+        if self.caption is not None:
+            clean_caption(self.caption)
+            fields["txt"] = self.caption.encode()
+        return fields
+
+
+def from_csv(
+    csv_path: str,
+    out: str,
+    *,
+    image_col: str | None = None,
+    audio_col: str | None = None,
+    text_col: str | None = None,
+    root: str | None = None,
+    val_fraction: float = 0.0,
+    samples_per_shard: int = 1000,
+    vocab_size: int = 8000,
+    source: str | None = None,
+    license: str = "not stated",
+    skip_bad: bool = False,
+) -> None:
+    """Make shards of the rows of a table.
+
+    Args:
+        csv_path: comma-separated table (tab-separated if it ends in .tsv), UTF-8, with a header line.
+        out: data set folder to write ``train/``, ``val/`` and ``tokenizer/`` into.
+        image_col: column with paths of pictures.
+        audio_col: column with paths of sounds.
+        text_col: column with captions.
+        root: folder that the paths are relative to; the table's own if None.
+        val_fraction: share of the samples kept for validation, chosen by their contents: equal pictures, sounds or
+            texts stay together, and a later run chooses the same.
+        samples_per_shard: samples in each shard.
+        vocab_size: the most token ids of the tokenizer.
+        source: where the data is from, for the manifest; the table's name if None.
+        license: the data's licence, for the manifest.
+        skip_bad: leave rows out that cannot be used, instead of stopping.
+
+    Raises:
+        ValueError: the columns do not fit, or rows cannot be used (the first ten are listed).
+    """
+    columns = {"text": text_col, "image": image_col, "audio": audio_col}
+    data_type = _data_type(modality for modality, column in columns.items() if column)
+    folder = Path(root) if root is not None else Path(csv_path).parent
+    _make(
+        list(_rows(Path(csv_path), folder, {name: column for name, column in columns.items() if column})),
+        data_type,
+        Path(out),
+        val_fraction=val_fraction,
+        samples_per_shard=samples_per_shard,
+        vocab_size=vocab_size,
+        source=source or Path(csv_path).name,
+        license=license,
+        skip_bad=skip_bad,
+    )
+
+
+def from_folder(
+    folder: str,
+    out: str,
+    *,
+    val_fraction: float = 0.0,
+    samples_per_shard: int = 1000,
+    vocab_size: int = 8000,
+    source: str | None = None,
+    license: str = "not stated",
+    skip_bad: bool = False,
+) -> None:
+    """Make shards of a folder and its sub-folders; files that differ in their ending alone are one sample.
+
+    ``cow.jpg`` with ``cow.txt`` is a picture with its caption. All samples must be of one data type, which is found
+    from what is there.
+
+    Args:
+        folder: where the files are.
+        out: data set folder to write ``train/``, ``val/`` and ``tokenizer/`` into.
+        val_fraction: share of the samples kept for validation, chosen by their contents: equal pictures, sounds or
+            texts stay together, and a later run chooses the same.
+        samples_per_shard: samples in each shard.
+        vocab_size: the most token ids of the tokenizer.
+        source: where the data is from, for the manifest; the folder's name if None.
+        license: the data's licence, for the manifest.
+        skip_bad: leave samples out that cannot be used, instead of stopping.
+
+    Raises:
+        ValueError: the folder holds nothing usable, or different kinds of samples, or samples that cannot be used.
+    """
+    top = Path(folder)
+    samples: dict[str, list[Path]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    for file in sorted(top.rglob("*")):
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        if _ending(file) in _MODALITY:
+            samples[file.relative_to(top).with_suffix("").as_posix()].append(file)
+        else:
+            left_out[file.suffix or "no ending"] += 1
+    if left_out:
+        print("left out: " + ", ".join(f"{count} with {ending}" for ending, count in sorted(left_out.items())))
+    if not samples:
+        raise ValueError(f"{folder} holds no file that ends in {', '.join(_MODALITY)}")
+    _make(
+        [_Item(stem, [(_MODALITY[_ending(file)], file) for file in files]) for stem, files in samples.items()],
+        _common_type(samples),
+        Path(out),
+        val_fraction=val_fraction,
+        samples_per_shard=samples_per_shard,
+        vocab_size=vocab_size,
+        source=source or top.resolve().name,
+        license=license,
+        skip_bad=skip_bad,
+    )
+
+
+def manifest(
+    folder: str, *, data_type: str | None = None, source: str | None = None, license: str | None = None
+) -> Manifest:
+    """Count the samples of shards that were made elsewhere, and write their ``manifest.json``.
+
+    Args:
+        folder: holds the shards (``*.tar``).
+        data_type: what the samples are; as in the manifest that is there, or found from the first shard, if None.
+        source: where the data is from; as in the manifest that is there if None.
+        license: the data's licence; as in the manifest that is there if None.
+
+    Raises:
+        ValueError: there are no shards, one is damaged, or samples lack what the data type needs.
+    """
+    path = Path(folder) / MANIFEST
+    old: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            old = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON object ({error}); delete it and run this again") from error
+    made = write_manifest(
+        folder,
+        data_type or old.get("data_type") or _shard_type(Path(folder)),
+        source=source or old.get("source", "not stated"),
+        license=license or old.get("license", "not stated"),
+        about=old.get("about"),
+    )
+    print(f"{folder}: {made.samples} samples of {made.data_type} in {len(made.shards)} shards")
+    return made
+
+
+def _shard_type(folder: Path) -> str:
+    """Find the data type from what is in the first shard."""
+    shard = min(folder.glob("*.tar"), default=None)
+    if shard is None:
+        raise ValueError(f"{folder} holds no shards (*.tar)")
+    try:
+        with tarfile.open(shard) as tar:
+            endings = {_ending(Path(name)) for name in tar.getnames()}
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard}: damaged shard ({error}); restore the file") from error
+    present = {_MODALITY[ending] for ending in endings if ending in _MODALITY}
+    return "audio-image" if len(present) == len(EXTENSIONS) else _data_type(present)
+
+
+def _rows(table: Path, folder: Path, columns: dict[str, str]) -> Iterator[_Item]:
+    """Read a table; ``columns`` maps modalities to column names."""
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} is not UTF-8 ({error}); save it in that encoding") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if _ending(table) == "tsv" else ",")
+    header = list(reader.fieldnames or [])
+    if missing := [column for column in columns.values() if column not in header]:
+        raise ValueError(f"{table} has no column {', '.join(map(repr, missing))}; its columns are {header}")
+    for row in reader:
+        problem = None
+        if None in row:
+            problem = f"more than {len(header)} values; put quotes around values that hold the separator"
+        elif empty := [column for column in columns.values() if not (row[column] or "").strip()]:
+            problem = f"nothing in column {', '.join(map(repr, empty))}"
+        values = {modality: row[column] or "" for modality, column in columns.items()}
+        caption = values.pop("text", None)
+        files = [(modality, folder / value) for modality, value in values.items()]
+        yield _Item(f"{table.name}, line {reader.line_num}", files, caption, problem)
+
+
+def _data_type(modalities: Iterable[str]) -> str:
+    """Name the data type of samples that have these modalities."""
+    present = set(modalities)
+    for data_type in DATA_TYPES:
+        if present == set(data_type.split("-")):
+            return data_type
+    raise ValueError(
+        f"samples of {' and '.join(sorted(present)) or 'nothing'} make no data type; "
+        f"accepted: {', '.join(DATA_TYPES)}. "
+        "Pictures and sounds are paired with text, never with each other: make a data set of each"
+    )
+
+
+def _common_type(samples: dict[str, list[Path]]) -> str:
+    """Find the one data type of a folder's samples."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for stem, files in samples.items():
+        kinds[" + ".join(sorted(_MODALITY[_ending(file)] for file in files))].append(stem)
+    if len(kinds) > 1:
+        counts = "; ".join(f"{len(stems)} of {kind} (such as {stems[0]})" for kind, stems in kinds.items())
+        raise ValueError(f"the folder mixes kinds of samples: {counts}. Put each kind in a folder of its own")
+    modalities = next(iter(kinds)).split(" + ")
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"each sample has {' and '.join(modalities)}; keep one file of each modality per stem")
+    return _data_type(modalities)
+
+
+def _make(
+    items: Sequence[_Item],
+    data_type: str,
+    out: Path,
+    *,
+    val_fraction: float,
+    samples_per_shard: int,
+    vocab_size: int,
+    source: str,
+    license: str,
+    skip_bad: bool,
+) -> None:
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}; give a share from 0 to below 1")
+    splits: dict[str, list[_Item]] = {"train": [], "val": []}
+    if used := [str(folder) for split in splits if (folder := out / split / data_type).exists()]:
+        raise ValueError(f"{' and '.join(used)} exist already; delete them or choose another out folder")
+    captions = []
+    problems = []
+    for item in items:
+        try:
+            fields = item.fields()
+        except ValueError as error:
+            problems.append(f"{item.place}: {error}")
+            continue
+        split = "val" if _position(fields) < val_fraction else "train"
+        splits[split].append(item)
+        if "txt" in fields and split == "train":
+            captions.append(fields["txt"].decode())
+    _report(problems, len(items), skip_bad)
+    if not splits["train"] or (val_fraction and not splits["val"]):
+        counts = ", ".join(f"{len(chosen)} for {split}" for split, chosen in splits.items())
+        raise ValueError(f"not enough samples: {counts}. Give more, or another val_fraction than {val_fraction}")
+    # Before anything is written: a vocabulary size may be impossible.
+    tokenizer = _train_tokenizer(captions, out / "tokenizer", vocab_size)
+
+    for split, chosen in splits.items():
+        if not chosen:
+            continue
+        # Tables and folders are sorted by class or by picture; neighbours in a shard should not be.
+        random.Random(0).shuffle(chosen)
+        folder = out / split / data_type
+        with ShardWriter(
+            folder,
+            data_type,
+            source=source,
+            license=license,
+            samples_per_shard=samples_per_shard,
+            about={"split": split},
+        ) as writer:
+            for index, item in enumerate(chosen):
+                writer.write(f"{index:08d}", item.fields())
+        print(f"{folder}: {len(chosen)} samples of {data_type}")
+    if tokenizer is not None:
+        tokenizer.save(out / "tokenizer")
+        print(f"{out / 'tokenizer'}: {tokenizer.vocab_size} token ids")
+
+
+def _report(problems: Sequence[str], total: int, skip_bad: bool) -> None:
+    if not problems:
+        return
+    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+    rest = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    told = f"{len(problems)} of {total} samples cannot be used:{shown}{rest}"
+    if not skip_bad:
+        raise ValueError(f"{told}\nMend them, or leave them out with skip_bad")
+    print(f"left out: {told}")
+
+
+def _train_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int) -> SentencePieceTokenizer | None:
+    if not captions:
+        return None
+    if folder.exists():
+        print(f"{folder}: kept as it is; delete it first to have one trained on these captions")
+        return None
+    return SentencePieceTokenizer.train(captions, vocab_size)
+
+
+def _position(fields: dict[str, bytes]) -> float:
+    """Place a sample in [0, 1) by its picture or sound, or by its text where it has no other."""
+    content = next((data for ending, data in fields.items() if ending not in ("json", "txt")), fields.get("txt", b""))
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) / 2**64
+
+
+def _ending(file: Path) -> str:
+    return file.suffix.lower().removeprefix(".")

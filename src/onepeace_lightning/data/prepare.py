@@ -1,0 +1,168 @@
+"""Raw sample → example → batch: what the data workers do to each sample.
+
+L = token ids, S = side of the picture, N = waveform samples, P = positions of a modality (CLS and its tokens).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.decoding import EXTENSIONS, decode_image, load_waveform
+from onepeace_lightning.data.masking import MaskRatios, draw_masks
+from onepeace_lightning.data.stream import BadSample
+from onepeace_lightning.data.tokenizers import Tokenizer
+from onepeace_lightning.data.tokenizers.base import clean_caption
+from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.models.adapters.audio import num_frames
+from onepeace_lightning.models.config import PATCH
+from onepeace_lightning.models.inputs import Audio, Image, Text
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "image": ("image",),
+    "audio": ("audio",),
+    "text": ("text",),
+    "image-text": ("text", "image"),
+    "audio-text": ("text", "audio"),
+    "audio-image": ("image", "audio"),
+}
+"""Data type to the modalities that a model takes in, in the order in which it joins them."""
+
+
+@dataclass
+class Example:
+    """One sample, ready to be put in a batch.
+
+    Attributes:
+        key: the sample's key in its shard.
+        inputs: modality to token ids (a list of L), pixels (3, S, S) or a waveform (N,).
+        caption: the raw text, "" where there is none.
+        masks: modality to (P,) bool, for the student that sees this modality alone.
+        fused_masks: the same for the student that sees both.
+    """
+
+    key: str
+    inputs: dict[str, Any]
+    caption: str = ""
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn a raw sample of one data type into an ``Example``. It pickles, so spawned workers can have it.
+
+    Attributes:
+        data_type: a key of ``INPUTS``.
+        tokenizer: encodes captions; needed where text is an input.
+        preprocessing: sizes and lengths.
+        train: whether to augment pictures and draw masks.
+        ratios: how much to mask in training; None draws no masks (training by contrast alone).
+    """
+
+    data_type: str
+    tokenizer: Tokenizer | None
+    preprocessing: Preprocessing
+    train: bool
+    ratios: MaskRatios | None
+
+    def __post_init__(self) -> None:
+        if self.data_type not in INPUTS:
+            raise ValueError(f"data type {self.data_type!r} is unknown; accepted: {', '.join(INPUTS)}")
+        if "text" in INPUTS[self.data_type] and self.tokenizer is None:
+            raise ValueError(f"data type {self.data_type!r} needs a tokenizer; give the folder of one")
+
+    def __call__(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        """Decode, transform and mask.
+
+        Args:
+            raw: ``__key__`` and encoded bytes by file name ending.
+            rng: the only source of randomness.
+
+        Raises:
+            BadSample: a field is missing or cannot be decoded, or the caption that is needed has no words.
+        """
+        inputs: dict[str, Any] = {}
+        masking: dict[str, Any] = {}
+        try:
+            # A pair for measuring needs its caption too: it says which other items match.
+            caption = self._caption(raw, required="text" in self.data_type or self.data_type == "audio-image")
+            for modality in INPUTS[self.data_type]:
+                inputs[modality] = self._input(modality, raw, caption, rng, masking)
+        except BadSample:
+            raise
+        except ValueError as error:
+            raise BadSample(str(error)) from error
+        example = Example(raw["__key__"], inputs, caption)
+        if self.train and self.ratios is not None:
+            example.masks, example.fused_masks = draw_masks(self.data_type, **masking, rng=rng, ratios=self.ratios)
+        return example
+
+    def _caption(self, raw: Mapping[str, Any], required: bool) -> str:
+        if not required and not _endings(raw, "text"):
+            return ""
+        caption = _field(raw, "text").decode()
+        if required:
+            clean_caption(caption)
+        return caption
+
+    def _input(
+        self, modality: str, raw: Mapping[str, Any], caption: str, rng: np.random.Generator, masking: dict[str, Any]
+    ) -> Any:
+        if modality == "text":
+            encoding = self.tokenizer.encode(caption)  # type: ignore[union-attr]
+            masking["word_starts"] = encoding.word_starts
+            return encoding.ids
+        if modality == "image":
+            picture = decode_image(_field(raw, "image"))
+            pixels = (
+                self.preprocessing.augmented_image(picture, rng) if self.train else self.preprocessing.image(picture)
+            )
+            masking["num_patches"] = (pixels.shape[-1] // PATCH) ** 2
+            return pixels
+        waveform = self.preprocessing.waveform(load_waveform(_field(raw, "audio")))
+        masking["num_frames"] = num_frames(len(waveform))
+        return waveform
+
+
+def _endings(raw: Mapping[str, Any], modality: str) -> list[str]:
+    return [ending for ending in EXTENSIONS[modality] if ending in raw]
+
+
+def _field(raw: Mapping[str, Any], modality: str) -> bytes:
+    endings = _endings(raw, modality)
+    if len(endings) != 1:
+        found = sorted(name for name in raw if not name.startswith("__"))
+        accepted = ", ".join(EXTENSIONS[modality])
+        raise BadSample(f"expected one {modality} field ({accepted}), found {len(endings)} among {found}")
+    return raw[endings[0]]
+
+
+_JOIN: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "text": Text.pad,
+    "image": lambda pixels: Image(torch.stack(list(pixels))),
+    "audio": Audio.pad,
+}
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Join examples of one data type, padding text and sound to the longest."""
+    modalities = list(examples[0].inputs)
+    return Batch(
+        keys=[example.key for example in examples],
+        inputs={name: _JOIN[name]([example.inputs[name] for example in examples]) for name in modalities},
+        masks={name: _pad_masks([example.masks[name] for example in examples]) for name in examples[0].masks},
+        fused_masks={
+            name: _pad_masks([example.fused_masks[name] for example in examples]) for name in examples[0].fused_masks
+        },
+        captions=[example.caption for example in examples],
+    )
+
+
+def _pad_masks(rows: Sequence[np.ndarray]) -> Tensor:
+    """Join masks (P,) of any lengths to (B, longest P); what is filled up is not masked."""
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)

@@ -1,0 +1,249 @@
+import csv
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from onepeace_lightning.data.make_shards import from_csv, from_folder, manifest
+from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.tokenizers import load_tokenizer
+
+VOCAB = 400
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wav(hertz):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(800) * hertz / 1000), 16000, format="WAV")
+    return buffer.getvalue()
+
+
+def samples(folder):
+    """Every sample of a stream folder: [{ending: bytes}]."""
+    found = {}
+    for shard in read_manifest(folder).shards:
+        with tarfile.open(folder / shard.name) as tar:
+            for member in tar:
+                key, ending = member.name.split(".")
+                found.setdefault((shard.name, key), {})[ending] = tar.extractfile(member).read()
+    return list(found.values())
+
+
+def pairs(folder, count=6):
+    """A table of pictures and captions beside its files."""
+    (folder / "pictures").mkdir(parents=True)
+    rows = []
+    for index in range(count):
+        (folder / "pictures" / f"{index}.PNG").write_bytes(png(index))
+        rows.append([f"pictures/{index}.PNG", f"thing number {index}"])
+    return write_table(folder / "pairs.csv", rows)
+
+
+def write_table(path, rows, header=("path", "caption")):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def make(table, out, **options):
+    from_csv(str(table), str(out), **{"image_col": "path", "text_col": "caption", "vocab_size": VOCAB, **options})
+
+
+def test_table_of_pairs_becomes_shards_with_untouched_bytes(tmp_path):
+    table = pairs(tmp_path / "raw")
+    make(table, tmp_path / "out", samples_per_shard=4, source="mine", license="CC0")
+    stream = tmp_path / "out" / "train" / "image-text"
+    found = {sample["txt"].decode(): sample for sample in samples(stream)}
+    assert {caption: sample["png"] for caption, sample in found.items()} == {
+        f"thing number {index}": png(index) for index in range(6)
+    }
+    assert json.loads(found["thing number 0"]["json"]) == {"from": "pairs.csv, line 2"}
+    made = read_manifest(stream)
+    assert (made.data_type, made.source, made.license) == ("image-text", "mine", "CC0")
+    assert [shard.samples for shard in made.shards] == [4, 2]
+    assert load_tokenizer(tmp_path / "out" / "tokenizer").encode("thing number 3").ids[-1] == 2
+    assert not (tmp_path / "out" / "val").exists()
+
+
+def test_neighbours_of_the_table_are_mixed(tmp_path):
+    make(pairs(tmp_path / "raw", 30), tmp_path / "out")
+    lines = [json.loads(sample["json"])["from"] for sample in samples(tmp_path / "out" / "train" / "image-text")]
+    assert lines != sorted(lines)
+
+
+def test_root_and_tabs(tmp_path):
+    pairs(tmp_path / "raw", 2)
+    table = tmp_path / "elsewhere.tsv"
+    table.write_text("path\tcaption\npictures/0.PNG\ta cow, brown\n", encoding="utf-8")
+    make(table, tmp_path / "out", root=str(tmp_path / "raw"))
+    assert [sample["txt"] for sample in samples(tmp_path / "out" / "train" / "image-text")] == [b"a cow, brown"]
+
+
+def test_validation_keeps_equal_pictures_together_and_is_stable(tmp_path):
+    table = pairs(tmp_path / "raw", 30)
+    rows = list(csv.reader(table.open(encoding="utf-8")))[1:]
+    write_table(table, [*rows, *[[path, caption + " again"] for path, caption in rows]])
+    chosen = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        make(table, out, val_fraction=0.3)
+        chosen.append({split: {s["png"] for s in samples(out / split / "image-text")} for split in ("train", "val")})
+    assert chosen[0] == chosen[1]
+    assert not chosen[0]["train"] & chosen[0]["val"]
+    assert len(chosen[0]["train"] | chosen[0]["val"]) == 30
+    assert 3 <= len(chosen[0]["val"]) <= 16
+
+
+def test_text_alone_needs_no_files(tmp_path):
+    table = write_table(tmp_path / "t.csv", [["x", "one cow"], ["x", "two dogs"]])
+    make(table, tmp_path / "out", image_col=None)
+    assert {sample["txt"] for sample in samples(tmp_path / "out" / "train" / "text")} == {b"one cow", b"two dogs"}
+
+
+def test_bad_rows_are_listed_with_line_and_reason_and_nothing_is_written(tmp_path):
+    table = pairs(tmp_path / "raw", 2)
+    pictures = tmp_path / "raw" / "pictures"
+    (pictures / "cut.png").write_bytes(png(0)[:40])
+    (pictures / "x.bmp").write_bytes(b"BM")
+    (pictures / "note.txt").write_text("not a picture")
+    rows = [
+        ["pictures/0.PNG", "fine"],
+        ["pictures/gone.png", "missing"],
+        ["pictures/cut.png", "truncated"],
+        ["pictures/0.PNG", "  "],
+        ["pictures/0.PNG", "!!!"],
+        ["pictures/x.bmp", "ending"],
+        ["pictures/note.txt", "modality"],
+        ["pictures/0.PNG", "a cow", " unquoted"],
+    ]
+    write_table(table, rows)
+    with pytest.raises(ValueError, match="7 of 8 samples cannot be used") as caught:
+        make(table, tmp_path / "out")
+    said = str(caught.value)
+    for part in (
+        "line 3: ",
+        "gone.png",
+        "line 4: ",
+        "cannot decode",
+        "line 5: nothing in column 'caption'",
+        "line 6: ",
+    ):
+        assert part in said
+    assert "line 7: " in said
+    assert "image files must end in jpg" in said
+    assert "line 9: more than 2 values" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_ten_bad_rows_are_shown(tmp_path):
+    table = write_table(tmp_path / "t.csv", [[f"{index}.png", "gone"] for index in range(13)])
+    with pytest.raises(ValueError, match="and 3 more") as caught:
+        make(table, tmp_path / "out")
+    assert str(caught.value).count("line ") == 10
+
+
+def test_skip_bad_leaves_them_out_and_says_so(tmp_path, capsys):
+    table = pairs(tmp_path / "raw", 3)
+    (tmp_path / "raw" / "pictures" / "1.PNG").unlink()
+    make(table, tmp_path / "out", skip_bad=True)
+    assert len(samples(tmp_path / "out" / "train" / "image-text")) == 2
+    assert "1 of 3 samples cannot be used" in capsys.readouterr().out
+
+
+def test_wrong_columns_are_told_with_those_there_are(tmp_path):
+    table = pairs(tmp_path / "raw", 1)
+    with pytest.raises(ValueError, match=r"no column 'file'.*'path', 'caption'"):
+        make(table, tmp_path / "out", image_col="file")
+    with pytest.raises(ValueError, match="never with each other"):
+        make(table, tmp_path / "out", audio_col="path")
+    with pytest.raises(ValueError, match="samples of nothing"):
+        make(table, tmp_path / "out", image_col=None, text_col=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"val_fraction": 1.0}, "val_fraction is 1.0"), ({"vocab_size": 10}, "10")]
+)
+def test_impossible_settings_leave_nothing_behind(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        make(pairs(tmp_path / "raw"), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_existing_shards_are_not_overwritten_and_an_existing_tokenizer_is_kept(tmp_path, capsys):
+    table, out = pairs(tmp_path / "raw"), tmp_path / "out"
+    make(table, out)
+    with pytest.raises(ValueError, match="exist already"):
+        make(table, out)
+    before = load_tokenizer(out / "tokenizer").fingerprint()
+    make(write_table(tmp_path / "t.csv", [["x", "quite other words"]]), out, image_col=None)
+    assert load_tokenizer(out / "tokenizer").fingerprint() == before
+    assert "kept as it is" in capsys.readouterr().out
+
+
+def test_folder_of_pairs_in_sub_folders(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for name, hertz in (("farm/cow", 100), ("farm/big.dog", 200), ("town/cow", 300)):
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / f"{name}.wav").write_bytes(wav(hertz))
+        (raw / f"{name}.txt").write_text(f"a {name}")
+    (raw / "Thumbs.db").write_bytes(b"?")
+    from_folder(str(raw), str(tmp_path / "out"), vocab_size=VOCAB)
+    found = {sample["txt"].decode(): sample["wav"] for sample in samples(tmp_path / "out" / "train" / "audio-text")}
+    assert found == {"a farm/cow": wav(100), "a farm/big.dog": wav(200), "a town/cow": wav(300)}
+    assert "left out: 1 with .db" in capsys.readouterr().out
+
+
+def test_folder_of_one_modality_has_no_tokenizer(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.png").write_bytes(png(1))
+    from_folder(str(tmp_path / "raw"), str(tmp_path / "out"))
+    assert len(samples(tmp_path / "out" / "train" / "image")) == 1
+    assert not (tmp_path / "out" / "tokenizer").exists()
+
+
+def test_mixed_folder_is_refused_with_counts(tmp_path):
+    for name in ("a.png", "b.png", "c.png", "c.txt"):
+        (tmp_path / name).write_bytes(png(1) if name.endswith("png") else b"a thing")
+    with pytest.raises(ValueError, match=r"2 of image \(such as a\); 1 of image \+ text \(such as c\)"):
+        from_folder(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_two_pictures_of_one_stem_are_refused(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(png(1))
+    with pytest.raises(ValueError, match="one file of each modality"):
+        from_folder(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_folder_without_usable_files(tmp_path):
+    (tmp_path / "a.bmp").write_bytes(b"BM")
+    with pytest.raises(ValueError, match="holds no file that ends in"):
+        from_folder(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_manifest_is_rebuilt_from_the_shards(tmp_path):
+    make(pairs(tmp_path / "raw"), tmp_path / "out", source="mine", license="CC0")
+    stream = tmp_path / "out" / "train" / "image-text"
+    before = read_manifest(stream)
+    (stream / "manifest.json").write_text(json.dumps({"source": "mine", "license": "CC0"}))
+    assert manifest(str(stream)).fingerprint() == before.fingerprint()
+    assert (read_manifest(stream).data_type, read_manifest(stream).license) == ("image-text", "CC0")
+    (stream / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="no JSON object"):
+        manifest(str(stream))
+
+
+def test_manifest_of_no_shards(tmp_path):
+    with pytest.raises(ValueError, match="no shards"):
+        manifest(str(tmp_path))
+    (tmp_path / "0.tar").write_bytes(b"not a tar")
+    with pytest.raises(ValueError, match="damaged"):
+        manifest(str(tmp_path))
