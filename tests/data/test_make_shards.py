@@ -55,7 +55,7 @@ def write_table(path, rows, header=("path", "caption")):
 
 
 def make(table, out, **options):
-    from_csv(str(table), str(out), **{"image_col": "path", "text_col": "caption", "vocab_size": VOCAB, **options})
+    from_csv(str(table), out=str(out), **{"image_col": "path", "text_col": "caption", "vocab_size": VOCAB, **options})
 
 
 def test_table_of_pairs_becomes_shards_with_untouched_bytes(tmp_path):
@@ -195,7 +195,7 @@ def test_folder_of_pairs_in_sub_folders(tmp_path, capsys):
         (raw / f"{name}.wav").write_bytes(wav(hertz))
         (raw / f"{name}.txt").write_text(f"a {name}")
     (raw / "Thumbs.db").write_bytes(b"?")
-    from_folder(str(raw), str(tmp_path / "out"), vocab_size=VOCAB)
+    from_folder(str(raw), out=str(tmp_path / "out"), vocab_size=VOCAB)
     found = {sample["txt"].decode(): sample["wav"] for sample in samples(tmp_path / "out" / "train" / "audio-text")}
     assert found == {"a farm/cow": wav(100), "a farm/big.dog": wav(200), "a town/cow": wav(300)}
     assert "left out: 1 with .db" in capsys.readouterr().out
@@ -204,7 +204,7 @@ def test_folder_of_pairs_in_sub_folders(tmp_path, capsys):
 def test_folder_of_one_modality_has_no_tokenizer(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.png").write_bytes(png(1))
-    from_folder(str(tmp_path / "raw"), str(tmp_path / "out"))
+    from_folder(str(tmp_path / "raw"), out=str(tmp_path / "out"))
     assert len(samples(tmp_path / "out" / "train" / "image")) == 1
     assert not (tmp_path / "out" / "tokenizer").exists()
 
@@ -213,20 +213,20 @@ def test_mixed_folder_is_refused_with_counts(tmp_path):
     for name in ("a.png", "b.png", "c.png", "c.txt"):
         (tmp_path / name).write_bytes(png(1) if name.endswith("png") else b"a thing")
     with pytest.raises(ValueError, match=r"2 of image \(such as a\); 1 of image \+ text \(such as c\)"):
-        from_folder(str(tmp_path), str(tmp_path / "out"))
+        from_folder(str(tmp_path), out=str(tmp_path / "out"))
 
 
 def test_two_pictures_of_one_stem_are_refused(tmp_path):
     for name in ("a.png", "a.jpg"):
         (tmp_path / name).write_bytes(png(1))
     with pytest.raises(ValueError, match="one file of each modality"):
-        from_folder(str(tmp_path), str(tmp_path / "out"))
+        from_folder(str(tmp_path), out=str(tmp_path / "out"))
 
 
 def test_folder_without_usable_files(tmp_path):
     (tmp_path / "a.bmp").write_bytes(b"BM")
     with pytest.raises(ValueError, match="holds no file that ends in"):
-        from_folder(str(tmp_path), str(tmp_path / "out"))
+        from_folder(str(tmp_path), out=str(tmp_path / "out"))
 
 
 def test_manifest_is_rebuilt_from_the_shards(tmp_path):

@@ -72,8 +72,8 @@ class _Item:
 
 def from_csv(
     csv_path: str,
-    out: str,
     *,
+    out: str,
     image_col: str | None = None,
     audio_col: str | None = None,
     text_col: str | None = None,
@@ -123,8 +123,8 @@ def from_csv(
 
 def from_folder(
     folder: str,
-    out: str,
     *,
+    out: str,
     val_fraction: float = 0.0,
     samples_per_shard: int = 1000,
     vocab_size: int = 8000,
