@@ -240,7 +240,7 @@ class EvalLoader:
         return self._dataset.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_batches(self._dataset, self.num_workers, self._pin_memory))
+        return _batches(self._dataset, self.num_workers, self._pin_memory)
 
 
 class _TrainBatches(IterableDataset[Batch]):
@@ -277,7 +277,7 @@ class _TrainBatches(IterableDataset[Batch]):
             try:
                 prepared.append(self.prepare(taken.raw, rng))
             except BadSample as error:
-                bad.skip(_located(error, taken.raw))
+                bad.skip(_located(error, taken.raw), first_pass=taken.pass_index == stream.first_pass)
             bad.judge(taken.ends_pass)
             if len(prepared) == stream.batch_size:
                 batch = self.collate(prepared)
@@ -311,11 +311,18 @@ class _EvalBatches(IterableDataset[Batch]):
             raise _located(error, raw) from error
 
 
-def _batches(dataset: IterableDataset[Batch], num_workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def _batches(dataset: IterableDataset[Batch], num_workers: int, pin_memory: bool) -> Iterator[Batch]:
     # A DataLoader draws from torch's global generator unless it has one: a resumed run would see other numbers.
-    return DataLoader(
-        dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator()
-    )
+    generator = torch.Generator()
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, generator=generator)
+    try:
+        yield from loader
+    except Exception as error:
+        if not num_workers:
+            raise
+        # The worker's own traceback is in the message. This process's would keep the loader in a reference cycle,
+        # where its processes are waited for in vain for 5 s each.
+        raise error.with_traceback(None) from None
 
 
 def _worker_id() -> int:

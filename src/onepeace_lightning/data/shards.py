@@ -299,7 +299,9 @@ def _samples(path: Path) -> Iterator[dict[str, Any]]:
                 sample["__shard__"] = sample.pop("__url__")
                 yield sample
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ShardError(f"{path}: damaged shard ({error}): restore the file or write the shards again") from error
+        # webdataset appends the stream to the error's arguments, which an OSError does not print.
+        reason = error if isinstance(error, OSError) else error.args[0]
+        raise ShardError(f"{path}: damaged shard ({reason}): restore the file or write the shards again") from error
 
 
 def _check_end(path: Path) -> None:

@@ -63,6 +63,7 @@ class BadSamples:
         max_share: the greatest share allowed.
         seen: samples taken, bad ones included.
         bad: samples skipped.
+        last: the last one skipped, for the message.
     """
 
     folder: str
@@ -70,17 +71,15 @@ class BadSamples:
     seen: int = 0
     bad: int = 0
 
-    def __post_init__(self) -> None:
-        self._logged: set[tuple[str, str]] = set()
-        self._last = "in an earlier part of this run"
+    last: str = "in an earlier part of this run"
 
-    def skip(self, error: BadSample) -> None:
-        """Count one, and log it the first time."""
+    def skip(self, error: BadSample, first_pass: bool) -> None:
+        """Count one. It is met once in every pass, so warning in the first pass is warning once, whoever meets it."""
         self.bad += 1
-        self._last = str(error)
-        if (error.shard, error.key) not in self._logged:
-            self._logged.add((error.shard, error.key))
-            log.warning("%s: skipped a bad sample: %s", self.folder, error)
+        self.last = str(error)
+        log.log(
+            logging.WARNING if first_pass else logging.DEBUG, "%s: skipped a bad sample: %s", self.folder, self.last
+        )
 
     def judge(self, end_of_pass: bool) -> None:
         """Count one sample as seen.
@@ -92,7 +91,7 @@ class BadSamples:
         if (self.seen >= JUDGED_AFTER or end_of_pass) and self.bad > self.max_share * self.seen:
             raise TooManyBadSamplesError(
                 f"{self.folder}: {self.bad} of {self.seen} samples were bad, more than max_bad_share={self.max_share}; "
-                f"the last one: {self._last}. Mend the data (each bad sample was logged) or raise max_bad_share."
+                f"the last one: {self.last}. Mend the data (each bad sample was logged) or raise max_bad_share."
             )
 
 

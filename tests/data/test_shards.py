@@ -1,0 +1,208 @@
+import io
+import json
+import tarfile
+
+import pytest
+
+from onepeace_lightning.data.shards import (
+    FIELDS,
+    ShardError,
+    ShardWriter,
+    read_manifest,
+    read_shard,
+    write_manifest,
+)
+
+ABOUT = {"source": "made up", "license": "CC0-1.0"}
+
+
+def write(folder, samples=7, per_shard=3, **options):
+    with ShardWriter(folder, "text", samples_per_shard=per_shard, **ABOUT, **options) as writer:
+        for index in range(samples):
+            writer.write(f"key{index:03d}", {"txt": f"caption {index}".encode(), "json": b"{}"})
+    return folder
+
+
+def edit(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def read(folder, index, wanted=None):
+    manifest = read_manifest(folder)
+    shard = manifest.shards[index]
+    return list(read_shard(folder, shard, range(shard.samples) if wanted is None else wanted))
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write(tmp_path, about={"split": "train"})
+    manifest = read_manifest(tmp_path)
+    assert [(s.name, s.samples) for s in manifest.shards] == [("00000.tar", 3), ("00001.tar", 3), ("00002.tar", 1)]
+    assert (manifest.data_type, manifest.samples, manifest.about) == ("text", 7, {"split": "train"})
+    assert (manifest.source, manifest.license) == ("made up", "CC0-1.0")
+    assert json.loads((tmp_path / "manifest.json").read_text())["samples"] == 7
+    assert read(tmp_path, 1, {0, 2}) == [
+        (0, {"__key__": "key003", "__shard__": "00001.tar", "txt": b"caption 3", "json": b"{}"}),
+        (2, {"__key__": "key005", "__shard__": "00001.tar", "txt": b"caption 5", "json": b"{}"}),
+    ]
+
+
+def test_equal_samples_give_equal_bytes(tmp_path):
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes()
+
+
+def test_fingerprint_tells_folders_apart_and_ignores_where_they_are(tmp_path):
+    one, same = write(tmp_path / "one"), write(tmp_path / "same")
+    other = write(tmp_path / "other", per_shard=4)
+    prints = [read_manifest(folder).fingerprint() for folder in (one, same, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_long_and_foreign_keys_survive(tmp_path):
+    key = "v1.2/größe-鐘/" + "x" * 200
+    with ShardWriter(tmp_path, "text", **ABOUT) as writer:
+        writer.write(key, {"txt": b"a"})
+    assert read(tmp_path, 0)[0][1]["__key__"] == key
+
+
+@pytest.mark.parametrize("data_type", FIELDS)
+def test_writer_asks_for_the_fields_of_its_data_type(tmp_path, data_type):
+    full = {group[-1]: b"x" for group in FIELDS[data_type]}
+    with ShardWriter(tmp_path, data_type, **ABOUT) as writer:
+        writer.write("full", full)
+        for ext in full:
+            with pytest.raises(ShardError, match=rf"'lacking'.*exactly one of .*{ext}"):
+                writer.write("lacking", {name: value for name, value in full.items() if name != ext} | {"json": b"{}"})
+    assert read_manifest(tmp_path).samples == 1
+
+
+def test_writer_refuses_two_pictures_in_one_sample(tmp_path):
+    with ShardWriter(tmp_path, "image", **ABOUT) as writer:
+        writer.write("one", {"png": b"x"})
+        with pytest.raises(ShardError, match="exactly one of jpg, jpeg, png, webp; it has jpg, png"):
+            writer.write("two", {"png": b"x", "jpg": b"x"})
+
+
+@pytest.mark.parametrize("key", ["a.b", "", "__meta__", "dir/a.b"])
+def test_writer_refuses_keys_that_would_not_come_back(tmp_path, key):
+    with ShardWriter(tmp_path, "text", **ABOUT) as writer:
+        writer.write("good", {"txt": b"x"})
+        with pytest.raises(ShardError, match="a key needs"):
+            writer.write(key, {"txt": b"x"})
+
+
+def test_writer_refuses_a_key_twice_in_a_shard(tmp_path):
+    with ShardWriter(tmp_path, "text", **ABOUT) as writer:
+        writer.write("a", {"txt": b"x"})
+        writer.write("b", {"txt": b"x"})
+        with pytest.raises(ShardError, match="'a' is twice"):
+            writer.write("a", {"txt": b"x"})
+
+
+def test_writer_refuses_a_folder_in_use_unless_told(tmp_path):
+    write(tmp_path)
+    with pytest.raises(ShardError, match="overwrite=True"):
+        write(tmp_path, samples=2)
+    assert read_manifest(tmp_path).samples == 7
+    write(tmp_path, samples=2, overwrite=True)
+    assert read_manifest(tmp_path).samples == 2
+
+
+def test_a_failed_write_leaves_no_manifest(tmp_path):
+    with pytest.raises(ShardError, match="needs exactly one"), ShardWriter(tmp_path, "text", **ABOUT) as writer:
+        [writer.write(key, {ext: b"x"}) for key, ext in [("a", "txt"), ("b", "json")]]
+    with pytest.raises(ShardError, match=r"no manifest.json"):
+        read_manifest(tmp_path)
+
+
+def test_writing_nothing_and_unknown_types_are_errors(tmp_path):
+    with pytest.raises(ShardError, match="no sample"), ShardWriter(tmp_path, "text", **ABOUT):
+        pass
+    with pytest.raises(ShardError, match=r"'video'.*audio-text"):
+        ShardWriter(tmp_path, "video", **ABOUT)
+
+
+def test_missing_empty_and_uncounted_folders(tmp_path):
+    with pytest.raises(ShardError, match="there is no folder"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(ShardError, match="has no shards"):
+        read_manifest(tmp_path)
+    write(tmp_path)
+    before = read_manifest(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ShardError, match=f"onepeace shards manifest {tmp_path}"):
+        read_manifest(tmp_path)
+    assert write_manifest(tmp_path, "text", **ABOUT) == before == read_manifest(tmp_path)
+
+
+def test_manifest_that_disagrees_says_everything(tmp_path):
+    write(tmp_path)
+    (tmp_path / "00000.tar").unlink()
+    with (tmp_path / "00001.tar").open("ab") as tar:
+        tar.write(b"more")
+    (tmp_path / "extra.tar").write_bytes(b"")
+    edit(tmp_path, samples=8)
+    with pytest.raises(ShardError) as error:
+        read_manifest(tmp_path)
+    for part in (
+        "00000.tar: listed, but",
+        "00001.tar: 10240 bytes listed, the file has 10244",
+        "extra.tar: not",
+        "8 sa",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("changes", [{"shards": [{"name": "00000.tar"}]}, {"samples": None}, {"shards": 3}])
+def test_broken_manifest(tmp_path, changes):
+    write(tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(ShardError, match="is not a manifest"):
+        read_manifest(tmp_path)
+
+
+def test_unknown_data_type_in_the_manifest(tmp_path):
+    write(tmp_path)
+    edit(tmp_path, data_type="video")
+    with pytest.raises(ShardError, match="'video'"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(("listed", "wanted"), [(2, {1}), (4, {3})])
+def test_a_wrong_count_is_seen_when_the_end_is_read(tmp_path, listed, wanted):
+    write(tmp_path, samples=3)
+    edit(tmp_path, samples=listed, shards=[{"name": "00000.tar", "samples": listed, "bytes": 10240}])
+    assert [index for index, _ in read(tmp_path, 0, {0})] == [0]
+    with pytest.raises(ShardError, match=rf"00000.tar: {listed} samples listed .* the shard has 3"):
+        read(tmp_path, 0, wanted)
+
+
+def truncate(folder, size):
+    """Cut the only shard and let the manifest agree with its new size."""
+    path = folder / "00000.tar"
+    path.write_bytes(path.read_bytes()[:size])
+    edit(folder, shards=[{"name": "00000.tar", "samples": 7, "bytes": size}])
+
+
+@pytest.mark.parametrize("size", [0, 100, 512, 700, 1024, 4096, 5000, 7 * 2048 - 512])
+def test_truncated_shard(tmp_path, size):
+    write(tmp_path, per_shard=10)
+    whole = read(tmp_path, 0)
+    truncate(tmp_path, size)
+    seen = []
+    with pytest.raises(ShardError, match=r"00000.tar"):
+        seen.extend(read_shard(tmp_path, read_manifest(tmp_path).shards[0], range(7)))
+    assert [raw["__key__"] for _, raw in seen] == [raw["__key__"] for _, raw in whole[: len(seen)]]
+    with pytest.raises(ShardError, match=r"00000.tar: damaged shard"):
+        write_manifest(tmp_path, "text", **ABOUT)
+
+
+def test_counting_checks_the_fields(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("one.txt", "one.png", "two.png"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(ShardError, match="'two' of type 'image-text' needs exactly one of txt"):
+        write_manifest(tmp_path, "image-text", **ABOUT)
+    assert write_manifest(tmp_path, "image", **ABOUT).samples == 2
