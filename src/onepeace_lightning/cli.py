@@ -38,14 +38,17 @@ class OnePeaceCLI(LightningCLI):
 
 
 def _data_types(train: Any) -> list[str]:
-    return list(train)
+    """What the configured training streams hold: a stream is of the type it says, or else of the type it is named."""
+    return sorted({(stream or {}).get("data_type") or name for name, stream in (train or {}).items()})
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; ``None`` takes the process's own."""
     words = list(sys.argv[1:] if args is None else args)
     if words[:1] == ["shards"]:
-        auto_cli(SHARD_COMMANDS, args=words[1:], as_positional=True, prog="onepeace shards")
+        # Options are typed with hyphens, Python arguments have underscores.
+        options = [_underscored(word) if word.startswith("--") else word for word in words[1:]]
+        auto_cli(SHARD_COMMANDS, args=options, as_positional=True, prog="onepeace shards")
         return
     OnePeaceCLI(
         LightningModule,
@@ -57,6 +60,11 @@ def main(args: Sequence[str] | None = None) -> None:
         trainer_defaults={"precision": best_precision()},
         args=words,
     )
+
+
+def _underscored(option: str) -> str:
+    name, equals, value = option[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 if __name__ == "__main__":

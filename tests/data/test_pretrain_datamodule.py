@@ -156,7 +156,7 @@ def test_two_processes_share_the_validation_samples(root):
     for rank in (0, 1):
         data = module(root)
         data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": 2})()
-        seen += [key for batch in data.val_dataloader()[1] for key in batch.keys]
+        seen += [key for batch in list(data.val_dataloader().values())[1] for key in batch.keys]
     assert sorted(seen) == [f"{index:03d}" for index in range(7)]
 
 
@@ -238,7 +238,7 @@ def test_yaml_builds_it(root):
     batch = next(iter(data.train_dataloader()))[0]["image-text"]
     assert batch.inputs["image"].pixels.shape == (4, 3, 32, 32)
     assert batch.masks["image"].sum(1).tolist() == [2] * 4
-    captions = [batch.captions for batch in data.val_dataloader()[0]]
+    captions = [batch.captions for batch in list(data.val_dataloader().values())[0]]
     assert [*chain.from_iterable(captions)] == ["a thing"] * 5
     assert max(map(len, captions)) == 2
 

@@ -1,0 +1,5 @@
+"""Streams of samples from shards."""
+
+from .pretrain import PretrainDataModule, StreamConfig
+
+__all__ = ["PretrainDataModule", "StreamConfig"]

@@ -115,11 +115,11 @@ class PretrainDataModule(L.LightningDataModule):
             steps = max(len(self._train_loader(name, None)) for name in self.train)
         return CombinedLoader({name: self._train_loader(name, steps) for name in self.train}, mode="min_size")
 
-    def val_dataloader(self) -> list[EvalLoader]:
+    def val_dataloader(self) -> dict[str, EvalLoader]:
         """Give every sample of each validation stream once over all devices, in the order of ``val_names``."""
         rank, world_size = self._place()
-        return [
-            EvalLoader(
+        return {
+            name: EvalLoader(
                 stream.path,
                 stream.batch_size,
                 self._prepare(name, stream, train=False),
@@ -130,7 +130,7 @@ class PretrainDataModule(L.LightningDataModule):
                 pin_memory=torch.cuda.is_available(),
             )
             for name, stream in self.val.items()
-        ]
+        }
 
     def _train_loader(self, name: str, steps: int | None) -> TrainLoader:
         rank, world_size = self._place()

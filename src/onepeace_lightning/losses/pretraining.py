@@ -22,9 +22,9 @@ from .denoising import denoising_contrast
 WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
 """Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""
 
-DENOISED_ALONE = {"image-text": ("text", "image")}
-"""Pairs both of whose modalities are denoised alone, from themselves. Any other pair X-text is learned as audio-text is:
-only X is denoised alone, and the fused pass is its teacher."""
+DENOISED_ALONE = {frozenset({"image", "text"}): ("text", "image")}
+"""Pairs both of whose modalities are denoised alone, from themselves. Any other pair with text is learned as audio-text
+is: only the other modality is denoised alone, and the fused pass is its teacher."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PretrainingLoss:
     """What ``pretraining_loss`` returns.
 
     Attributes:
-        terms: "data type/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>.
+        terms: "stream/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>.
         students: the same denoising terms to the (M, D) features predicted for the hidden tokens.
     """
 
@@ -61,7 +61,7 @@ class PretrainingLoss:
 
 
 def weight(term: str) -> float:
-    """Weight of a term named "data type/term"."""
+    """Weight of a term named "stream/term"."""
     return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
 
 
@@ -111,11 +111,11 @@ def pretraining_loss(
     objectives: Objectives = Objectives(),  # noqa: B008 - frozen
     without_gradient: Collection[str] = (),
 ) -> PretrainingLoss:
-    """All loss terms of one step, one batch per data type.
+    """All loss terms of one step, one batch per stream.
 
     Args:
         model: built with a denoiser if ``objectives.denoise``.
-        batches: data type to its batch; masks are needed only to denoise.
+        batches: the streams' names (usually their data types) to their batches; masks are needed only to denoise.
         objectives: how.
         without_gradient: modalities whose contrasted embeddings need none (frozen ones; text in stage 2).
 
@@ -127,22 +127,23 @@ def pretraining_loss(
     passes = _Passes(model.backbone)
     contrasts: dict[str, dict[str, _Ref]] = {}
     students: list[_Student] = []
-    for data_type, batch in batches.items():
+    for stream, batch in batches.items():
         tokens = model.backbone.embed(batch.inputs)
         alone: dict[str, _Ref] = {}
         if pair := len(tokens) > 1:
             for name in tokens:
                 alone[name] = passes.add("teach" if name in without_gradient else "learn", {name: tokens[name]})
-            contrasts[data_type] = alone
+            contrasts[stream] = alone
         if not objectives.denoise:
             continue
         together = dict.fromkeys(tokens, passes.add("teach", tokens))
-        from_itself = data_type in DENOISED_ALONE
-        for name in DENOISED_ALONE.get(data_type, [name for name in tokens if not pair or name != "text"]):
+        kind = frozenset(tokens)
+        from_itself = kind in DENOISED_ALONE
+        for name in DENOISED_ALONE.get(kind, [name for name in tokens if not pair or name != "text"]):
             teachers = {name: alone[name] if from_itself else together[name]}
-            students.append(_student(passes, {name: tokens[name]}, batch.masks, data_type + "/", teachers))
+            students.append(_student(passes, {name: tokens[name]}, batch.masks, stream + "/", teachers))
         if pair:
-            students.append(_student(passes, tokens, batch.fused_masks, data_type + "/fused_", together))
+            students.append(_student(passes, tokens, batch.fused_masks, stream + "/fused_", together))
     if not contrasts and not students:
         raise ValueError(
             f"nothing to learn from {list(batches)}: without denoising, a pair such as image-text is needed"
@@ -150,9 +151,9 @@ def pretraining_loss(
 
     passes.encode()
     result = PretrainingLoss({}, {})
-    for data_type, sides in contrasts.items():
+    for stream, sides in contrasts.items():
         first, second = (model.heads(name, passes[ref]) for name, ref in sides.items())
-        result.terms[f"{data_type}/contrast"] = aligning_contrast(first, second, model.heads.scale, objectives.keys)
+        result.terms[f"{stream}/contrast"] = aligning_contrast(first, second, model.heads.scale, objectives.keys)
     if students and model.denoiser is not None:
         predicted = model.denoiser(
             [passes[student.view] for student in students],

@@ -12,6 +12,7 @@ from ..checkpoints.weights import load_pretrained
 from ..data.batch import DATA_TYPES, Batch
 from ..data.shards import read_manifest
 from ..data.tokenizers import Tokenizer, load_tokenizer
+from ..data.tokenizers.base import clean_text
 from ..losses.pretraining import Objectives, pretraining_loss
 from ..metrics import CrossModalRecall, caption_ids
 from ..models.config import ModelConfig, Preset, raise_all
@@ -154,7 +155,8 @@ class PretrainTask(L.LightningModule):
         embeddings = self.embed(batch.inputs)
         recall = self.recalls[dataloader_idx]
         if isinstance(recall, CrossModalRecall):
-            ids = caption_ids(batch.captions).to(self.device)
+            # what the tokenizer cannot tell apart is one answer
+            ids = caption_ids([clean_text(caption) for caption in batch.captions]).to(self.device)
             recall.update(embeddings[recall.first], embeddings[recall.second], ids)
         return {"embeddings": embeddings}
 
@@ -190,7 +192,7 @@ class PretrainTask(L.LightningModule):
             weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay,
         )
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
         schedule = warmup_cosine(
             optimizer,
             total_steps=settings.total_steps,

@@ -1,0 +1,240 @@
+"""One packed pass over all views of a pretraining step, against the same model run view by view with padding.
+
+A step is forward and backward of ``losses.pretraining.pretraining_loss`` on a batch of image-text pairs; the optimizer
+is left out of both sides. The step needs five views that learn (text, image, masked text, masked image, masked pair) and
+one without gradient (the pair, which teaches), then the decoder on the three masked views.
+
+* Packed: the model as it is. Padding is dropped, and each block runs once over the tokens of all views.
+* Baseline: six encoder passes and three decoder passes, each on one view's padded (B, L, D) tokens with the padding
+  masked as attention keys. Parameters, adapters (each input is embedded once), attention function, relative bias,
+  heads, losses and number format are the same objects or the same code.
+
+The captions' numbers of words are log-normal with median 11 and deviation 0.6 of the logarithm, clipped to 3 … 70, as
+web captions spread; a word is one token, or with probability 0.3 two, and at most 70 tokens are kept.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+
+from benchmarks.timing import interleaved, peak_memory, ratio_line, table
+from onepeace_lightning.cli import best_precision
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.masking import draw_masks
+from onepeace_lightning.data.prepare import Example, collate
+from onepeace_lightning.losses.pretraining import pretraining_loss
+from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel, Tokens
+from onepeace_lightning.models.attention import Attention, RelativeBias, attend, dense_bias
+from onepeace_lightning.models.config import Preset
+from onepeace_lightning.models.encoder import Block, Encoder
+from onepeace_lightning.models.inputs import EOS
+from onepeace_lightning.models.tokens import View, pack
+
+VOCAB_SIZE = 16_384
+MEDIAN_WORDS, WORDS_DEVIATION, WORDS_RANGE = 11, 0.6, (3, 70)
+TWO_TOKEN_WORDS = 0.3
+MAX_TOKENS = 70
+TOLERANCE = 1e-4
+
+PACKED = "packed"
+PADDED = "view by view with padding"
+
+Precision = Literal["bf16", "float32"]
+
+
+class ViewByView(nn.Module):
+    """An encoder's blocks run on one view after the other, each padded to its longest sequence.
+
+    Padding goes through all layers and is only masked as a key. There is no stochastic depth: the presets have none.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, views: Sequence[View], relative_bias: Callable[[int], Mapping[str, RelativeBias]] | None = None
+    ) -> list[dict[str, Tokens]]:
+        """What ``Encoder.forward`` gives."""
+        # All presets share one relative bias between the blocks.
+        relative = relative_bias(0) if relative_bias is not None else {}
+        return [self._encode(view, relative) for view in views]
+
+    def _encode(self, view: View, relative: Mapping[str, RelativeBias]) -> dict[str, Tokens]:
+        # Only the layout of the sequences is wanted: no values are copied.
+        layout = {name: tokens.with_values(tokens.values_TD[:, :0]) for name, tokens in view.items()}
+        sequences = pack([layout], self.encoder.modalities).sequences[0]
+        columns = {name: slice(start, start + max(view[name].lengths)) for name, (start, _) in sequences.blocks.items()}
+        x_BLD = torch.cat([view[name].padded()[0] for name in columns], 1)
+        bias = dense_bias(sequences, relative)
+        for block in self.encoder.blocks:
+            x_BLD = padded_block(block, x_BLD, columns, bias, sequences.valid_BL)  # type: ignore[arg-type]
+        features = {name: self.encoder.norms[name](x_BLD[:, span]) for name, span in columns.items()}
+        return {
+            name: view[name].with_values(Tokens.of_padded(x_BLD, view[name].lengths).values_TD)
+            for name, x_BLD in features.items()
+        }
+
+
+def padded_block(
+    block: Block, x_BLD: Tensor, columns: Mapping[str, slice], bias: Tensor | None, valid_BL: Tensor | None
+) -> Tensor:
+    """A block on the padded sequences of one view, (B, L, D) -> (B, L, D); ``columns`` says where each modality is."""
+    attended = padded_attention(block.attention, block.norm_attention(x_BLD), bias, valid_BL)
+    if block.layer_scale is not None:
+        attended = block.gamma_1 * attended
+    x_BLD = x_BLD + attended
+    normed = block.norm_ffn(x_BLD)
+    if len(columns) == 1:
+        fed = block.ffns[next(iter(columns))](normed)
+    else:
+        fed = torch.cat([block.ffns[name](normed[:, span]) for name, span in columns.items()], 1)
+    if block.layer_scale is not None:
+        fed = block.gamma_2 * fed
+    return x_BLD + fed
+
+
+def padded_attention(attention: Attention, x_BLD: Tensor, bias: Tensor | None, valid_BL: Tensor | None) -> Tensor:
+    """Self-attention of the padded sequences of one view, (B, L, D) -> (B, L, D)."""
+    q, k, v = (
+        project(x_BLD).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for project in (attention.query, attention.key, attention.value)
+    )
+    mixed = attend(q, k, v, bias, valid_BL).transpose(1, 2).flatten(2)
+    return attention.out(attention.norm(mixed))
+
+
+def make_batch(batch_size: int, image_size: int, seed: int) -> Batch:
+    """Random pictures and token ids, with the masks of training."""
+    rng = np.random.default_rng(seed)
+    words = np.exp(rng.normal(np.log(MEDIAN_WORDS), WORDS_DEVIATION, batch_size)).round().clip(*WORDS_RANGE)
+    examples = []
+    for index, count in enumerate(words.astype(int)):
+        flags = [flag for _ in range(count) for flag in ([True, False] if rng.random() < TWO_TOKEN_WORDS else [True])]
+        word_starts = [*flags[:MAX_TOKENS], True]
+        ids = [*rng.integers(EOS + 2, VOCAB_SIZE, len(word_starts) - 1).tolist(), EOS]
+        pixels = torch.from_numpy(rng.standard_normal((3, image_size, image_size), dtype=np.float32))
+        patches = (image_size // 16) ** 2
+        masks, fused = draw_masks("image-text", word_starts=word_starts, num_patches=patches, rng=rng)
+        examples.append(Example(str(index), {"text": ids, "image": pixels}, masks=masks, fused_masks=fused))
+    return collate(examples)
+
+
+def make_model(preset: Preset, seed: int) -> PretrainModel:
+    """A model of text and image, its relative biases not zero as they would be before training."""
+    torch.manual_seed(seed)
+    model = PretrainModel(ModelConfig.preset(preset, modalities=("text", "image"), vocab_size=VOCAB_SIZE))
+    for name, parameter in model.named_parameters():
+        if "bias_tables" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def view_by_view(model: PretrainModel) -> PretrainModel:
+    """A copy of the model, with the same weights, that runs its encoder and its decoder view by view."""
+    copied = copy.deepcopy(model)
+    copied.backbone.encoder = ViewByView(copied.backbone.encoder)  # type: ignore[assignment]
+    if copied.denoiser is not None:
+        copied.denoiser.decoder = ViewByView(copied.denoiser.decoder)  # type: ignore[assignment]
+    return copied
+
+
+def step(model: PretrainModel, batch: Batch, precision: Precision) -> dict[str, Tensor]:
+    """Forward and backward; gives the loss terms and leaves the gradients."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = pretraining_loss(model, {"image-text": batch})
+        total = loss.total
+    total.backward()
+    return loss.terms
+
+
+def check_same(packed: PretrainModel, padded: PretrainModel, batch: Batch) -> float:
+    """The greatest difference in float32 between both ways' loss terms and gradients.
+
+    Raises:
+        RuntimeError: where it is past 1e-4, so that timing them would compare different things.
+    """
+    ours, theirs = (step(model, batch, "float32") for model in (packed, padded))
+    differences = {name: float((ours[name] - theirs[name]).abs()) for name in ours}
+    for (name, one), two in zip(packed.named_parameters(), padded.parameters(), strict=True):
+        if (one.grad is None) != (two.grad is None):
+            raise RuntimeError(f"{name} has a gradient in one of the two ways only")
+        if one.grad is not None and two.grad is not None:
+            differences[name] = float((one.grad - two.grad).abs().max())
+    if past := {name: value for name, value in differences.items() if not value <= TOLERANCE}:
+        raise RuntimeError(f"packed and view by view differ by more than {TOLERANCE}: {past}")
+    return max(differences.values())
+
+
+def _two_steps(variant: str, preset: Preset, batch_size: int, precision: Precision, seed: int) -> None:
+    """What is measured for memory: the second step's peak includes what the first left behind."""
+    model = make_model(preset, seed)
+    batch = make_batch(batch_size, _image_size(model), seed)
+    if variant == PADDED:
+        model.backbone.encoder = ViewByView(model.backbone.encoder)  # type: ignore[assignment]
+        model.denoiser.decoder = ViewByView(model.denoiser.decoder)  # type: ignore[assignment, union-attr]
+    for _ in range(2):
+        step(model, batch, precision)
+
+
+def _image_size(model: PretrainModel) -> int:
+    config = model.config.adapters["image"]
+    if not isinstance(config, ImageConfig):
+        raise TypeError(f"the image adapter's config is a {type(config).__name__}; expected ImageConfig")
+    return config.image_size
+
+
+def run(
+    preset: Preset = "small",
+    batch_size: int = 16,
+    precision: Precision | None = None,
+    repetitions: int = 9,
+    seed: int = 0,
+) -> None:
+    """Measure one training step both ways.
+
+    Args:
+        preset: size of the model.
+        batch_size: image-text pairs.
+        precision: bf16 (autocast) or float32; by default what this processor does best.
+        repetitions: timed steps of each way, taking turns.
+        seed: of weights, captions, pictures and masks.
+    """
+    precision = precision or ("bf16" if best_precision() == "bf16-mixed" else "float32")
+    peaks = {
+        variant: peak_memory(_two_steps, variant, preset, batch_size, precision, seed) for variant in (PACKED, PADDED)
+    }
+    packed = make_model(preset, seed)
+    padded = view_by_view(packed)
+    batch = make_batch(batch_size, _image_size(packed), seed)
+    difference = check_same(packed, padded, batch)
+
+    steps = {PACKED: lambda: step(packed, batch, precision), PADDED: lambda: step(padded, batch, precision)}
+    interleaved(steps, 1)
+    seconds = interleaved(steps, repetitions)
+    lengths = batch.inputs["text"].lengths.float()
+    print(
+        f"training step at {preset!r}: {batch_size} image-text pairs, pictures of {_image_size(packed)} pixels, captions "
+        f"of {lengths.min():.0f} to {lengths.max():.0f} tokens (mean {lengths.mean():.1f}); {precision}, "
+        f"{torch.get_num_threads()} threads\n"
+        f"loss terms and gradients agree within {difference:.1e} (float32)"
+    )
+    notes = {name: f"peak memory {peak.process / 2**20:.0f} MiB" for name, peak in peaks.items()}
+    print(table(seconds, notes))
+    print(ratio_line(seconds[PACKED], seconds[PADDED], f"{PACKED} against {PADDED}"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line; ``None`` takes the process's own."""
+    auto_cli(run, args=list(sys.argv[1:] if arguments is None else arguments), as_positional=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What all benchmarks share: interleaved timing, peak memory of a process of its own, and the printed result."""
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Greatest resident memory in bytes.
+
+    Attributes:
+        process: of the process itself.
+        child: of the largest of its finished child processes, pages shared with the process included; 0 without any.
+    """
+
+    process: int
+    child: int
+
+
+def peak_memory(function: Callable[..., object], *arguments: Any) -> PeakMemory:
+    """Call a function of a module in a fresh process and give that process's peak resident memory.
+
+    Call this before the calling process has grown: Linux lets a child's peak begin at the memory of its parent.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_of, function, arguments).result()
+
+
+def _peak_of(function: Callable[..., object], arguments: tuple[Any, ...]) -> PeakMemory:
+    function(*arguments)
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return PeakMemory(own * _RSS_UNIT, children * _RSS_UNIT)
+
+
+def interleaved(variants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every call; the variants take turns, in reversed order every other time, so that they meet the same noise.
+
+    Raises:
+        ValueError: for less than one repetition.
+    """
+    if repetitions < 1:
+        raise ValueError(f"repetitions is {repetitions}; give 1 or more")
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(repetitions):
+        for name in list(variants)[:: -1 if repetition % 2 else 1]:
+            start = time.perf_counter()
+            variants[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table(seconds: Mapping[str, list[float]], notes: Mapping[str, str]) -> str:
+    """One line for each variant: median and range of its seconds, and a note (its peak memory)."""
+    width = max(map(len, seconds))
+    return "\n".join(
+        f"{name:{width}}  median {median(times):.3f} s ({min(times):.3f} to {max(times):.3f}), {notes[name]}"
+        for name, times in seconds.items()
+    )
+
+
+def ratio_line(ours: list[float], baseline: list[float], what: str) -> str:
+    """The last line of a benchmark: how many times as fast as the baseline, by medians of the same work's seconds."""
+    return f"ratio: {median(baseline) / median(ours):.2f} ({what})"
