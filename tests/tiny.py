@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.models import Audio, AudioConfig, Image, ImageConfig, ModelConfig, PretrainModel, Text, TextConfig
+from onepeace_lightning.models import (
+    Audio,
+    AudioConfig,
+    Image,
+    ImageConfig,
+    ModelConfig,
+    PretrainModel,
+    Text,
+    TextConfig,
+)
 from onepeace_lightning.models.config import DecoderConfig, TransformerConfig
 from onepeace_lightning.models.inputs import EOS
 

@@ -16,7 +16,9 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * layer.weight.double() + layer.bias.double()
+    return (
+        centred / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * layer.weight.double() + layer.bias.double()
+    )
 
 
 def attention(layer: nn.Module, x_LD: Tensor, bias_HLL: Tensor) -> Tensor:
@@ -50,7 +52,9 @@ def encode(
             zero(block.attention.heads, n, n) if biases is None else biases[index][name].double()
             for name, n in zip(tokens, sizes, strict=True)
         ]
-        joined = torch.stack([torch.block_diag(*(part[head] for part in bias)) for head in range(block.attention.heads)])
+        joined = torch.stack(
+            [torch.block_diag(*(part[head] for part in bias)) for head in range(block.attention.heads)]
+        )
         gamma_1 = getattr(block, "gamma_1", torch.ones(1)).double()
         gamma_2 = getattr(block, "gamma_2", torch.ones(1)).double()
         x_LD = x_LD + gamma_1 * attention(block.attention, norm(block.norm_attention, x_LD), joined)

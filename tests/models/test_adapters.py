@@ -95,7 +95,7 @@ def test_an_image_of_another_side_uses_resized_positions_in_float32_under_autoca
 
 def test_images_of_the_wrong_size_are_refused():
     adapter = tiny_model().backbone.adapters["image"]
-    with pytest.raises(ValueError, match="images of 32×32 pixels; this model takes 48×48.*multiple of 16"):
+    with pytest.raises(ValueError, match=r"images of 32×32 pixels; this model takes 48×48.*multiple of 16"):
         adapter.embed(images(1, size=32))
 
 
@@ -127,7 +127,9 @@ def test_a_padded_sound_has_the_tokens_that_it_has_alone(kernel):
     sounds = audios(5000, 2000, 3571)
     tokens = adapter.view(adapter.embed(sounds))
     assert tokens.lengths == [1 + num_frames(n) for n in (5000, 2000, 3571)]
-    for clip, n, rows in zip(sounds.waveforms_BN, (5000, 2000, 3571), tokens.values_TD.split(tokens.lengths), strict=True):
+    for clip, n, rows in zip(
+        sounds.waveforms_BN, (5000, 2000, 3571), tokens.values_TD.split(tokens.lengths), strict=True
+    ):
         torch.testing.assert_close(rows, reference_audio(adapter, clip[:n]), **CLOSE)
 
 
@@ -182,7 +184,7 @@ def test_registering_a_name_twice_is_refused():
 
 
 def test_an_unknown_modality_is_named():
-    with pytest.raises(ValueError, match="no adapter is registered for 'smell'; known: audio, image, .*text"):
+    with pytest.raises(ValueError, match=r"no adapter is registered for 'smell'; known: audio, image, .*text"):
         adapter_type("smell")
     with pytest.raises(ValueError, match="smell"):
         ModelConfig.preset("tiny", modalities=("text", "smell"))

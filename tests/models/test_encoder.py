@@ -198,9 +198,7 @@ def naive_attention(q, k, v, bias, valid):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize(
-    ("bias_batch", "bias_gradient"), [(0, False), (1, False), (1, True), (3, False), (3, True)]
-)
+@pytest.mark.parametrize(("bias_batch", "bias_gradient"), [(0, False), (1, False), (1, True), (3, False), (3, True)])
 def test_attend_and_its_gradients_equal_the_naive_formula(bias_batch, bias_gradient, padded):
     rng = torch.Generator().manual_seed(0)
     qkv = torch.randn(3, 3, 2, 5, 4, generator=rng, dtype=torch.float64)

@@ -72,7 +72,7 @@ def test_hiding_keeps_the_others_in_order_at_their_positions():
 
 
 def test_cls_cannot_be_hidden():
-    with pytest.raises(ValueError, match="position 0 .CLS. is masked"):
+    with pytest.raises(ValueError, match=r"position 0 .CLS. is masked"):
         some_tokens(3, 3).hide(torch.tensor([[0, 1, 0], [1, 0, 0]], dtype=torch.bool))
 
 
@@ -100,9 +100,9 @@ def test_packing_groups_by_modality_and_keeps_every_token_once():
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(ValueError, match="no view"):
         pack([], ("text",))
-    with pytest.raises(ValueError, match="same number of samples.*'text': 2, 'image': 1"):
+    with pytest.raises(ValueError, match=r"same number of samples.*'text': 2, 'image': 1"):
         pack([{"text": some_tokens(2, 2), "image": some_tokens(2)}], ("text", "image"))
-    with pytest.raises(ValueError, match="out of .'text'.*'smell'"):
+    with pytest.raises(ValueError, match=r"out of .'text'.*'smell'"):
         pack([{"smell": some_tokens(2)}], ("text",))
     with pytest.raises(ValueError, match="out of"):
         pack([{}], ("text",))
