@@ -50,7 +50,12 @@ def main(args: Sequence[str] | None = None) -> None:
         options = [_underscored(word) if word.startswith("--") else word for word in words[1:]]
         auto_cli(SHARD_COMMANDS, args=options, as_positional=True, prog="onepeace shards")
         return
-    OnePeaceCLI(
+    command_line(args)
+
+
+def command_line(args: Sequence[str] | None, *, run: bool = True) -> OnePeaceCLI:
+    """Parse and instantiate; with ``run`` also carry out the subcommand, without it there is none in ``args``."""
+    return OnePeaceCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -58,7 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"precision": best_precision()},
-        args=words,
+        args=None if args is None else list(args),
+        run=run,
     )
 
 

@@ -68,14 +68,14 @@ def attend(q_BHLE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, bias: Tensor | None, 
 class Attention(nn.Module):
     """Multi-head self-attention, key projection without bias, LayerNorm before the output projection ("Sub-LN")."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, init_std: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query = Linear(width, width)
-        self.key = Linear(width, width, bias=False)
-        self.value = Linear(width, width)
+        self.query = Linear(width, width, init_std)
+        self.key = Linear(width, width, init_std, bias=False)
+        self.value = Linear(width, width, init_std)
         self.norm = nn.LayerNorm(width)
-        self.out = Linear(width, width)
+        self.out = Linear(width, width, init_std)
 
     def forward(self, x_TD: Tensor, packed: Packed, biases: Sequence[Tensor | None]) -> Tensor:
         """(T, D) -> (T, D); one bias per view, as ``dense_bias`` makes it."""

@@ -15,9 +15,12 @@ from .tokens import Tokens, View
 class DecoderInput(nn.Module):
     """One modality's way into the decoder: projection, mask token, learned absolute positions."""
 
-    def __init__(self, width: int, decoder_width: int, positions: int, *, grid: int | None) -> None:
+    def __init__(
+        self, width: int, decoder_width: int, init_std: float, *, positions: int, grid: int | None
+    ) -> None:
         super().__init__()
-        self.project = Linear(width, decoder_width)
+        self.init_std = init_std
+        self.project = Linear(width, decoder_width, init_std)
         self.mask_token = nn.Parameter(torch.empty(decoder_width))
         self.positions = nn.Parameter(torch.empty(positions, decoder_width))
         self.grid = grid
@@ -25,8 +28,8 @@ class DecoderInput(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw mask token and positions."""
-        init_normal_(self.mask_token)
-        init_normal_(self.positions)
+        init_normal_(self.mask_token, self.init_std)
+        init_normal_(self.positions, self.init_std)
 
     def forward(self, visible: Tokens, lengths: list[int]) -> Tokens:
         """Put the visible tokens back among mask tokens; sample b has ``lengths[b]`` positions in all.
@@ -63,9 +66,9 @@ class Denoiser(nn.Module):
                 rows = 1 + (adapter.position_grid or adapter.grid) ** 2
             if rows is None:
                 raise ValueError(f"decoder: positions does not say how many rows modality {name!r} needs")
-            self.inputs[name] = DecoderInput(width, decoder.width, rows, grid=grid)
+            self.inputs[name] = DecoderInput(width, decoder.width, decoder.init_std, positions=rows, grid=grid)
         self.decoder = Encoder(decoder, tuple(config.adapters))
-        self.outputs = nn.ModuleDict({name: Linear(decoder.width, width) for name in config.adapters})
+        self.outputs = nn.ModuleDict({name: Linear(decoder.width, width, decoder.init_std) for name in config.adapters})
 
     def forward(
         self,

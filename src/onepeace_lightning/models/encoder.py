@@ -32,9 +32,9 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, modalities: Sequence[str], drop_path: float) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config.width, config.heads, config.init_std)
         self.norm_ffn = nn.LayerNorm(config.width)
-        self.ffns = nn.ModuleDict({name: GeGLU(config.width, config.ffn_width) for name in modalities})
+        self.ffns = nn.ModuleDict({name: GeGLU(config.width, config.ffn_width, config.init_std) for name in modalities})
         self.drop_path = DropPath(drop_path)
         self.layer_scale = config.layer_scale
         if config.layer_scale is not None:

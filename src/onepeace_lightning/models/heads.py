@@ -16,9 +16,9 @@ INITIAL_TEMPERATURE = 0.07
 class ContrastiveHeads(nn.Module):
     """L2-normalised projections of the CLS features (paper section 3.3)."""
 
-    def __init__(self, width: int, modalities: Sequence[str]) -> None:
+    def __init__(self, width: int, modalities: Sequence[str], init_std: float) -> None:
         super().__init__()
-        self.projections = nn.ModuleDict({name: Linear(width, width) for name in modalities})
+        self.projections = nn.ModuleDict({name: Linear(width, width, init_std) for name in modalities})
         self.logit_scale = nn.Parameter(torch.empty(1))  # sharding refuses 0-D parameters
         self.reset_parameters()
 

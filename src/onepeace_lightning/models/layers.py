@@ -6,20 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INIT_STD = 0.02
-
-
-def init_normal_(tensor: Tensor) -> Tensor:
-    """Fill with a normal of deviation 0.02, truncated at one deviation: weights, embeddings, positions, CLS."""
-    return nn.init.trunc_normal_(tensor, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
+def init_normal_(tensor: Tensor, std: float) -> Tensor:
+    """Fill with a normal truncated at one deviation: weights, embeddings, positions, CLS."""
+    return nn.init.trunc_normal_(tensor, std=std, a=-std, b=std)
 
 
 class Linear(nn.Linear):
     """A linear layer, weights drawn by ``init_normal_``, bias zero."""
 
+    def __init__(self, features_in: int, features_out: int, init_std: float, *, bias: bool = True) -> None:
+        self.init_std = init_std
+        super().__init__(features_in, features_out, bias)
+
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
-        init_normal_(self.weight)
+        init_normal_(self.weight, self.init_std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -35,12 +36,12 @@ class ChannelNorm(nn.LayerNorm):
 class GeGLU(nn.Module):
     """Gated feed-forward network with a LayerNorm before the last projection ("Sub-LN", paper section 3.2)."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, init_std: float) -> None:
         super().__init__()
-        self.gate = Linear(width, inner, bias=False)
-        self.up = Linear(width, inner, bias=False)
+        self.gate = Linear(width, inner, init_std, bias=False)
+        self.up = Linear(width, inner, init_std, bias=False)
         self.norm = nn.LayerNorm(inner)
-        self.down = Linear(inner, width)
+        self.down = Linear(inner, width, init_std)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """(T, width) -> (T, width)."""

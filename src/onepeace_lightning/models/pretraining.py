@@ -20,5 +20,5 @@ class PretrainModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
-        self.heads = ContrastiveHeads(config.encoder.width, tuple(config.adapters))
+        self.heads = ContrastiveHeads(config.encoder.width, tuple(config.adapters), config.encoder.init_std)
         self.denoiser = Denoiser(config) if denoise else None

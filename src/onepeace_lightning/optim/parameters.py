@@ -12,6 +12,7 @@ from torch import nn
 _BLOCK = re.compile(r"backbone\.encoder\.blocks\.(\d+)\.")
 _TABLE = re.compile(r"backbone\.adapters\.\w+\.bias_tables\.(\d+)$")
 _POSITION_TABLE = re.compile(r"(adapters|inputs)\.(text|image)\.positions$")
+_BY_MODALITY = ("adapters", "ffns", "norms", "projections", "inputs", "outputs")
 _STAGE2_SHARED = re.compile(r"denoiser\.|heads\.logit_scale|heads\.projections\.image\.")
 
 
@@ -46,12 +47,8 @@ def weight_decays(dimensions: Mapping[str, int], weight_decay: float) -> dict[st
 
 
 def modality_trainable(name: str, modalities: Collection[str]) -> bool:
-    """Whether a parameter belongs to one of the modalities alone: adapter, feed-forward networks, final norm, head."""
-    return any(
-        f"{part}.{modality}." in name
-        for modality in modalities
-        for part in ("adapters", "ffns", "norms", "projections")
-    )
+    """Whether a parameter belongs to one of the modalities alone: adapter, feed-forward networks, final norm, heads."""
+    return any(f"{part}.{modality}." in name for modality in modalities for part in _BY_MODALITY)
 
 
 def stage2_trainable(name: str, modalities: Collection[str] = ("audio",)) -> bool:

@@ -103,7 +103,8 @@ class PretrainTask(L.LightningModule):
             return
         self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
         if self.init_from is not None:
-            load_pretrained(self.model, self.init_from)
+            new = self.trainable or ()
+            load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
             self.model.heads.reset_parameters()
         used = {modality for data_type in self.data_types for modality in data_type.split("-")}
         paired = {modality for data_type in self.data_types if "-" in data_type for modality in data_type.split("-")}

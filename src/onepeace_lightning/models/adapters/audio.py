@@ -50,7 +50,7 @@ class AudioAdapter(Adapter):
             )
         )
         self.norm = nn.LayerNorm(channels)
-        self.project = Linear(channels, width)
+        self.project = Linear(channels, width, self.init_std)
         kernel = config.position_kernel
         self.position_convs = nn.ModuleList(
             nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.position_groups)
@@ -62,7 +62,7 @@ class AudioAdapter(Adapter):
     def reset_parameters(self) -> None:
         """Draw CLS and its position."""
         super().reset_parameters()
-        init_normal_(self.cls_position)
+        init_normal_(self.cls_position, self.init_std)
 
     def embed(self, inputs: Audio) -> Tokens:
         """[CLS; frames], still without positions, which depend on what a view hides.

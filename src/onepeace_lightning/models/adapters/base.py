@@ -24,6 +24,7 @@ class Adapter(nn.Module):
     def __init__(self, config: Any, model: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.init_std = model.encoder.init_std
         self.cls_token = nn.Parameter(torch.empty(model.encoder.width))
         tables = model.encoder.depth if model.per_block_tables else 1
         self.bias_tables = nn.ParameterList(
@@ -32,7 +33,7 @@ class Adapter(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw CLS, zero the bias tables; subclasses add what they own themselves."""
-        init_normal_(self.cls_token)
+        init_normal_(self.cls_token, self.init_std)
         for table in self.bias_tables:
             nn.init.zeros_(table)
 

@@ -64,7 +64,7 @@ class ImageAdapter(Adapter):
     def reset_parameters(self) -> None:
         """Draw CLS and positions."""
         super().reset_parameters()
-        init_normal_(self.positions)
+        init_normal_(self.positions, self.init_std)
 
     def embed(self, inputs: Image) -> Tokens:
         """[CLS; patches] + positions.

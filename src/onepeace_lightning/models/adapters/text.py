@@ -27,10 +27,10 @@ class TextAdapter(Adapter):
     def reset_parameters(self) -> None:
         """Draw embeddings and positions; the padding row is zero."""
         super().reset_parameters()
-        init_normal_(self.embedding.weight)
+        init_normal_(self.embedding.weight, self.init_std)
         with torch.no_grad():
             self.embedding.weight[PAD].zero_()
-        init_normal_(self.positions)
+        init_normal_(self.positions, self.init_std)
 
     def embed(self, inputs: Text) -> Tokens:
         """[CLS; embedding] + positions.

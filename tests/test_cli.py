@@ -1,0 +1,182 @@
+"""The command line over the shipped configurations, in a tiny form."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from onepeace_lightning.cli import best_precision, command_line, main
+from onepeace_lightning.models.config import ModelConfig
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=4",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--model.init_args.optimization.warmup_steps=1",
+    "--data.init_args.num_workers=0",
+    *(f"--data.init_args.train.{kind}.batch_size=4" for kind in ("image-text", "audio-text", "image", "audio", "text")),
+]
+TOY = ["--config=configs/pretrain/toy.yaml", *TINY]
+DIRECTIONS = [
+    f"{a}_to_{b}" for a, b in [("image", "text"), ("audio", "text"), ("audio", "image")] for a, b in [(a, b), (b, a)]
+]
+
+
+@pytest.fixture
+def checkout(toy_root, tmp_path, monkeypatch):
+    """An own working folder with the shared toy data, so that runs do not meet."""
+    (tmp_path / "data").symlink_to(toy_root / "data")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_fit_then_validate_gives_the_same_scores_and_leaves_what_it_says(checkout, capsys):
+    main(["fit", *TOY])
+    results = json.loads((checkout / "runs/toy/results.json").read_text())
+    for direction in DIRECTIONS:
+        assert 0 <= results[f"{direction}/R@1"] <= results[f"{direction}/R@10"] <= 100
+    # 16 distinct combinations: one right answer in 16
+    assert results["chance/audio_to_image/R@1"] == pytest.approx(100 / 16, abs=0.01)
+    assert (checkout / "runs/toy/gallery.png").stat().st_size > 1000
+    page = (checkout / "runs/toy/gallery.html").read_text()
+    assert "audio-image" in page
+    assert "<audio" in page
+    assert list((checkout / "runs/toy/logs").rglob("events*"))
+    printed = capsys.readouterr().out
+    assert "preprocessing:" in printed
+    assert "fingerprint" in printed
+
+    (checkout / "runs/toy/results.json").unlink()
+    main(["validate", *TOY, "--ckpt_path=runs/toy/checkpoints/best.ckpt"])
+    assert json.loads((checkout / "runs/toy/results.json").read_text()) == results
+
+
+def test_a_checkpoint_carries_its_tokenizer_and_sizes(checkout):
+    main(["fit", *TOY, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    checkpoint = torch.load("runs/toy/checkpoints/last.ckpt", weights_only=True)
+    saved = checkpoint["onepeace"]
+    folder = checkout / "data/toy/tokenizer"
+    assert saved["tokenizer"] == {file.name: file.read_bytes() for file in folder.iterdir()}
+    config = ModelConfig.from_dict(saved["config"])
+    assert config.adapters["image"].image_size == 96
+    assert config.adapters["text"].vocab_size == len(checkpoint["state_dict"]["model.backbone.adapters.text.embedding.weight"])
+
+
+def test_resuming_gives_the_weights_of_the_uninterrupted_run(checkout):
+    every_2 = [
+        "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.dirpath=steps",
+        "--trainer.callbacks.filename={step}",
+        "--trainer.callbacks.save_top_k=-1",
+        "--trainer.callbacks.every_n_train_steps=2",
+    ]
+    main(["fit", *TOY, *every_2, "--data.init_args.steps_per_epoch=3"])
+    whole = weights(checkout / "steps/step=4.ckpt")
+    (checkout / "steps/step=4.ckpt").unlink()
+    main(["fit", *TOY, *every_2, "--data.init_args.steps_per_epoch=3", "--ckpt_path=steps/step=2.ckpt"])
+    resumed = weights(checkout / "steps/step=4.ckpt")
+    started = weights(checkout / "steps/step=2.ckpt")
+    moved = [name for name in whole if not torch.equal(whole[name], started[name])]
+    assert len(moved) > 100
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+
+
+def test_stage_2_trains_audio_and_leaves_the_rest_bit_for_bit(checkout):
+    one_stage = ["--config=configs/pretrain/toy.yaml", *TINY[:-5], "--data.init_args.val=null"]
+    monitor = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: CKPT, save_last: true}}]"
+    pairs = "--data.init_args.train={KIND: {path: data/toy/train/KIND, batch_size: 4}}"
+    validation = ["--trainer.limit_val_batches=0", "--trainer.max_steps=3"]
+    main(["fit", *one_stage, *validation, pairs.replace("KIND", "image-text"), monitor.replace("CKPT", "one"),
+          "--model.init_args.modalities=[text, image]"])  # fmt: skip
+    main(["fit", *one_stage, *validation, pairs.replace("KIND", "audio-text"), monitor.replace("CKPT", "two"),
+          "--model.init_args.init_from=one/last.ckpt", "--model.init_args.trainable=[audio]"])  # fmt: skip
+    first, second = weights(checkout / "one/last.ckpt"), weights(checkout / "two/last.ckpt")
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert all(name.startswith(("model.denoiser.", "model.heads.logit_scale")) for name in changed)
+    assert {"model.heads.logit_scale", "model.denoiser.inputs.text.project.weight"} <= changed
+    assert not any("image" in name for name in changed)
+    assert "model.backbone.adapters.audio.project.weight" in second
+
+
+@pytest.mark.parametrize("name", ["toy", "stamps", "stage1_4b", "stage2_4b"])
+def test_shipped_configurations_parse_and_everything_linked_arrives(name, checkout):
+    tokenizer = "--data.init_args.tokenizer=data/toy/tokenizer"
+    local = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1"]
+    cli = command_line([f"--config=configs/pretrain/{name}.yaml", tokenizer, *local], run=False)
+    task, data = cli.model, cli.datamodule
+    assert task.tokenizer.fingerprint() == data.tokenizer.fingerprint()
+    assert task.config.adapters["image"].image_size == data.preprocessing.image_size
+    assert task.optimization.total_steps == cli.trainer.max_steps
+    assert set(task.data_types) == set(data.train)
+    published = {"stage1_4b": (5e-4, 3000, 200_000, None), "stage2_4b": (2e-4, 781, 7812, ["audio"])}
+    if name in published:
+        settings = task.optimization
+        assert (settings.lr, settings.warmup_steps, settings.total_steps, task.trainable) == published[name]
+        assert (settings.min_lr, settings.weight_decay, settings.betas, settings.eps) == (1e-6, 0.05, (0.9, 0.98), 1e-8)
+        assert task.config.encoder.drop_path == 0.4
+        assert cli.trainer.gradient_clip_val == 3.0
+        assert task.config.encoder.depth == 40
+
+
+def test_an_unknown_configuration_key_is_named(checkout, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *TOY, "--model.init_args.learning_rate=1"])
+    assert stop.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_an_image_side_that_is_no_multiple_of_16_is_refused(checkout, capsys):
+    with pytest.raises((SystemExit, ValueError)) as stop:
+        main(["fit", *TOY, "--data.init_args.preprocessing.image_size=100"])
+    assert "100" in capsys.readouterr().err + str(stop.value)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(checkout):
+    main(["fit", *TOY, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    checkpoint = torch.load("runs/toy/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["onepeace"]["tokenizer"]["sentencepiece.model"] += b"x"
+    torch.save(checkpoint, "other.ckpt")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        main(["validate", *TOY, "--ckpt_path=other.ckpt"])
+
+
+def test_the_data_must_use_the_model_s_tokenizer(checkout, toy_root):
+    from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+
+    SentencePieceTokenizer.train(["other words altogether"], 300).save(checkout / "other")
+    cli = command_line([*TOY], run=False)
+    cli.datamodule.tokenizer_folder = checkout / "other"
+    with pytest.raises(ValueError, match="same folder"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+
+
+def test_missing_shards_stop_the_run_before_the_model_is_built(checkout):
+    with pytest.raises(ValueError, match="nowhere"):
+        main(["fit", *TOY, "--data.init_args.train.image-text.path=nowhere"])
+
+
+def test_shards_from_csv(checkout, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (20, 20), "red").save("red.png")
+    Image.new("RGB", (20, 20), "blue").save("blue.png")
+    Path("pairs.csv").write_text("path,caption\nred.png,a red square\nblue.png,a blue square\n")
+    main(["shards", "from-csv", "pairs.csv", "--image-col", "path", "--text-col", "caption", "--out", "data2", "--vocab-size=300"])
+    manifest = json.loads(Path("data2/train/image-text/manifest.json").read_text())
+    assert sum(shard["samples"] for shard in manifest["shards"]) == 2
+    assert Path("data2/tokenizer/sentencepiece.model").exists()
+
+
+def test_precision_is_one_that_the_machine_multiplies():
+    assert best_precision() in ("bf16-mixed", "32-true")
