@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from onepeace_lightning.models import ImageConfig, PretrainModel
+from onepeace_lightning.models.adapters.image import grid_positions
 from onepeace_lightning.models.config import DecoderConfig
 from onepeace_lightning.models.denoiser import DecoderInput, Denoiser
 from onepeace_lightning.models.tokens import Tokens
@@ -102,7 +103,9 @@ def test_the_decoders_image_positions_follow_the_grid():
     resized = replace(config, adapters=config.adapters | {"image": ImageConfig(image_size=48, position_grid=5)})
     entry = PretrainModel(resized).denoiser.inputs["image"]
     assert len(entry.positions) == 26
-    assert entry(Tokens.of_padded(torch.randn(1, 10, 24), [10]), [10]).lengths == [10]
+    visible = Tokens.of_padded(torch.randn(1, 10, 24), [10])
+    wanted = entry.project(visible.values_TD) + grid_positions(entry.positions, 3)
+    torch.testing.assert_close(entry(visible, [10]).values_TD, wanted)
 
 
 def test_a_modality_without_decoder_positions_is_named():
