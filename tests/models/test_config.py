@@ -182,10 +182,11 @@ def test_a_model_starts_as_published():
             assert (parameter == model.config.encoder.layer_scale).all(), name
     audio = model.backbone.adapters["audio"]
     assert not model.backbone.adapters["text"].embedding.weight[PAD].any()
-    for index, (channels, kernel) in enumerate([(1, 10), (64, 3), (64, 3), (64, 3), (64, 3), (64, 2), (64, 2)]):
-        conv = audio.features[index][0]
+    for index, kernel in enumerate((10, 3, 3, 3, 3, 2, 2)):
+        conv, inputs = audio.features[index][0], kernel * (audio.config.channels if index else 1)
         assert conv.bias is None
-        assert moments(conv.weight)[1] == pytest.approx((2 / (channels * kernel)) ** 0.5, rel=0.15)
+        assert conv.kernel_size == (kernel,)
+        assert moments(conv.weight)[1] == pytest.approx((2 / inputs) ** 0.5, rel=0.15)
     assert model.heads.logit_scale.exp().item() == pytest.approx(1 / 0.07)
     assert model.heads.scale.item() == pytest.approx(1 / 0.07)
 
