@@ -26,10 +26,10 @@ class PeakMemory:
     child: int
 
 
-def peak_memory(function: Callable[..., object], *arguments: Any) -> PeakMemory:
-    """Call a function of a module in a fresh process and give that process's peak resident memory.
+def in_fresh_process(function: Callable[..., object], *arguments: Any) -> PeakMemory:
+    """Call a function of a module in a new process and give that process's peak resident memory.
 
-    Call this before the calling process has grown: Linux lets a child's peak begin at the memory of its parent.
+    Linux lets a child's peak begin at the memory of its parent, so measure before the calling process grows.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_of, function, arguments).result()
@@ -41,8 +41,12 @@ def _peak_of(function: Callable[..., object], arguments: tuple[Any, ...]) -> Pea
     return PeakMemory(own * _RSS_UNIT, children * _RSS_UNIT)
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every call; the variants take turns, in reversed order every other time, so that they meet the same noise.
+def interleaved(variants: Mapping[str, Callable[[int], object]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every call; the variants take turns, and who is first alternates, so that they meet the same noise.
+
+    Args:
+        variants: name to what is timed, called with the number of the repetition.
+        repetitions: calls of each.
 
     Raises:
         ValueError: for less than one repetition.
@@ -53,7 +57,7 @@ def interleaved(variants: Mapping[str, Callable[[], object]], repetitions: int) 
     for repetition in range(repetitions):
         for name in list(variants)[:: -1 if repetition % 2 else 1]:
             start = time.perf_counter()
-            variants[name]()
+            variants[name](repetition)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
