@@ -1,12 +1,12 @@
 """The training loader's samples per second, against a bare decode-and-transform loop over the same files.
 
-* Loader: one epoch of ``PretrainDataModule.train_dataloader`` with two data workers, of an image-text folder, then of
-  an audio-text folder: tar shards, shuffling, batches, their way to the main process.
+* Loader: an epoch of ``PretrainDataModule.train_dataloader`` with two data workers, of an image-text folder, then of an
+  audio-text folder: tar shards, shuffling, batches, their way to the main process.
 * Baseline: two processes, each over its half of the same encoded files, lying in a folder outside shards. Every sample
   is read, decoded, transformed, tokenised and masked by the same ``Prepare``, on one thread, and thrown away: no
   shards, no shuffling, no batches, no way back.
 
-Both start their processes inside the measured time. The data are made anew in a temporary folder: 256-pixel JPEGs of
+An epoch is several passes over the folder. Both start their processes inside the measured time. The data are made anew in a temporary folder: 256-pixel JPEGs of
 smooth noise, 5 s FLAC sounds at 44.1 kHz of noise under an envelope, and captions of 4 to 20 words.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.data.masking import PUBLISHED_RATIOS
 from onepeace_lightning.data.prepare import Prepare
 from onepeace_lightning.data.pretrain import PretrainDataModule, StreamConfig
-from onepeace_lightning.data.shards import ShardWriter
+from onepeace_lightning.data.shards import ShardWriter, read_manifest
 from onepeace_lightning.data.stream import sample_rng
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
@@ -82,27 +82,29 @@ def flac(seconds: float, rng: np.random.Generator, rate: int = 44_100) -> bytes:
     return file.getvalue()
 
 
-def read_with_loader(root: Path, data_type: str, batch_size: int) -> None:
-    """One epoch."""
+def read_with_loader(root: Path, data_type: str, passes: int, batch_size: int) -> None:
+    """Every sample, several times."""
+    folder = root / "shards" / data_type
     data = PretrainDataModule(
-        {data_type: StreamConfig(str(root / "shards" / data_type), batch_size)},
+        {data_type: StreamConfig(str(folder), batch_size)},
         tokenizer=str(root / "tokenizer"),
         preprocessing=PREPROCESSING,
         num_workers=PROCESSES,
+        steps_per_epoch=passes * read_manifest(folder).samples // batch_size,
     )
     data.setup("fit")
     for _ in data.train_dataloader():
         pass
 
 
-def read_bare(root: Path, data_type: str) -> None:
-    """Every sample once.
+def read_bare(root: Path, data_type: str, passes: int) -> None:
+    """Every sample, several times.
 
     Raises:
         RuntimeError: where a process failed.
     """
     prepare = Prepare(data_type, load_tokenizer(root / "tokenizer"), PREPROCESSING, True, PUBLISHED_RATIOS)
-    keys = sorted(path.stem for path in (root / "bare" / data_type).glob("*.txt"))
+    keys = sorted(path.stem for path in (root / "bare" / data_type).glob("*.txt")) * passes
     # The default way to make processes is also a DataLoader's.
     workers = [
         multiprocessing.Process(target=_prepare_all, args=(prepare, root / "bare" / data_type, keys[start::PROCESSES]))
@@ -132,6 +134,7 @@ def run(
     image_text: int = 768,
     audio_text: int = 256,
     batch_size: int = 16,
+    passes: int = 4,
     repetitions: int = 7,
     image_side: int = 256,
     seconds: float = 5.0,
@@ -142,6 +145,7 @@ def run(
         image_text: image-text samples, a multiple of the batch size.
         audio_text: audio-text samples, a multiple of the batch size.
         batch_size: samples in the loader's batches.
+        passes: over the data in an epoch.
         repetitions: timed epochs of each way, taking turns.
         image_side: of the pictures, in pixels.
         seconds: of the sounds.
@@ -156,14 +160,14 @@ def run(
         root = Path(folder)
         in_fresh_process(make_data, root, counts, image_side, seconds, batch_size)
         peaks = {
-            LOADER: in_fresh_process(_read_all, read_with_loader, root, batch_size),
-            BARE: in_fresh_process(_read_all, read_bare, root),
+            LOADER: in_fresh_process(_read_all, read_with_loader, root, passes, batch_size),
+            BARE: in_fresh_process(_read_all, read_bare, root, passes),
         }
         times = {
             data_type: interleaved(
                 {
-                    LOADER: lambda _, data_type=data_type: read_with_loader(root, data_type, batch_size),  # type: ignore[misc]
-                    BARE: lambda _, data_type=data_type: read_bare(root, data_type),  # type: ignore[misc]
+                    LOADER: lambda _, data_type=data_type: read_with_loader(root, data_type, passes, batch_size),  # type: ignore[misc]
+                    BARE: lambda _, data_type=data_type: read_bare(root, data_type, passes),  # type: ignore[misc]
                 },
                 repetitions,
             )
@@ -173,8 +177,8 @@ def run(
         way: [sum(both) for both in zip(*(times[name][way] for name in counts), strict=True)] for way in (LOADER, BARE)
     }
     for data_type, count in counts.items():
-        rates = {way: f"{count / median(times[data_type][way]):.0f} samples/s" for way in totals}
-        print(f"{data_type}, {count} samples, {PROCESSES} processes\n{table(times[data_type], rates)}")
+        rates = {way: f"{count * passes / median(times[data_type][way]):.0f} samples/s" for way in totals}
+        print(f"{data_type}, {passes} × {count} samples, {PROCESSES} processes\n{table(times[data_type], rates)}")
     memory = {
         way: f"peak memory {peak.process / 2**20:.0f} MiB, {peak.child / 2**20:.0f} MiB in the largest of its workers"
         for way, peak in peaks.items()

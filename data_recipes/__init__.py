@@ -1,0 +1,1 @@
+"""One recipe per corpus: raw files to shards and a manifest."""

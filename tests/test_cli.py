@@ -69,7 +69,9 @@ def test_a_checkpoint_carries_its_tokenizer_and_sizes(checkout):
     assert saved["tokenizer"] == {file.name: file.read_bytes() for file in folder.iterdir()}
     config = ModelConfig.from_dict(saved["config"])
     assert config.adapters["image"].image_size == 96
-    assert config.adapters["text"].vocab_size == len(checkpoint["state_dict"]["model.backbone.adapters.text.embedding.weight"])
+    assert config.adapters["text"].vocab_size == len(
+        checkpoint["state_dict"]["model.backbone.adapters.text.embedding.weight"]
+    )
 
 
 def test_resuming_gives_the_weights_of_the_uninterrupted_run(checkout):
@@ -94,7 +96,8 @@ def test_resuming_gives_the_weights_of_the_uninterrupted_run(checkout):
 
 def test_stage_2_trains_audio_and_leaves_the_rest_bit_for_bit(checkout):
     one_stage = ["--config=configs/pretrain/toy.yaml", *TINY[:-5], "--data.init_args.val=null"]
-    monitor = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: CKPT, save_last: true}}]"
+    saver = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: CKPT, save_last: true}}"
+    monitor = f"--trainer.callbacks=[{saver}]"
     pairs = "--data.init_args.train={KIND: {path: data/toy/train/KIND, batch_size: 4}}"
     validation = ["--trainer.limit_val_batches=0", "--trainer.max_steps=3"]
     main(["fit", *one_stage, *validation, pairs.replace("KIND", "image-text"), monitor.replace("CKPT", "one"),
@@ -172,7 +175,20 @@ def test_shards_from_csv(checkout, capsys):
     Image.new("RGB", (20, 20), "red").save("red.png")
     Image.new("RGB", (20, 20), "blue").save("blue.png")
     Path("pairs.csv").write_text("path,caption\nred.png,a red square\nblue.png,a blue square\n")
-    main(["shards", "from-csv", "pairs.csv", "--image-col", "path", "--text-col", "caption", "--out", "data2", "--vocab-size=300"])
+    main(
+        [
+            "shards",
+            "from-csv",
+            "pairs.csv",
+            "--image-col",
+            "path",
+            "--text-col",
+            "caption",
+            "--out",
+            "data2",
+            "--vocab-size=300",
+        ]
+    )
     manifest = json.loads(Path("data2/train/image-text/manifest.json").read_text())
     assert sum(shard["samples"] for shard in manifest["shards"]) == 2
     assert Path("data2/tokenizer/sentencepiece.model").exists()

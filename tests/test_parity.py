@@ -183,6 +183,15 @@ def test_a_missing_name_is_noticed(copy):
     assert parity.main(copy) == 1
 
 
+def test_gradients_that_the_golden_lacks_are_noticed(copy):
+    """A parameter without a golden gradient must get none from this implementation."""
+    golden = torch.load(copy / "vl_pretrain_io.pt", weights_only=True)
+    for kind in ("grads", "grad_norms"):
+        del golden[kind]["text_proj.weight"]
+    torch.save(golden, copy / "vl_pretrain_io.pt")
+    assert parity.main(copy) == 1
+
+
 def test_goldens_may_come_one_at_a_time(copy):
     (copy / "vl_pretrain_io.pt").unlink()
     (copy / "al_pretrain_io.pt").unlink()

@@ -1,0 +1,1 @@
+"""ONE-PEACE as PyTorch Lightning modules: vision, audio and language in one transformer."""

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .data import make_shards
 
-SHARD_COMMANDS = {
+SHARD_COMMANDS: Any = {
     "from-csv": make_shards.from_csv,
     "from-folder": make_shards.from_folder,
     "manifest": make_shards.manifest,

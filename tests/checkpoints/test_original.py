@@ -116,18 +116,26 @@ def test_every_misfit_is_listed_at_once_and_nothing_is_loaded():
         "missing heads.projections.text.bias",
         "missing backbone.encoder.blocks.3.gamma_1",
         "unexpected classify_head.weight",
-        "unexpected encoder_wrapper.fusion_model.layers.4.gamma_1",
-        "image_mask_token is (1, 21), the model has (20,)",
+        "unexpected backbone.encoder.blocks.4.gamma_1",
+        "denoiser.inputs.image.mask_token is (1, 21), the model has (20,)",
     ):
         assert problem in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_misshapen_tensor_is_not_also_called_missing():
+    tensors = to_original(other_model())["model"]
+    tensors["image_mask_token"] = torch.zeros(1, 21)
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_original(PretrainModel(other_config()), tensors)
+    assert "missing" not in str(error.value)
 
 
 def test_a_transposed_matrix_is_refused():
     tensors = to_original(other_model())["model"]
     name = "encoder_wrapper.fusion_model.layers.0.text_ffn.3.weight"
     tensors[name] = tensors[name].T.contiguous()
-    with pytest.raises(ValueError, match=r"text_ffn.3.weight is \(56, 32\), the model has \(32, 56\)"):
+    with pytest.raises(ValueError, match=r"ffns.text.down.weight is \(56, 32\), the model has \(32, 56\)"):
         load_original(PretrainModel(other_config()), tensors)
 
 

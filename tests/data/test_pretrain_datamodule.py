@@ -238,7 +238,7 @@ def test_yaml_builds_it(root):
     batch = next(iter(data.train_dataloader()))[0]["image-text"]
     assert batch.inputs["image"].pixels.shape == (4, 3, 32, 32)
     assert batch.masks["image"].sum(1).tolist() == [2] * 4
-    captions = [batch.captions for batch in list(data.val_dataloader().values())[0]]
+    captions = [batch.captions for batch in next(iter(data.val_dataloader().values()))]
     assert [*chain.from_iterable(captions)] == ["a thing"] * 5
     assert max(map(len, captions)) == 2
 

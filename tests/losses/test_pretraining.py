@@ -206,6 +206,14 @@ def test_contrasted_embeddings_without_gradient_leave_their_modality_alone(keys)
     assert [name for name in gradients(model, result.terms["audio-text/fused_audio"]) if "adapters.text." in name]
 
 
+def test_contrasted_embeddings_without_gradient_leave_their_projection_alone():
+    model = tiny_model()
+    contrast = pretraining_loss(model, batches(model, "audio-text"), without_gradient=("text",)).terms[
+        "audio-text/contrast"
+    ]
+    assert not [name for name in gradients(model, contrast) if name.startswith("heads.projections.text.")]
+
+
 def test_contrast_only_needs_neither_masks_nor_denoiser():
     torch.manual_seed(0)
     model = PretrainModel(tiny_config(), denoise=False)

@@ -154,8 +154,30 @@ def moments(parameter: torch.Tensor) -> tuple[float, float]:
     return float(parameter.mean()), float(parameter.std(unbiased=False))
 
 
+def test_a_model_from_the_meta_device_is_initialised_like_one_built_here():
+    config = ModelConfig.preset("tiny", vocab_size=300)
+    torch.manual_seed(0)
+    model = materialised(config)
+    torch.manual_seed(1)
+    built = dict(PretrainModel(config).named_parameters())
+    wrong = []
+    for name, parameter in model.named_parameters():
+        (mean, deviation), (wanted_mean, wanted) = moments(parameter), moments(built[name])
+        # what n draws give varies with 1 / sqrt(n); constants (zeros, ones, γ) must be equal
+        noise = wanted / parameter.numel() ** 0.5
+        if not (abs(mean - wanted_mean) <= 8 * noise + 1e-9 and abs(deviation - wanted) <= 5 * noise + 1e-9):
+            wrong.append(f"{name}: {mean:.3g} ± {deviation:.3g} instead of {wanted_mean:.3g} ± {wanted:.3g}")
+    assert not wrong
+
+
 def test_the_padding_embedding_from_the_meta_device_is_zero():
     assert not materialised(tiny_config()).backbone.adapters["text"].embedding.weight[PAD].any()
+
+
+def test_every_owner_of_parameters_can_reset_them():
+    modules = PretrainModel(tiny_config()).modules()
+    owners = {type(m) for m in modules if [*m.parameters(recurse=False), *m.buffers(recurse=False)]}
+    assert {owner.__name__ for owner in owners if not hasattr(owner, "reset_parameters")} == set()
 
 
 def test_a_model_starts_as_published():

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.config import PATCH, AudioConfig, DecoderConfig, ImageConfig, ModelConfig, TextConfig, TransformerConfig
+from .weights import fill
 
 _MODALITY = "(text|image|audio)"
 _RULES: tuple[tuple[str, str], ...] = (
@@ -122,27 +123,19 @@ def config_from_original(checkpoint: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def load_original(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_original(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy a checkpoint's tensors into a model of the same sizes.
 
     Raises:
         ValueError: listing every missing, unexpected and misshapen tensor.
     """
     own = model.state_dict()
-    state: dict[str, Tensor] = {}
-    problems = []
-    for original, name in name_map(tensors).items():
-        tensor = tensors[original]
-        if name not in own:
-            problems.append(f"unexpected {original}")
-        elif tensor.squeeze().shape != own[name].squeeze().shape:
-            problems.append(f"{original} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}")
-        else:
+    state = {ours: tensors[original] for original, ours in name_map(tensors).items()}
+    for name, tensor in state.items():
+        # The original keeps vectors in tensors of up to three dimensions.
+        if name in own and tensor.squeeze().shape == own[name].squeeze().shape:
             state[name] = tensor.reshape(own[name].shape)
-    problems += [f"missing {name}" for name in own if name not in state]
-    if problems:
-        raise ValueError("the checkpoint does not fit the model: " + "; ".join(problems))
-    model.load_state_dict(state)
+    fill(model, state, "the original's checkpoint")
 
 
 def _transformer(cfg: Mapping[str, Any]) -> TransformerConfig:

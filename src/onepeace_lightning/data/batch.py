@@ -1,6 +1,6 @@
 """The typed batch that a data stream yields and a task takes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -44,10 +44,7 @@ class Batch:
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, move: Any) -> "Batch":
-        return Batch(
-            self.keys,
-            *({name: move(value) for name, value in part.items()} for part in (self.inputs, self.masks, self.fused_masks)),
-            self.captions,
-            self.worker,
-            self.consumed,
-        )
+        def each(part: dict[str, Any]) -> dict[str, Any]:
+            return {name: move(value) for name, value in part.items()}
+
+        return replace(self, inputs=each(self.inputs), masks=each(self.masks), fused_masks=each(self.fused_masks))

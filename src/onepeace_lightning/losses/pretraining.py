@@ -108,7 +108,7 @@ class _Student:
 def pretraining_loss(
     model: PretrainModel,
     batches: Mapping[str, Batch],
-    objectives: Objectives = Objectives(),  # noqa: B008 - frozen
+    objectives: Objectives = Objectives(),
     without_gradient: Collection[str] = (),
 ) -> PretrainingLoss:
     """All loss terms of one step, one batch per stream.
@@ -152,7 +152,8 @@ def pretraining_loss(
     passes.encode()
     result = PretrainingLoss({}, {})
     for stream, sides in contrasts.items():
-        first, second = (model.heads(name, passes[ref]) for name, ref in sides.items())
+        embeddings = {name: model.heads(name, passes[ref]) for name, ref in sides.items()}
+        first, second = (e.detach() if sides[name].run == "teach" else e for name, e in embeddings.items())
         result.terms[f"{stream}/contrast"] = aligning_contrast(first, second, model.heads.scale, objectives.keys)
     if students and model.denoiser is not None:
         predicted = model.denoiser(

@@ -8,6 +8,6 @@ from .pretraining import PretrainModel
 from .tokens import Tokens
 
 __all__ = [
-    "Adapter", "AdapterConfig", "Audio", "AudioConfig", "Backbone", "Image", "ImageConfig", "ModelConfig", "PretrainModel",
-    "Text", "TextConfig", "Tokens", "TransformerConfig", "register_adapter",
+    "Adapter", "AdapterConfig", "Audio", "AudioConfig", "Backbone", "Image", "ImageConfig", "ModelConfig",
+    "PretrainModel", "Text", "TextConfig", "Tokens", "TransformerConfig", "register_adapter",
 ]  # fmt: skip

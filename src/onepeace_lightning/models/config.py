@@ -144,8 +144,8 @@ class DecoderConfig:
 
     Attributes:
         transformer: its blocks, which have no γ.
-        positions: modality to rows of its learned position table, CLS included; a modality that is not named takes
-            the rows of its adapter.
+        positions: modality to rows of its learned position table, CLS included. Images need not be named: theirs follow
+            from their grid.
     """
 
     transformer: TransformerConfig = field(default_factory=_decoder_default)
@@ -249,8 +249,8 @@ def _preset(
     )  # fmt: skip
 
 
-# The published γ of 1e-6 and deviation of 0.02 suit a long run of a wide model. A narrow one would spend hundreds of steps
-# at chance: its weights are drawn with about 1 / sqrt(width) after the cut.
+# The published γ of 1e-6 and deviation of 0.02 suit a long run of a wide model. A narrow one would spend hundreds of
+# steps at chance: its weights are drawn with about 1 / sqrt(width) after the cut.
 PRESETS: dict[str, ModelConfig] = {
     "tiny": _preset(
         encoder=(128, 4, 4, 512), decoder=(64, 1, 4, 256), layer_scale=1.0, init_std=0.2,

@@ -15,9 +15,7 @@ from .tokens import Tokens, View
 class DecoderInput(nn.Module):
     """One modality's way into the decoder: projection, mask token, learned absolute positions."""
 
-    def __init__(
-        self, width: int, decoder_width: int, init_std: float, *, positions: int, grid: int | None
-    ) -> None:
+    def __init__(self, width: int, decoder_width: int, init_std: float, *, positions: int, grid: int | None) -> None:
         super().__init__()
         self.init_std = init_std
         self.project = Linear(width, decoder_width, init_std)

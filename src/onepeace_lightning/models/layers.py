@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
 def init_normal_(tensor: Tensor, std: float) -> Tensor:
     """Fill with a normal truncated at one deviation: weights, embeddings, positions, CLS."""
     return nn.init.trunc_normal_(tensor, std=std, a=-std, b=std)
@@ -23,6 +24,33 @@ class Linear(nn.Linear):
         init_normal_(self.weight, self.init_std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A table of token embeddings drawn by ``init_normal_``; the padding row is zero."""
+
+    def __init__(self, rows: int, width: int, padding: int, init_std: float) -> None:
+        self.init_std = init_std
+        super().__init__(rows, width, padding_idx=padding)
+
+    def reset_parameters(self) -> None:
+        """Draw the embeddings anew."""
+        init_normal_(self.weight, self.init_std)
+        with torch.no_grad():
+            self.weight[self.padding_idx].zero_()
+
+
+class BiasTables(nn.ParameterList):
+    """Relative position bias tables (rows, heads), one per block or one for all; zero at first."""
+
+    def __init__(self, tables: int, rows: int, heads: int) -> None:
+        super().__init__(nn.Parameter(torch.empty(rows, heads)) for _ in range(tables))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the tables."""
+        for table in self:
+            nn.init.zeros_(table)
 
 
 class ChannelNorm(nn.LayerNorm):

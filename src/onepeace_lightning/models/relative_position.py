@@ -4,6 +4,7 @@ Every table has three last rows for pairs with CLS (position 0): the query is CL
 P = positions, CLS included.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -37,9 +38,7 @@ def sequence_buckets(positions: int, buckets: int, device: torch.device) -> Tens
         distance = index[:, None] - index[None, :]
         middle = buckets // 2
         clipped = torch.where(distance.abs() < middle, middle - 1, distance.abs()).double()
-        far = middle + torch.ceil(
-            torch.log(clipped / middle) / torch.log(torch.tensor((MAX_POSITIONS - 1) / middle).double()) * (middle - 1)
-        )
+        far = middle + torch.ceil(torch.log(clipped / middle) / math.log((MAX_POSITIONS - 1) / middle) * (middle - 1))
         rows = torch.where(clipped <= middle, distance, distance.sign() * far.long()) + buckets - 1
         return _with_cls(rows, 2 * buckets - 1)
 

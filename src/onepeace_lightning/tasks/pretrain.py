@@ -1,7 +1,7 @@
 """Pretraining: aligning and denoising contrast over any of the five data types (paper sections 3.3 and 3.4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
@@ -74,7 +74,7 @@ class PretrainTask(L.LightningModule):
         modalities: Sequence[str] = ("text", "image", "audio"),
         image_size: int | None = None,
         drop_path: float = 0.0,
-        objectives: Objectives = Objectives(),
+        objectives: Objectives = Objectives(),  # noqa: B008 (frozen)
         trainable: list[str] | None = None,
         init_from: str | None = None,
     ) -> None:
@@ -129,11 +129,16 @@ class PretrainTask(L.LightningModule):
             )
         self.galleries = list(data.val_names)
         types = [data.val[name].data_type or name for name in self.galleries]
-        self.recalls = nn.ModuleList(CrossModalRecall(*kind.split("-")) if "-" in kind else nn.Module() for kind in types)
+        self.recalls = nn.ModuleList(
+            CrossModalRecall(*kind.split("-")) if "-" in kind else nn.Module() for kind in types
+        )
         self.score_context = [
             f"preprocessing: {data.preprocessing.describe()}",
             f"tokenizer: {self.tokenizer.vocab_size} ids, fingerprint {self.tokenizer.fingerprint()}",
-            *(f"{name}: {data.val[name].path}, fingerprint {read_manifest(data.val[name].path).fingerprint()}" for name in self.galleries),
+            *(
+                f"{name}: {data.val[name].path}, fingerprint {read_manifest(data.val[name].path).fingerprint()}"
+                for name in self.galleries
+            ),
         ]
 
     def training_step(self, batches: Mapping[str, Batch], batch_idx: int) -> Tensor:
@@ -232,6 +237,10 @@ def _check(data_types: Sequence[str], modalities: Sequence[str], trainable: Sequ
         for data_type in data_types
         if data_type not in DATA_TYPES
     ]
-    problems += [f"data type {d!r} needs a modality out of {list(modalities)}" for d in data_types if not set(d.split("-")) <= set(modalities)]
+    problems += [
+        f"data type {d!r} needs a modality out of {list(modalities)}"
+        for d in data_types
+        if not set(d.split("-")) <= set(modalities)
+    ]
     problems += [f"trainable names {m!r}, out of {list(modalities)}" for m in trainable or () if m not in modalities]
     raise_all("task", problems if data_types else ["data_types is empty"])

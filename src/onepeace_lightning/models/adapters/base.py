@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..attention import RelativeBias
 from ..config import AdapterConfig, ModelConfig
-from ..layers import init_normal_
+from ..layers import BiasTables, init_normal_
 from ..tokens import Tokens
 
 
@@ -27,15 +27,11 @@ class Adapter(nn.Module):
         self.init_std = model.encoder.init_std
         self.cls_token = nn.Parameter(torch.empty(model.encoder.width))
         tables = model.encoder.depth if model.per_block_tables else 1
-        self.bias_tables = nn.ParameterList(
-            nn.Parameter(torch.empty(self.bias_rows(), model.encoder.heads)) for _ in range(tables)
-        )
+        self.bias_tables = BiasTables(tables, self.bias_rows(), model.encoder.heads)
 
     def reset_parameters(self) -> None:
-        """Draw CLS, zero the bias tables; subclasses add what they own themselves."""
+        """Draw CLS; subclasses add what they own themselves."""
         init_normal_(self.cls_token, self.init_std)
-        for table in self.bias_tables:
-            nn.init.zeros_(table)
 
     def embed(self, inputs: Any) -> Tokens:
         """All tokens of a batch of raw inputs, CLS first; once per batch, however many views are made of it."""

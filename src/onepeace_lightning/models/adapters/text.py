@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig, TextConfig
 from ..inputs import PAD, Text
-from ..layers import init_normal_
+from ..layers import Embedding, init_normal_
 from ..relative_position import sequence_buckets, sequence_rows
 from ..tokens import Tokens
 from .base import Adapter, register_adapter
@@ -20,16 +20,13 @@ class TextAdapter(Adapter):
 
     def __init__(self, config: TextConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
-        self.embedding = nn.Embedding(config.vocab_size, model.encoder.width, padding_idx=PAD)
+        self.embedding = Embedding(config.vocab_size, model.encoder.width, PAD, self.init_std)
         self.positions = nn.Parameter(torch.empty(config.positions, model.encoder.width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw embeddings and positions; the padding row is zero."""
+        """Draw CLS and positions."""
         super().reset_parameters()
-        init_normal_(self.embedding.weight, self.init_std)
-        with torch.no_grad():
-            self.embedding.weight[PAD].zero_()
         init_normal_(self.positions, self.init_std)
 
     def embed(self, inputs: Text) -> Tokens:
