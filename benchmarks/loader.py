@@ -6,7 +6,8 @@
   is read, decoded, transformed, tokenised and masked by the same ``Prepare``, on one thread, and thrown away: no
   shards, no shuffling, no batches, no way back.
 
-An epoch is several passes over the folder. Both start their processes inside the measured time. The data are made anew in a temporary folder: 256-pixel JPEGs of
+An epoch is several passes over the folder. Both start their processes inside the measured time. The data are made anew
+in a temporary folder: 256-pixel JPEGs of
 smooth noise, 5 s FLAC sounds at 44.1 kHz of noise under an envelope, and captions of 4 to 20 words.
 """
 

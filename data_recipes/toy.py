@@ -28,6 +28,7 @@ from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 TRAIN_TYPES = ("image-text", "audio-text", "image", "audio", "text")
 VAL_TYPES = ("image-text", "audio-text", "audio-image")
 
+COLOURED_SHARE = 0.5
 SINGLE_GROUP_SHARE = 0.25
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
 
@@ -160,8 +161,9 @@ def _render(sample: _Sample) -> dict[str, bytes]:
     if sample.data_type in ("audio", "audio-text", "audio-image"):
         fields["wav"] = _encode_sound(sample, rng)
     if sample.data_type not in ("image", "audio"):
+        # Half of the captions of pictures do not mention colours: these are what pictures and sounds have in common.
         # A text alone speaks of a picture or of a sound; audio-image has the caption that fits both.
-        coloured = sample.data_type == "image-text" or (sample.data_type == "text" and rng.random() < 0.5)
+        coloured = sample.data_type in ("image-text", "text") and rng.random() < COLOURED_SHARE
         fields["txt"] = caption(sample.combination, colours if coloured else None).encode()
     return fields
 
