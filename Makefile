@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TOY := data/toy/tokenizer/sentencepiece.model
 
-.PHONY: fit env toy test lint types bench
+.PHONY: fit env toy test lint types bench ablation
 
 fit: $(READY) $(TOY)
 	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
@@ -33,6 +33,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+ablation: $(READY) $(TOY)
+	$(BIN)/python docs/ablation.py
 
 bench: $(READY)
 	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py,$(wildcard benchmarks/*.py))); do \

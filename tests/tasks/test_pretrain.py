@@ -60,6 +60,8 @@ def test_wrong_settings_are_all_reported_at_once(tokenizer):
     with pytest.raises(ValueError, match="'video-text' is none of") as error:
         built(tokenizer, data_types=["video-text"], modalities=["text", "image"], trainable=["audio"])
     assert "trainable names 'audio'" in str(error.value)
+    with pytest.raises(ValueError, match="'image' teaches nothing without denoising"):
+        built(tokenizer, data_types=["image", "image-text"], objectives=Objectives(denoise=False))
 
 
 def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(tokenizer):

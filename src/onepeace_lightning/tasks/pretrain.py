@@ -92,7 +92,7 @@ class PretrainTask(L.LightningModule):
             image_size=image_size,
             drop_path=drop_path,
         )
-        _check(self.data_types, modalities, trainable)
+        _check(self.data_types, modalities, trainable, denoise=objectives.denoise)
         self.model: PretrainModel | None = None
         self.galleries: list[str] = []
         self.recalls = nn.ModuleList()
@@ -231,7 +231,9 @@ def _unpaired(name: str, paired: set[str]) -> bool:
     return name.startswith("heads.projections.") and name.split(".")[2] not in paired
 
 
-def _check(data_types: Sequence[str], modalities: Sequence[str], trainable: Sequence[str] | None) -> None:
+def _check(
+    data_types: Sequence[str], modalities: Sequence[str], trainable: Sequence[str] | None, *, denoise: bool
+) -> None:
     problems = [
         f"data type {data_type!r} is none of {', '.join(DATA_TYPES)}"
         for data_type in data_types
@@ -243,4 +245,7 @@ def _check(data_types: Sequence[str], modalities: Sequence[str], trainable: Sequ
         if not set(d.split("-")) <= set(modalities)
     ]
     problems += [f"trainable names {m!r}, out of {list(modalities)}" for m in trainable or () if m not in modalities]
+    problems += [
+        f"data type {d!r} teaches nothing without denoising" for d in data_types if not denoise and "-" not in d
+    ]
     raise_all("task", problems if data_types else ["data_types is empty"])
