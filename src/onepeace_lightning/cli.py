@@ -9,7 +9,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from .data import make_shards
+from onepeace_lightning.data import make_shards
 
 SHARD_COMMANDS: Any = {
     "from-csv": make_shards.from_csv,

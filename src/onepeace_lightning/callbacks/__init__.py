@@ -1,6 +1,6 @@
 """What a run shows and records."""
 
-from .gallery import RetrievalGallery
-from .results import ResultsTable
+from onepeace_lightning.callbacks.gallery import RetrievalGallery
+from onepeace_lightning.callbacks.results import ResultsTable
 
 __all__ = ["ResultsTable", "RetrievalGallery"]

@@ -12,8 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.config import PATCH, AudioConfig, DecoderConfig, ImageConfig, ModelConfig, TextConfig, TransformerConfig
-from .weights import fill
+from onepeace_lightning.checkpoints.weights import fill
+from onepeace_lightning.models.config import (
+    PATCH,
+    AudioConfig,
+    DecoderConfig,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+    TransformerConfig,
+)
 
 _MODALITY = "(text|image|audio)"
 _RULES: tuple[tuple[str, str], ...] = (

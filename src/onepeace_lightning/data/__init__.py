@@ -1,5 +1,5 @@
 """Streams of samples from shards."""
 
-from .pretrain import PretrainDataModule, StreamConfig
+from onepeace_lightning.data.pretrain import PretrainDataModule, StreamConfig
 
 __all__ = ["PretrainDataModule", "StreamConfig"]

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
-from ..models.backbone import Backbone
-from ..models.denoiser import hidden_rows
-from ..models.pretraining import PretrainModel
-from ..models.tokens import Tokens, View
-from .contrastive import Keys, aligning_contrast
-from .denoising import denoising_contrast
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
+from onepeace_lightning.losses.denoising import denoising_contrast
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.denoiser import hidden_rows
+from onepeace_lightning.models.pretraining import PretrainModel
+from onepeace_lightning.models.tokens import Tokens, View
 
 WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
 """Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""

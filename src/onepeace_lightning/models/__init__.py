@@ -1,11 +1,18 @@
 """The model in plain torch (paper section 3)."""
 
-from .adapters import Adapter, register_adapter
-from .backbone import Backbone
-from .config import AdapterConfig, AudioConfig, ImageConfig, ModelConfig, TextConfig, TransformerConfig
-from .inputs import Audio, Image, Text
-from .pretraining import PretrainModel
-from .tokens import Tokens
+from onepeace_lightning.models.adapters import Adapter, register_adapter
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.config import (
+    AdapterConfig,
+    AudioConfig,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+    TransformerConfig,
+)
+from onepeace_lightning.models.inputs import Audio, Image, Text
+from onepeace_lightning.models.pretraining import PretrainModel
+from onepeace_lightning.models.tokens import Tokens
 
 __all__ = [
     "Adapter", "AdapterConfig", "Audio", "AudioConfig", "Backbone", "Image", "ImageConfig", "ModelConfig",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Linear
-from .tokens import Packed, Sequences
+from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.tokens import Packed, Sequences
 
 
 @dataclass(frozen=True)

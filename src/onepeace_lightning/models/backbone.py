@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .adapters import Adapter, adapter_type
-from .attention import RelativeBias
-from .config import ModelConfig
-from .encoder import Encoder
-from .tokens import Tokens, View
+from onepeace_lightning.models.adapters import Adapter, adapter_type
+from onepeace_lightning.models.attention import RelativeBias
+from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.encoder import Encoder
+from onepeace_lightning.models.tokens import Tokens, View
 
 
 class Backbone(nn.Module):

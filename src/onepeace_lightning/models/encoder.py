@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, RelativeBias, dense_bias
-from .config import TransformerConfig
-from .layers import GeGLU
-from .tokens import Packed, Tokens, View, pack
+from onepeace_lightning.models.attention import Attention, RelativeBias, dense_bias
+from onepeace_lightning.models.config import TransformerConfig
+from onepeace_lightning.models.layers import GeGLU
+from onepeace_lightning.models.tokens import Packed, Tokens, View, pack
 
 
 class DropPath(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Linear
-from .tokens import View
+from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.tokens import View
 
 INITIAL_TEMPERATURE = 0.07
 

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from .backbone import Backbone
-from .config import ModelConfig
-from .denoiser import Denoiser
-from .heads import ContrastiveHeads
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.denoiser import Denoiser
+from onepeace_lightning.models.heads import ContrastiveHeads
 
 
 class PretrainModel(nn.Module):

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .layers import place, take
+from onepeace_lightning.models.layers import place, take
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """One LightningModule per task, all on one backbone."""
 
-from .pretrain import Optimization, PretrainTask
+from onepeace_lightning.tasks.pretrain import Optimization, PretrainTask
 
 __all__ = ["Optimization", "PretrainTask"]

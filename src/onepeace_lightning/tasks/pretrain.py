@@ -8,17 +8,17 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.weights import load_pretrained
-from ..data.batch import DATA_TYPES, Batch
-from ..data.shards import read_manifest
-from ..data.tokenizers import Tokenizer, load_tokenizer
-from ..data.tokenizers.base import clean_text
-from ..losses.pretraining import Objectives, pretraining_loss
-from ..metrics import CrossModalRecall, caption_ids
-from ..models.config import ModelConfig, Preset, raise_all
-from ..models.pretraining import PretrainModel
-from ..optim.parameters import modality_trainable, parameter_groups, stage2_trainable
-from ..optim.schedule import warmup_cosine
+from onepeace_lightning.checkpoints.weights import load_pretrained
+from onepeace_lightning.data.batch import DATA_TYPES, Batch
+from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer
+from onepeace_lightning.data.tokenizers.base import clean_text
+from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
+from onepeace_lightning.metrics import CrossModalRecall, caption_ids
+from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
+from onepeace_lightning.models.pretraining import PretrainModel
+from onepeace_lightning.optim.parameters import modality_trainable, parameter_groups, stage2_trainable
+from onepeace_lightning.optim.schedule import warmup_cosine
 
 SCORE = "R@1"
 """What the mean over trained pairs is taken of: the monitored ``val/mean_R@1``."""

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import AudioConfig, ModelConfig
-from ..inputs import Audio
-from ..layers import ChannelNorm, Linear, init_normal_
-from ..relative_position import sequence_buckets, sequence_rows
-from ..tokens import Tokens
-from .base import Adapter, register_adapter
+from onepeace_lightning.models.adapters.base import Adapter, register_adapter
+from onepeace_lightning.models.config import AudioConfig, ModelConfig
+from onepeace_lightning.models.inputs import Audio
+from onepeace_lightning.models.layers import ChannelNorm, Linear, init_normal_
+from onepeace_lightning.models.relative_position import sequence_buckets, sequence_rows
+from onepeace_lightning.models.tokens import Tokens
 
 KERNELS_AND_STRIDES = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 """Of the feature convolutions: one frame every 320 samples at 16 kHz."""

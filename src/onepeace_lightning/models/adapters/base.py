@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..attention import RelativeBias
-from ..config import AdapterConfig, ModelConfig
-from ..layers import BiasTables, init_normal_
-from ..tokens import Tokens
+from onepeace_lightning.models.attention import RelativeBias
+from onepeace_lightning.models.config import AdapterConfig, ModelConfig
+from onepeace_lightning.models.layers import BiasTables, init_normal_
+from onepeace_lightning.models.tokens import Tokens
 
 
 class Adapter(nn.Module):

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import PATCH, ImageConfig, ModelConfig
-from ..inputs import Image
-from ..layers import ChannelNorm, init_normal_
-from ..relative_position import grid_buckets, grid_rows
-from ..tokens import Tokens
-from .base import Adapter, register_adapter
+from onepeace_lightning.models.adapters.base import Adapter, register_adapter
+from onepeace_lightning.models.config import PATCH, ImageConfig, ModelConfig
+from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.models.layers import ChannelNorm, init_normal_
+from onepeace_lightning.models.relative_position import grid_buckets, grid_rows
+from onepeace_lightning.models.tokens import Tokens
 
 
 class PatchConv(nn.Conv2d):

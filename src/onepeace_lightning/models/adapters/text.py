@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, TextConfig
-from ..inputs import PAD, Text
-from ..layers import Embedding, init_normal_
-from ..relative_position import sequence_buckets, sequence_rows
-from ..tokens import Tokens
-from .base import Adapter, register_adapter
+from onepeace_lightning.models.adapters.base import Adapter, register_adapter
+from onepeace_lightning.models.config import ModelConfig, TextConfig
+from onepeace_lightning.models.inputs import PAD, Text
+from onepeace_lightning.models.layers import Embedding, init_normal_
+from onepeace_lightning.models.relative_position import sequence_buckets, sequence_rows
+from onepeace_lightning.models.tokens import Tokens
 
 
 @register_adapter
