@@ -1,5 +1,6 @@
 """The pretraining task as a LightningModule."""
 
+import lightning as L
 import pytest
 import torch
 
@@ -72,3 +73,16 @@ def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(tokenizer):
     torch.testing.assert_close(whole["image"].norm(dim=1), torch.ones(3))
     alone = task.embed({"image": type(inputs["image"])(inputs["image"].pixels[:1])})
     torch.testing.assert_close(alone["image"], whole["image"][:1], atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_opens_with_the_arguments_it_was_made_with(tokenizer, tmp_path):
+    task = built(tokenizer, data_types=["image-text"])
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    again = PretrainTask.load_from_checkpoint(
+        tmp_path / "task.ckpt", tokenizer=tokenizer, optimization=Optimization(total_steps=1, warmup_steps=0),
+        image_size=task.config.adapters["image"].image_size,
+    )  # fmt: skip
+    for name, tensor in task.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
