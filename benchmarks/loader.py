@@ -7,8 +7,8 @@
   shards, no shuffling, no batches, no way back.
 
 An epoch is several passes over the folder. Both start their processes inside the measured time. The data are made anew
-in a temporary folder: 256-pixel JPEGs of
-smooth noise, 5 s FLAC sounds at 44.1 kHz of noise under an envelope, and captions of 4 to 20 words.
+in a temporary folder: 256-pixel JPEGs of smooth noise, 5 s FLAC sounds at 44.1 kHz of noise under an envelope, and
+captions of 4 to 20 words.
 """
 
 import io
@@ -131,6 +131,14 @@ def _read_all(reader: Callable[..., None], root: Path, *options: int) -> None:
         reader(root, data_type, *options)
 
 
+def _epochs(root: Path, data_type: str, passes: int, batch_size: int, repetitions: int) -> dict[str, list[float]]:
+    ways = {
+        LOADER: lambda _: read_with_loader(root, data_type, passes, batch_size),
+        BARE: lambda _: read_bare(root, data_type, passes),
+    }
+    return interleaved(ways, repetitions)
+
+
 def run(
     image_text: int = 768,
     audio_text: int = 256,
@@ -164,16 +172,7 @@ def run(
             LOADER: in_fresh_process(_read_all, read_with_loader, root, passes, batch_size),
             BARE: in_fresh_process(_read_all, read_bare, root, passes),
         }
-        times = {
-            data_type: interleaved(
-                {
-                    LOADER: lambda _, data_type=data_type: read_with_loader(root, data_type, passes, batch_size),  # type: ignore[misc]
-                    BARE: lambda _, data_type=data_type: read_bare(root, data_type, passes),  # type: ignore[misc]
-                },
-                repetitions,
-            )
-            for data_type in counts
-        }
+        times = {data_type: _epochs(root, data_type, passes, batch_size, repetitions) for data_type in counts}
     totals = {
         way: [sum(both) for both in zip(*(times[name][way] for name in counts), strict=True)] for way in (LOADER, BARE)
     }

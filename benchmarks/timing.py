@@ -1,15 +1,18 @@
 """What all benchmarks share: interleaved timing, peak memory of a process of its own, and the printed result."""
 
 import multiprocessing
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+_STATUS = Path("/proc/self/status")
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
@@ -27,18 +30,24 @@ class PeakMemory:
 
 
 def in_fresh_process(function: Callable[..., object], *arguments: Any) -> PeakMemory:
-    """Call a function of a module in a new process and give that process's peak resident memory.
-
-    Linux lets a child's peak begin at the memory of its parent, so measure before the calling process grows.
-    """
+    """Call a function of a module in a new process and give that process's peak resident memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_of, function, arguments).result()
 
 
 def _peak_of(function: Callable[..., object], arguments: tuple[Any, ...]) -> PeakMemory:
     function(*arguments)
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return PeakMemory(own * _RSS_UNIT, children * _RSS_UNIT)
+    return PeakMemory(_own_peak(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RSS_UNIT)
+
+
+def _own_peak() -> int:
+    if _STATUS.exists():
+        # On Linux, ru_maxrss of a spawned process begins at the memory of the process that spawned it.
+        kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        if kilobytes is None:
+            raise RuntimeError(f"{_STATUS} has no line VmHWM, which says the peak memory")
+        return int(kilobytes[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
 
 
 def interleaved(variants: Mapping[str, Callable[[int], object]], repetitions: int) -> dict[str, list[float]]:
