@@ -70,12 +70,14 @@ class TextConfig(AdapterConfig):
         vocab_size: token ids.
         positions: rows of the absolute position table, CLS included: the longest sequence.
         buckets: of the relative bias.
+        type_embedding: a vector is added to every token, for tasks with two images.
     """
 
     modality: ClassVar[str] = "text"
     vocab_size: int = 50264
     positions: int = 514
     buckets: int = 256
+    type_embedding: bool = False
 
     def __post_init__(self) -> None:
         problems = [f"vocab_size is {self.vocab_size}, must be above the 4 special ids"] if self.vocab_size < 5 else []
@@ -89,11 +91,13 @@ class ImageConfig(AdapterConfig):
     Attributes:
         image_size: side in pixels that the relative bias is made for, a multiple of 16.
         position_grid: side of the learned absolute position grid in patches; None: that of ``image_size``.
+        type_embedding: a vector is added to every token, and a further one to those of a second image.
     """
 
     modality: ClassVar[str] = "image"
     image_size: int = 256
     position_grid: int | None = None
+    type_embedding: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < PATCH or self.image_size % PATCH:
@@ -103,6 +107,10 @@ class ImageConfig(AdapterConfig):
     def grid(self) -> int:
         """Patches along a side."""
         return self.image_size // PATCH
+
+    def resized(self, image_size: int) -> "ImageConfig":
+        """The same for images of another side; the learned position grid stays what it is."""
+        return replace(self, image_size=image_size, position_grid=self.position_grid or self.grid)
 
 
 @dataclass(frozen=True, kw_only=True)

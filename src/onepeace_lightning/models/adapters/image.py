@@ -59,12 +59,18 @@ class ImageAdapter(Adapter):
         )
         grid = config.position_grid or config.grid
         self.positions = nn.Parameter(torch.empty(1 + grid**2, width))
+        if config.type_embedding:
+            self.type_embedding = nn.Parameter(torch.empty(1, width))
+            self.type_embedding_second = nn.Parameter(torch.empty(1, width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw CLS and positions."""
+        """Draw CLS and positions; type embeddings start at zero."""
         super().reset_parameters()
         init_normal_(self.positions, self.init_std)
+        if self.config.type_embedding:
+            nn.init.zeros_(self.type_embedding)
+            nn.init.zeros_(self.type_embedding_second)
 
     def embed(self, inputs: Image) -> Tokens:
         """[CLS; patches] + positions.
@@ -81,7 +87,19 @@ class ImageAdapter(Adapter):
         patches_BND = self.stem(inputs.pixels).flatten(2).transpose(1, 2)
         x_BLD = torch.cat([self.cls_token.expand(batch, 1, -1), patches_BND], 1)
         x_BLD = x_BLD + grid_positions(self.positions, self.config.grid)
+        if self.config.type_embedding:
+            x_BLD = x_BLD + self.type_embedding
         return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * batch)
+
+    def as_second(self, tokens: Tokens) -> Tokens:
+        """``embed``'s tokens marked as those of a sample's second image.
+
+        Raises:
+            ValueError: where the model was built without type embeddings.
+        """
+        if not self.config.type_embedding:
+            raise ValueError("a second image needs type embeddings: set type_embedding=True for text and image")
+        return tokens.with_values(tokens.values_TD + self.type_embedding_second)
 
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""

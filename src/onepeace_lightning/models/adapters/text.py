@@ -22,12 +22,16 @@ class TextAdapter(Adapter):
         super().__init__(config, model)
         self.embedding = Embedding(config.vocab_size, model.encoder.width, PAD, self.init_std)
         self.positions = nn.Parameter(torch.empty(config.positions, model.encoder.width))
+        if config.type_embedding:
+            self.type_embedding = nn.Parameter(torch.empty(1, model.encoder.width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw CLS and positions."""
+        """Draw CLS and positions; the type embedding starts at zero."""
         super().reset_parameters()
         init_normal_(self.positions, self.init_std)
+        if self.config.type_embedding:
+            nn.init.zeros_(self.type_embedding)
 
     def embed(self, inputs: Text) -> Tokens:
         """[CLS; embedding] + positions.
@@ -42,6 +46,8 @@ class TextAdapter(Adapter):
             )
         cls_B1D = self.cls_token.expand(batch, 1, -1)
         x_BLD = torch.cat([cls_B1D, self.embedding(inputs.ids_BL)], 1) + self.positions[: length + 1]
+        if self.config.type_embedding:
+            x_BLD = x_BLD + self.type_embedding
         return Tokens.of_padded(x_BLD, (inputs.lengths + 1).tolist())
 
     def bias_rows(self) -> int:
