@@ -1,18 +1,19 @@
-"""The original project's checkpoints: parameter names and sizes.
-
-A checkpoint is ``{"cfg": {...}, "model": {name: tensor}}``; names are translated by the ordered rules below.
-"""
+"""Reading the original project's checkpoints, ``{"cfg": {...}, "model": {name: tensor}}``; ``export`` writes them."""
 
 import ast
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.checkpoints.weights import fill
+from onepeace_lightning.checkpoints.names import MODALITIES, name_map, original_name
+from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
+from onepeace_lightning.checkpoints.weights import LoadReport, fill, listed, never, read_checkpoint
+from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import (
     PATCH,
     AudioConfig,
@@ -21,139 +22,284 @@ from onepeace_lightning.models.config import (
     ModelConfig,
     TextConfig,
     TransformerConfig,
+    raise_all,
 )
+from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.pretraining import PretrainModel
 
-_MODALITY = "(text|image|audio)"
-_RULES: tuple[tuple[str, str], ...] = (
-    (r"^logit_scale$", "heads.logit_scale"),
-    (rf"^{_MODALITY}_proj\.", r"heads.projections.\1."),
-    (rf"^{_MODALITY}_mask_token$", r"denoiser.inputs.\1.mask_token"),
-    (rf"^decoder_{_MODALITY}_embed\.", r"denoiser.inputs.\1.project."),
-    (rf"^{_MODALITY}_mask_head\.", r"denoiser.outputs.\1."),
-    (rf"^decoder_wrapper\.{_MODALITY}_adapter\.(embed_positions\.weight|pos_embed)$", r"denoiser.inputs.\1.positions"),
-    (r"^decoder_wrapper\.fusion_model\.", "denoiser.decoder."),
-    (r"^encoder_wrapper\.fusion_model\.", "backbone.encoder."),
-    (rf"^encoder_wrapper\.{_MODALITY}_adapter\.", r"backbone.adapters.\1."),
-    # in an adapter
-    (r"\.cls_embedding$", ".cls_token"),
-    (r"\.rel_pos_table_list\.(\d+)\.weight$", r".bias_tables.\1"),
-    (r"(adapters\.text)\.embed_tokens\.", r"\1.embedding."),
-    (r"(adapters\.text)\.embed_positions\.weight$", r"\1.positions"),
-    (r"(adapters\.image)\.pos_embed$", r"\1.positions"),
-    (r"(adapters\.image)\.embed_images\.(\d)\.(?:layer_norm\.)?", r"\1.stem.\2."),
-    (r"(adapters\.audio)\.cls_pos_embed$", r"\1.cls_position"),
-    (r"(adapters\.audio)\.embed_audios\.0\.conv_layers\.(\d)\.0\.", r"\1.features.\2.0."),
-    (r"(adapters\.audio)\.embed_audios\.0\.conv_layers\.(\d)\.2\.1\.", r"\1.features.\2.1."),
-    (r"(adapters\.audio)\.embed_audios\.2\.", r"\1.norm."),
-    (r"(adapters\.audio)\.embed_audios\.3\.", r"\1.project."),
-    # in a stack of blocks
-    (rf"\.{_MODALITY}_layer_norm\.", r".norms.\1."),
-    (r"\.layers\.(\d+)\.", r".blocks.\1."),
-    (r"\.self_attn_layer_norm\.", ".norm_attention."),
-    (r"\.final_layer_norm\.", ".norm_ffn."),
-    (r"\.self_attn\.q_proj\.", ".attention.query."),
-    (r"\.self_attn\.k_proj\.", ".attention.key."),
-    (r"\.self_attn\.v_proj\.", ".attention.value."),
-    (r"\.self_attn\.out_proj\.", ".attention.out."),
-    (r"\.self_attn\.ln\.", ".attention.norm."),
-    (rf"\.{_MODALITY}_ffn\.0\.wi_0\.", r".ffns.\1.gate."),
-    (rf"\.{_MODALITY}_ffn\.0\.wi_1\.", r".ffns.\1.up."),
-    (rf"\.{_MODALITY}_ffn\.2\.", r".ffns.\1.norm."),
-    (rf"\.{_MODALITY}_ffn\.3\.", r".ffns.\1.down."),
-)
-_POSITION_CONV = re.compile(r"(adapters\.audio)\.embed_positions\.(\d+)\.0\.")
-_UNUSED = re.compile(
-    r"^decoder_wrapper\.\w+_adapter\.cls_embedding$|_adapter\.mask_embedding$|\.(rp_bucket|position_idx|version)$"
-)
-"""Parameters that the original never uses, and its buffers."""
+OriginalModel = PretrainModel | ClassifyModel | Backbone
 
-
-def our_name(original: str) -> str | None:
-    """This project's name of a parameter; None for one that is present but unused."""
-    if _UNUSED.search(original):
-        return None
-    name = original
-    for pattern, replacement in _RULES:
-        name = re.sub(pattern, replacement, name)
-    # Positional layers are counted from 1 there.
-    return _POSITION_CONV.sub(lambda found: f"{found[1]}.position_convs.{int(found[2]) - 1}.", name)
-
-
-def name_map(names: Iterable[str]) -> dict[str, str]:
-    """Original name to ours, without the unused ones."""
-    return {name: ours for name in names if (ours := our_name(name)) is not None}
+# Choices that the original's cfg leaves open and this model has made.
+STACK_CHOICES = {
+    "normalize_before": True,
+    "magneto_scale_attn": True,
+    "scale_attn": False,
+    "scale_fc": True,
+    "scale_heads": False,
+    "activation_fn": "gelu",
+}
+_ADAPTER = {"layernorm_embedding": False, "use_attn_bias": True}
+ADAPTER_CHOICES: dict[str, dict[str, Any]] = {
+    "text": _ADAPTER,
+    "image": _ADAPTER | {"vision_encoder_type": "hmlp"},
+    "audio": _ADAPTER | {"abs_pos_type": "conv", "conv_pos_pre_ln": False, "conv_bias": False},
+}
+HEAD_CHOICES = {"attn_pooling": True}
 
 
 def read_original(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file, nothing in it executed, tensors mapped from disk."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """The content of a checkpoint file, nothing in it executed, tensors mapped from disk.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is refused, damaged, or not a checkpoint of the original project.
+    """
+    checkpoint = read_checkpoint(path)
+    cfg, tensors = checkpoint.get("cfg"), checkpoint.get("model")
+    model_cfg = cfg.get("model") if isinstance(cfg, Mapping) else None
+    if not isinstance(model_cfg, Mapping) or not isinstance(model_cfg.get("encoder"), Mapping):
+        raise ValueError(
+            f"{path} is no checkpoint of the original ONE-PEACE: it has {sorted(map(str, checkpoint))} and no sizes in"
+            " cfg['model']['encoder']"
+        )
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} is no checkpoint of the original ONE-PEACE: its 'model' is not a mapping to tensors")
+    if not any(name.startswith("encoder_wrapper.") for name in tensors):
+        raise ValueError(
+            f"{path} is a checkpoint of another model: none of its tensors is called encoder_wrapper.…; it has"
+            f" {listed(sorted(tensors)[:5], ', ')} …"
+        )
+    return checkpoint
 
 
 def config_from_original(checkpoint: Mapping[str, Any]) -> ModelConfig:
-    """Sizes from ``cfg``; those that ``cfg`` does not hold (vocabulary, position rows) from the tensors.
+    """Sizes from ``cfg``; those that it does not hold from the tensors, as is which modalities there are.
+
+    Raises:
+        ValueError: where ``cfg`` asks for something that this model does not have, or a size is nowhere to be found.
+    """
+    cfg, state = checkpoint["cfg"]["model"], _State(checkpoint["model"])
+    encoder = cfg["encoder"]
+    adapters = {
+        name: encoder.get(f"{name}_adapter", {}) for name in MODALITIES if state.has(f"backbone.adapters.{name}.")
+    }
+    differing = _differing(encoder, STACK_CHOICES, "encoder")
+    for name, adapter in adapters.items():
+        differing += _differing(adapter, ADAPTER_CHOICES[name], f"encoder.{name}_adapter")
+    decoder = DecoderConfig()
+    if state.has("denoiser.decoder."):
+        differing += _differing(cfg.get("decoder", {}), STACK_CHOICES, "decoder")
+        decoder = DecoderConfig(
+            transformer=_transformer(cfg.get("decoder", {}), state, "denoiser.decoder", adapters),
+            positions={name: state.shape(f"denoiser.inputs.{name}.positions")[0] for name in adapters},
+        )
+    raise_all("this model does not have what the checkpoint's cfg asks for", differing)
+    readers = {"text": _text, "image": _image, "audio": _audio}
+    return ModelConfig(
+        encoder=_transformer(encoder, state, "backbone.encoder", adapters),
+        adapters={name: readers[name](adapter, state) for name, adapter in adapters.items()},
+        decoder=decoder,
+        per_block_tables=any(state.has(f"backbone.adapters.{name}.bias_tables.1") for name in adapters),
+    )
+
+
+def head_from_original(checkpoint: Mapping[str, Any]) -> PoolingConfig | None:
+    """The pooling head of a classification checkpoint; None for any other.
 
     Raises:
         ValueError: where ``cfg`` asks for something that this model does not have.
     """
-    cfg, tensors = checkpoint["cfg"]["model"], checkpoint["model"]
-    encoder, decoder = cfg["encoder"], cfg["decoder"]
-
-    def rows(name: str) -> int:
-        return tensors[name].shape[0]
-
-    image, audio = encoder["image_adapter"], encoder["audio_adapter"]
-    return ModelConfig(
-        encoder=_transformer(encoder),
-        adapters={
-            "text": TextConfig(
-                vocab_size=rows("encoder_wrapper.text_adapter.embed_tokens.weight"),
-                positions=rows("encoder_wrapper.text_adapter.embed_positions.weight"),
-                buckets=encoder["text_adapter"]["bucket_size"],
-            ),
-            "image": ImageConfig(image_size=image["rel_bucket_size"] * PATCH, position_grid=image["bucket_size"]),
-            "audio": AudioConfig(
-                channels=_channels(audio["feature_encoder_spec"]),
-                position_depth=audio["conv_pos_depth"],
-                position_kernel=audio["conv_pos_width"] // audio["conv_pos_depth"],
-                position_groups=audio["conv_pos_groups"],
-                buckets=audio["bucket_size"],
-            ),
-        },
-        decoder=DecoderConfig(
-            transformer=_transformer(decoder),
-            positions={
-                "text": rows("decoder_wrapper.text_adapter.embed_positions.weight"),
-                "image": rows("decoder_wrapper.image_adapter.pos_embed"),
-                "audio": rows("decoder_wrapper.audio_adapter.embed_positions.weight"),
-            },
-        ),
-        per_block_tables="encoder_wrapper.text_adapter.rel_pos_table_list.1.weight" in tensors,
+    cfg, state = checkpoint["cfg"]["model"], _State(checkpoint["model"])
+    if not state.has("head."):
+        return None
+    raise_all("this model does not have what the checkpoint's cfg asks for", _differing(cfg, HEAD_CHOICES, "model"))
+    width = state.shape("head.norm.weight")[0]
+    present = [name for name in MODALITIES if state.has(f"backbone.adapters.{name}.")]
+    return PoolingConfig(
+        outputs=state.shape("head.classifier.3.weight")[0],
+        modality="image" if cfg.get("use_image_features") else present[0],
+        images=state.shape("head.classifier.0.weight")[1] // width,
+        pooler=cfg.get("use_pooler", state.has("head.pooler.")),
+        expansion=cfg.get("head_scale_ratio", 2),
     )
 
 
-def load_original(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into a model of the same sizes.
+def model_from_original(
+    checkpoint: Mapping[str, Any],
+    *,
+    modalities: Collection[str] | None = None,
+    image_size: int | None = None,
+    per_block_tables: bool = False,
+    may_miss: Callable[[str], bool] = never,
+) -> tuple[OriginalModel, LoadReport]:
+    """The model that a checkpoint holds, its tensors mapped from the file that ``read_original`` opened.
+
+    Which it is follows from the tensors: a ``PretrainModel`` (with a denoiser where there is a decoder) for pretraining
+    and retrieval, a ``ClassifyModel`` where there is a classification head, a bare ``Backbone`` where there is neither.
+
+    Args:
+        checkpoint: from ``read_original``.
+        modalities: only these (the image branch alone: ``["image"]``); None: all that the checkpoint has.
+        image_size: side of the images in pixels; None: the checkpoint's.
+        per_block_tables: give each block a copy of relative bias tables that all share, for fine-tuning.
+        may_miss: tells by name which tensors may keep their initial values where the checkpoint lacks them.
 
     Raises:
-        ValueError: listing every missing, unexpected and misshapen tensor.
+        ValueError: for a modality or image that the checkpoint lacks, missing tensors, or ones that contradict ``cfg``.
     """
+    config, head = config_from_original(checkpoint), head_from_original(checkpoint)
+    state = _State(checkpoint["model"])
+
+    def build(sizes: ModelConfig) -> OriginalModel:
+        with torch.device("meta"):
+            if head is not None:
+                return ClassifyModel(sizes, head)
+            if state.has("heads."):
+                return PretrainModel(sizes, denoise=state.has("denoiser.decoder."))
+            return Backbone(sizes)
+
+    model = build(config)
+    _check_against_cfg(model, checkpoint["model"])
+    wanted = config
+    if modalities is not None:
+        if lacking := sorted(set(modalities) - set(config.adapters)):
+            raise ValueError(f"the checkpoint has no {', '.join(lacking)}; it has {', '.join(config.adapters)}")
+        wanted = replace(wanted, adapters={k: v for k, v in wanted.adapters.items() if k in modalities})
+    if image_size is not None or per_block_tables:
+        tables = per_block_tables or config.per_block_tables
+        wanted = replace(for_finetuning(wanted, image_size), per_block_tables=tables)
+    if wanted != config:
+        model = build(wanted)
+    return model, load_original(model, checkpoint["model"], may_miss)
+
+
+def named(model: nn.Module) -> nn.Module:
+    """A bare backbone under the name that it has in every model; any other model as it is."""
+    return nn.ModuleDict({"backbone": model}) if isinstance(model, Backbone) else model
+
+
+def load_original(
+    model: nn.Module, tensors: Mapping[str, Tensor], may_miss: Callable[[str], bool] = never
+) -> LoadReport:
+    """Fill a model from a checkpoint's tensors, relative bias tables fitted to the model's images and blocks.
+
+    Tensors that the model has no place for (a decoder, another modality) are reported and logged.
+
+    Args:
+        model: a pretraining or classification model, or a backbone; on the meta device it takes the tensors themselves.
+        tensors: the checkpoint's ``model``.
+        may_miss: tells by name which tensors may keep their initial values where the checkpoint lacks them.
+
+    Raises:
+        ValueError: listing every missing and misshapen tensor.
+    """
+    model = named(model)
+    state, resized = fit_tables(model, _in_our_shapes(model, tensors))
+    report = fill(model, state, "the original's checkpoint", may_miss, may_drop=lambda name: True)
+    return replace(report, resized=resized)
+
+
+class _State:
+    """A checkpoint's tensors by this project's names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = {ours: tensors[original] for original, ours in name_map(tensors).items()}
+
+    def has(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.tensors)
+
+    def shape(self, name: str) -> torch.Size:
+        if name not in self.tensors:
+            raise ValueError(f"the checkpoint does not fit: it lacks {name} ({original_name(name)})")
+        return self.tensors[name].shape
+
+    def count(self, prefix: str) -> int:
+        """Members of a list of modules or parameters."""
+        indices = {name.removeprefix(prefix).split(".")[0] for name in self.tensors if name.startswith(prefix)}
+        return len(indices)
+
+
+def _in_our_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own = model.state_dict()
-    state = {ours: tensors[original] for original, ours in name_map(tensors).items()}
+    state = _State(tensors).tensors
     for name, tensor in state.items():
-        # The original keeps vectors in tensors of up to three dimensions.
+        # The original keeps vectors in tensors of up to four dimensions.
         if name in own and tensor.squeeze().shape == own[name].squeeze().shape:
             state[name] = tensor.reshape(own[name].shape)
-    fill(model, state, "the original's checkpoint")
+    return state
 
 
-def _transformer(cfg: Mapping[str, Any]) -> TransformerConfig:
+def _check_against_cfg(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    model = named(model)
+    own, state = model.state_dict(), _in_our_shapes(model, tensors)
+    problems = [
+        f"{name} is {tuple(tensor.shape)}, cfg makes it {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    problems += [f"{name} has no place" for name in state if name not in own and original_name(name) is not None]
+    if problems:
+        raise ValueError(f"the checkpoint's tensors contradict its cfg: {listed(problems, '; ')}")
+
+
+def _differing(cfg: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> list[str]:
+    return [
+        f"{where}.{key} is {cfg[key]!r}, only {value!r} is known"
+        for key, value in expected.items()
+        if key in cfg and cfg[key] != value
+    ]
+
+
+def _transformer(cfg: Mapping[str, Any], state: _State, stack: str, modalities: Collection[str]) -> TransformerConfig:
+    first = f"{stack}.blocks.0."
+    modality = next(iter(modalities), "text")
+    gamma = cfg.get("use_layer_scale", state.has(first + "gamma_1"))
+    heads = cfg.get("attention_heads")
+    if heads is None:
+        if stack != "backbone.encoder":
+            raise ValueError("the checkpoint's cfg['model']['decoder'] lacks attention_heads")
+        heads = state.shape(f"backbone.adapters.{modality}.bias_tables.0")[1]
     return TransformerConfig(
-        width=cfg["embed_dim"],
-        depth=cfg["layers"],
-        heads=cfg["attention_heads"],
-        ffn_width=cfg["ffn_embed_dim"],
-        drop_path=cfg["drop_path_rate"],
-        layer_scale=cfg["layer_scale_init_value"] if cfg["use_layer_scale"] else None,
+        width=cfg.get("embed_dim") or state.shape(first + "norm_attention.weight")[0],
+        depth=cfg.get("layers") or state.count(f"{stack}.blocks."),
+        heads=heads,
+        ffn_width=cfg.get("ffn_embed_dim") or state.shape(f"{first}ffns.{modality}.down.weight")[1],
+        drop_path=cfg.get("drop_path_rate", 0.0),
+        layer_scale=cfg.get("layer_scale_init_value", 1e-6) if gamma else None,
+    )
+
+
+def _text(cfg: Mapping[str, Any], state: _State) -> TextConfig:
+    name = "backbone.adapters.text."
+    return TextConfig(
+        vocab_size=state.shape(name + "embedding.weight")[0],
+        positions=state.shape(name + "positions")[0],
+        buckets=cfg.get("bucket_size") or (state.shape(name + "bias_tables.0")[0] - 2) // 2,
+        type_embedding=cfg.get("add_type_embedding", state.has(name + "type_embedding")),
+    )
+
+
+def _image(cfg: Mapping[str, Any], state: _State) -> ImageConfig:
+    name = "backbone.adapters.image."
+    grid = cfg.get("rel_bucket_size") or (math.isqrt(state.shape(name + "bias_tables.0")[0] - 3) + 1) // 2
+    return ImageConfig(
+        image_size=grid * PATCH,
+        position_grid=cfg.get("bucket_size") or math.isqrt(state.shape(name + "positions")[0] - 1),
+        type_embedding=cfg.get("add_type_embedding", state.has(name + "type_embedding")),
+    )
+
+
+def _audio(cfg: Mapping[str, Any], state: _State) -> AudioConfig:
+    name = "backbone.adapters.audio."
+    spec = cfg.get("feature_encoder_spec")
+    depth = cfg.get("conv_pos_depth") or state.count(name + "position_convs.")
+    width, per_group, kernel = state.shape(name + "position_convs.0.weight")
+    return AudioConfig(
+        channels=_channels(spec) if spec else state.shape(name + "norm.weight")[0],
+        position_depth=depth,
+        position_kernel=cfg["conv_pos_width"] // depth if "conv_pos_width" in cfg else kernel,
+        position_groups=cfg.get("conv_pos_groups") or width // per_group,
+        buckets=cfg.get("bucket_size") or (state.shape(name + "bias_tables.0")[0] - 2) // 2,
     )
 
 
