@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_image, load_waveform
@@ -144,7 +145,8 @@ def _field(raw: Mapping[str, Any], modality: str) -> bytes:
 
 _JOIN: dict[str, Callable[[Sequence[Any]], Any]] = {
     "text": Text.pad,
-    "image": lambda pixels: Image(torch.stack(list(pixels))),
+    # in a data worker, default_collate stacks straight into shared memory
+    "image": lambda pixels: Image(default_collate(list(pixels))),
     "audio": Audio.pad,
 }
 

@@ -18,7 +18,7 @@ def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor,
         target_M: each hidden token's own row of ``teacher_ND``.
         smoothing: e.
     """
-    logits = F.normalize(student_MD, dim=-1) @ F.normalize(teacher_ND.detach(), dim=-1).T / TEMPERATURE
+    logits = F.normalize(student_MD, dim=-1) / TEMPERATURE @ F.normalize(teacher_ND.detach(), dim=-1).T
     candidates = len(teacher_ND)
     # PyTorch spreads its smoothing over all N candidates, the target included.
     spread = smoothing * candidates / (candidates - 1) if candidates > 1 else 0.0

@@ -52,17 +52,25 @@ def dense_bias(sequences: Sequences, biases: Mapping[str, RelativeBias]) -> Tens
 
 def attend(q_BHLE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, bias: Tensor | None, valid_BL: Tensor | None) -> Tensor:
     """softmax(q kᵀ / sqrt(E) + bias) v over valid keys, (B, H, L, E); the softmax is in float32."""
-    if bias is not None and bias.requires_grad and torch.is_grad_enabled() and not q_BHLE.is_cuda:
-        # On CPU, scaled_dot_product_attention has no fast kernel with a gradient for the bias.
-        logits = (q_BHLE * q_BHLE.shape[-1] ** -0.5 @ k_BHLE.mT).float() + bias
+    if _plain_is_faster(q_BHLE, bias):
+        # The product is a fresh tensor that no gradient needs, so it is added to in place.
+        logits = (q_BHLE * q_BHLE.shape[-1] ** -0.5 @ k_BHLE.mT).float()
+        if bias is not None:
+            logits += bias
         if valid_BL is not None:
-            logits = logits.masked_fill(~valid_BL[:, None, None, :], -torch.inf)
+            logits += torch.zeros_like(valid_BL, dtype=torch.float).masked_fill_(~valid_BL, -torch.inf)[:, None, None]
         return logits.softmax(-1).to(v_BHLE.dtype) @ v_BHLE
     mask = bias if bias is None else bias.to(q_BHLE.dtype)
     if valid_BL is not None:
         keys = valid_BL[:, None, None, :]
         mask = keys if mask is None else mask.masked_fill(~keys, -torch.inf)
     return F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=mask)
+
+
+def _plain_is_faster(q_BHLE: Tensor, bias: Tensor | None) -> bool:
+    """On CPU, scaled_dot_product_attention is slow in bfloat16 and has no kernel with a gradient for the bias."""
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return q_BHLE.device.type == "cpu" and (learned or q_BHLE.dtype == torch.bfloat16)
 
 
 class Attention(nn.Module):
@@ -79,11 +87,13 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, packed: Packed, biases: Sequence[Tensor | None]) -> Tensor:
         """(T, D) -> (T, D); one bias per view, as ``dense_bias`` makes it."""
-        q, k, v = (packed.to_padded(project(x_TD)) for project in (self.query, self.key, self.value))
+        # split: the backward of a slice would allocate and add the whole
+        sizes = [batch * length for batch, length in (sequences.shape for sequences in packed.sequences)]
+        q, k, v = (packed.to_padded(project(x_TD)).split(sizes) for project in (self.query, self.key, self.value))
         views = []
-        for sequences, bias in zip(packed.sequences, biases, strict=True):
-            q_v, k_v, v_v = (self._heads(part[sequences.rows], sequences.shape) for part in (q, k, v))
-            views.append(attend(q_v, k_v, v_v, bias, sequences.valid_BL).transpose(1, 2).flatten(2).flatten(0, 1))
+        for sequences, bias, *qkv in zip(packed.sequences, biases, q, k, v, strict=True):
+            heads = (self._heads(rows_RD, sequences.shape) for rows_RD in qkv)
+            views.append(attend(*heads, bias, sequences.valid_BL).transpose(1, 2).flatten(2).flatten(0, 1))
         return self.out(self.norm(packed.to_flat(torch.cat(views))))
 
     def _heads(self, rows_RD: Tensor, shape: tuple[int, int]) -> Tensor:

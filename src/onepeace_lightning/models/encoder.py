@@ -54,8 +54,8 @@ class Block(nn.Module):
         if self.layer_scale is not None:
             attended = self.gamma_1 * attended
         x_TD = x_TD + self.drop_path(attended, packed)
-        normed = self.norm_ffn(x_TD)
-        fed = torch.cat([self.ffns[name](normed[rows]) for name, rows in packed.groups.items()])
+        normed = packed.by_modality(self.norm_ffn(x_TD))
+        fed = torch.cat([self.ffns[name](rows_TD) for name, rows_TD in normed.items()])
         if self.layer_scale is not None:
             fed = self.gamma_2 * fed
         return x_TD + self.drop_path(fed, packed)
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
                 relative = current
                 biases = [dense_bias(sequences, relative) for sequences in packed.sequences]
             x_TD = block(x_TD, packed, biases)
-        features = {name: self.norms[name](x_TD[rows]) for name, rows in packed.groups.items()}
+        features = {name: self.norms[name](rows_TD) for name, rows_TD in packed.by_modality(x_TD).items()}
         first = {name: rows.start for name, rows in packed.groups.items()}
         return [
             {

@@ -124,6 +124,11 @@ class Packed:
     sequences: list[Sequences]
     parts: list[dict[str, slice]]
 
+    def by_modality(self, x_TD: Tensor) -> dict[str, Tensor]:
+        """Each modality's rows of (T, D) tokens."""
+        sizes = [rows.stop - rows.start for rows in self.groups.values()]
+        return dict(zip(self.groups, x_TD.split(sizes), strict=True))
+
     def to_padded(self, x_TD: Tensor) -> Tensor:
         """(T, D) tokens to the padded rows of all views."""
         return place(x_TD, self.rows_T, self.padded_rows)
