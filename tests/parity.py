@@ -5,26 +5,30 @@ inputs and outputs of the original's mathematics in float32 and a checkpoint in 
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onepeace_lightning.checkpoints.names import name_map, our_name
 from onepeace_lightning.checkpoints.original import (
     config_from_original,
     load_original,
-    name_map,
-    our_name,
+    model_from_original,
     read_original,
 )
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.tokenizers import load_tokenizer
+from onepeace_lightning.losses.answers import box_loss, choice_hinge, soft_score_bce
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.models import Audio, Image, PretrainModel, Text
+from onepeace_lightning.models.pooling import ClassifyModel
 from onepeace_lightning.optim.parameters import layer_scales, stage2_trainable, weight_decays
 
 TOLERANCE = 1e-4
@@ -149,11 +153,12 @@ def layer_decay(folder: Path, file: str) -> Iterator[Check]:
         dimensions = {name: p.dim() for name, p in PretrainModel(config).named_parameters()}
     kept = name_map(golden)
     # The classification head's parameters, which the pretraining model lacks: vectors but for its matrices.
-    vectors = (".bias", "classify_head.norm.weight", "classifier.1.weight")
+    vectors = (".bias", "head.norm.weight", "head.classifier.1.weight")
     dimensions |= {n: 1 if n.endswith(vectors) else 2 for n in kept.values() if n not in dimensions}
     decay = max(value[1] for value in golden.values())
-    rate = min(value[0] for value in golden.values()) ** (1 / (config.encoder.depth + 1))
-    scales = layer_scales(kept.values(), config.encoder.depth, rate)
+    blocks = 1 + max(int(found[1]) for name in golden if (found := re.search(r"layers\.(\d+)\.", name)))
+    rate = min(value[0] for value in golden.values()) ** (1 / (blocks + 1))
+    scales = layer_scales(kept.values(), blocks, rate)
     decays = weight_decays({name: dimensions[name] for name in kept.values()}, decay)
     difference = max(abs(scales[kept[name]] - golden[name][0]) for name in kept)
     yield Check(file, f"lr scale of {len(kept)} parameters", difference, 1e-6)
@@ -168,18 +173,85 @@ def stage2(folder: Path) -> Iterator[Check]:
     yield Check("stage2_trainable.json", f"differing names {sorted(golden ^ ours)[:3]}", float(len(golden ^ ours)), 0)
 
 
+@torch.no_grad()
+def retrieval(folder: Path, file: str) -> Iterator[Check]:
+    """Embeddings of a checkpoint's own inputs; for the larger image also those of ``pretrain.pt`` made to fit."""
+    checkpoint = read_original(folder / file)
+    model, _ = model_from_original(checkpoint)
+    yield from _embeddings(model, checkpoint, file, "")
+    source = folder / "pretrain.pt"
+    if file != "retrieval_vl_hires.pt" or not source.exists():
+        return
+    config = model.config
+    size = config.adapters["image"].image_size
+    resized, _ = model_from_original(
+        read_original(source), modalities=tuple(config.adapters), image_size=size, per_block_tables=True
+    )
+    made = dict(resized.named_parameters())
+    for name, wanted in model.named_parameters():
+        if "bias_tables" in name:
+            yield Check(file, f"{name} made from pretrain.pt", gap(made[name], wanted))
+    yield from _embeddings(resized, checkpoint, file, " by pretrain.pt made to fit")
+
+
+def _embeddings(model: PretrainModel, checkpoint: dict, file: str, note: str) -> Iterator[Check]:
+    inputs = raw_inputs(checkpoint["inputs"])
+    for name, wanted in checkpoint["output"].items():
+        features = model.eval().backbone({name: inputs[name]})
+        yield Check(file, f"{name} embedding{note}", gap(model.heads(name, features), wanted))
+
+
+def raw_inputs(golden: dict) -> dict[str, Text | Image | Audio]:
+    kinds = {"tokens": ("text", Text), "images": ("image", Image), "waveforms": ("audio", normalised)}
+    return {name: make(golden[key]) for key, (name, make) in kinds.items() if key in golden}
+
+
+@torch.no_grad()
+def classification(folder: Path, file: str) -> Iterator[Check]:
+    """Logits and, where the golden has one, the loss: a sum over the batch but for grounding."""
+    checkpoint = read_original(folder / file)
+    model, _ = model_from_original(checkpoint)
+    assert isinstance(model, ClassifyModel)
+    inputs, golden, wanted = raw_inputs(checkpoint["inputs"]), checkpoint["inputs"], checkpoint["output"]
+    batch, choices = len(wanted["logits"]), 1
+    if file == "aqa.pt":
+        # rows 4n ... 4n + 3 of the text are clip n's answers
+        choices = len(golden["tokens"]) // batch
+        inputs["audio"] = normalised([clip for clip in golden["waveforms"] for _ in range(choices)])
+    second = Image(golden["images_2"]) if "images_2" in golden else None
+    logits = model.eval()(inputs, second)
+    if file == "aqa.pt":
+        logits = logits.view(batch, choices)
+    yield Check(file, "logits", gap(logits, wanted["logits"]))
+    if "loss_sum" in wanted:
+        yield Check(file, "loss", gap(soft_score_bce(logits, golden["target"]) * batch, wanted["loss_sum"]))
+    if "hinge_loss_sum" in wanted:
+        yield Check(file, "hinge loss", gap(choice_hinge(logits, golden["target"]) * batch, wanted["hinge_loss_sum"]))
+    if "loss" in wanted:
+        yield Check(file, "loss", gap(box_loss(logits, golden["target"]), wanted["loss"]))
+
+
 def bpe(folder: Path) -> Iterator[Check]:
-    tokenizer = load_tokenizer(folder.parent / "bpe")
+    # the vocabulary lies beside the goldens, or where the checkout has it
+    places = [folder / "bpe", folder.parent / "bpe", Path(__file__).parents[2] / "shared" / "bpe"]
+    tokenizer = load_tokenizer(next((place for place in places if place.is_dir()), places[1]))
     for case in json.loads((folder / "bpe.json").read_text()):
         encoding = tokenizer.encode(case["text"])
         same = encoding.ids == case["ids"] and [int(start) for start in encoding.word_starts] == case["word_start"]
         yield Check("bpe.json", repr(case["text"][:40]), 0.0 if same else float("inf"), 0)
 
 
+CLASSIFICATION = ("image_classification", "audio_classification", "vqa", "nlvr2", "grounding", "aqa")
+
 CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {
     "encode_io.pt": encode_io,
     "vl_pretrain_io.pt": lambda folder: pretrain_io(folder, "vl_pretrain_io.pt", "image", "vl"),
     "al_pretrain_io.pt": lambda folder: pretrain_io(folder, "al_pretrain_io.pt", "audio", "al"),
+    **{
+        f"retrieval_{name}.pt": partial(retrieval, file=f"retrieval_{name}.pt")
+        for name in ("val_zero_shot", "vl_hires")
+    },
+    **{f"{name}.pt": partial(classification, file=f"{name}.pt") for name in CLASSIFICATION},
     "layer_decay_retrieval.json": lambda folder: layer_decay(folder, "layer_decay_retrieval.json"),
     "layer_decay_vqa.json": lambda folder: layer_decay(folder, "layer_decay_vqa.json"),
     "stage2_trainable.json": stage2,
