@@ -1,7 +1,7 @@
 """Pretraining: aligning and denoising contrast over any of the five data types (paper sections 3.3 and 3.4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import lightning as L
@@ -208,8 +208,10 @@ class PretrainTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's sizes and the tokenizer's files, so that weights and vocabulary cannot part."""
+        """Add the model's sizes, the tokenizer's files and the data's preprocessing: weights mean nothing without them."""
         checkpoint["onepeace"] = {"config": self.config.to_dict(), "tokenizer": self.tokenizer.to_files()}
+        if (data := getattr(self.trainer, "datamodule", None)) is not None:
+            checkpoint["onepeace"]["preprocessing"] = asdict(data.preprocessing)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other sizes or of another vocabulary.
