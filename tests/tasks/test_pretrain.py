@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.losses.pretraining import Objectives
@@ -81,7 +82,7 @@ def test_a_checkpoint_opens_with_the_arguments_it_was_made_with(tokenizer, tmp_p
         accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(task, [batches(task.model, "image-text")])
+    trainer.fit(task, DataLoader([batches(task.model, "image-text")], batch_size=None))
     trainer.save_checkpoint(tmp_path / "task.ckpt")
     again = PretrainTask.load_from_checkpoint(
         tmp_path / "task.ckpt", tokenizer=tokenizer, optimization=Optimization(total_steps=1, warmup_steps=0),
