@@ -36,7 +36,7 @@ def to_original(model: OriginalModel) -> dict[str, Any]:
     What the format holds and nobody uses (the decoder's CLS, mask embeddings of audio) is written as zeros.
 
     Raises:
-        ValueError: where the model has parameters that the format has no name for (a fourth modality).
+        ValueError: where the format cannot say what the model has (a fourth modality, a head on another one).
     """
     tensors, unknown = {}, []
     for ours, tensor in named(model).state_dict().items():
@@ -78,17 +78,27 @@ def _cfg(model: OriginalModel) -> dict[str, Any]:
     cfg: dict[str, Any] = {"_name": "one_peace_retrieval", "encoder": _encoder(config)}
     cfg["copy_rel_pos_table"] = config.per_block_tables
     if isinstance(model, ClassifyModel):
-        return cfg | {"_name": "one_peace_classify"} | _head(model.head.config)
+        return (
+            cfg
+            | {"_name": "one_peace_classify"}
+            | _head(model.head.config, [name for name in MODALITIES if name in config.adapters])
+        )
     if isinstance(model, PretrainModel) and model.denoiser is not None:
         return cfg | {"_name": "one_peace_pretrain", "decoder": _stack(config.decoder.transformer, config)}
     return cfg
 
 
-def _head(config: PoolingConfig) -> dict[str, Any]:
+def _head(config: PoolingConfig, modalities: list[str]) -> dict[str, Any]:
+    # The format tells images from all else; else the text is pooled where there is any.
+    if config.modality not in ("image", modalities[0]):
+        raise ValueError(
+            f"the head pools {config.modality!r}; of {modalities}, the original's format can only pool 'image' or"
+            f" {modalities[0]!r}"
+        )
     return HEAD_CHOICES | {
         "head_scale_ratio": config.expansion,
         "use_pooler": config.pooler,
-        "use_image_features": config.modality == "image",
+        "use_image_features": config.modality != modalities[0],
     }
 
 

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 30
-"""Problems that an error spells out; the 4B model has thousands of tensors."""
-
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -30,12 +27,12 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = {
-            "new, with their initial values": self.missing,
-            "not used": self.unexpected,
-            "changed to fit": self.resized,
-        }
-        lines = [f"{len(names)} tensors {what}: {listed(names, ', ')}" for what, names in parts.items() if names]
+        parts = [
+            ("new, with their initial values", self.missing, 30),
+            ("not used", self.unexpected, 6),
+            ("changed to fit", self.resized, 6),
+        ]
+        lines = [f"{len(names)} tensors {what}: {listed(names, ', ', most)}" for what, names, most in parts if names]
         return "; ".join(lines) or "every tensor fits"
 
 
@@ -134,10 +131,10 @@ def _initialise(model: nn.Module, missing: set[str]) -> None:
             module.reset_parameters()
 
 
-def listed(items: list[str], separator: str) -> str:
+def listed(items: list[str], separator: str, most: int = 30) -> str:
     """The first items of a list that may be long, and how many more there are."""
-    rest = len(items) - _SHOWN
-    return separator.join(items[:_SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
+    rest = len(items) - most
+    return separator.join(items[:most]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def _first_line(error: Exception) -> str:
