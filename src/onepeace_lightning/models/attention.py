@@ -91,9 +91,10 @@ class Attention(nn.Module):
         sizes = [batch * length for batch, length in (sequences.shape for sequences in packed.sequences)]
         q, k, v = (packed.to_padded(project(x_TD)).split(sizes) for project in (self.query, self.key, self.value))
         views = []
-        for sequences, bias, *qkv in zip(packed.sequences, biases, q, k, v, strict=True):
-            heads = (self._heads(rows_RD, sequences.shape) for rows_RD in qkv)
-            views.append(attend(*heads, bias, sequences.valid_BL).transpose(1, 2).flatten(2).flatten(0, 1))
+        for sequences, bias, q_RD, k_RD, v_RD in zip(packed.sequences, biases, q, k, v, strict=True):
+            q_BHLE, k_BHLE, v_BHLE = (self._heads(rows_RD, sequences.shape) for rows_RD in (q_RD, k_RD, v_RD))
+            attended = attend(q_BHLE, k_BHLE, v_BHLE, bias, sequences.valid_BL)
+            views.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
         return self.out(self.norm(packed.to_flat(torch.cat(views))))
 
     def _heads(self, rows_RD: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -208,7 +208,7 @@ class PretrainTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's sizes, the tokenizer's files and the data's preprocessing: weights mean nothing without them."""
+        """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""
         checkpoint["onepeace"] = {"config": self.config.to_dict(), "tokenizer": self.tokenizer.to_files()}
         if (data := getattr(self.trainer, "datamodule", None)) is not None:
             checkpoint["onepeace"]["preprocessing"] = asdict(data.preprocessing)
