@@ -90,7 +90,7 @@ def test_packing_groups_by_modality_and_keeps_every_token_once():
     assert packed.num_sequences == 3
     assert packed.sequence_T.tolist() == [0, 0, 0, 1, 2, 2, 0, 0, 1, 1]
     # text (up to 3) before image (2) in each of two rows, then the second view's one row of two
-    assert packed.padded_rows == 2 * 5 + 2
+    assert len(packed.tokens_R) == 2 * 5 + 2
     assert packed.rows_T.tolist() == [0, 1, 2, 5, 10, 11, 3, 4, 8, 9]
     assert packed.sequences[0].valid_BL.tolist() == [[True] * 5, [True, False, False, True, True]]
     assert packed.sequences[1].valid_BL is None

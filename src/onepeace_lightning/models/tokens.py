@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from onepeace_lightning.models.layers import place, take
+from onepeace_lightning.models.layers import place, spread, take
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Packed:
         values_TD: the tokens.
         groups: modality to its rows of ``values_TD``.
         rows_T: each token's row among the padded rows of all views.
-        padded_rows: how many padded rows there are.
+        tokens_R: the token of each padded row; 0 where there is none.
         sequence_T: each token's sequence, counted over all views.
         num_sequences: sequences of all views.
         sequences: one entry per view.
@@ -118,7 +118,7 @@ class Packed:
     values_TD: Tensor
     groups: dict[str, slice]
     rows_T: Tensor
-    padded_rows: int
+    tokens_R: Tensor
     sequence_T: Tensor
     num_sequences: int
     sequences: list[Sequences]
@@ -130,8 +130,8 @@ class Packed:
         return dict(zip(self.groups, x_TD.split(sizes), strict=True))
 
     def to_padded(self, x_TD: Tensor) -> Tensor:
-        """(T, D) tokens to the padded rows of all views."""
-        return place(x_TD, self.rows_T, self.padded_rows)
+        """(T, D) tokens to the padded rows of all views; rows of padding hold anything."""
+        return spread(x_TD, self.tokens_R, self.rows_T)
 
     def to_flat(self, x_RD: Tensor) -> Tensor:
         """The padded rows of all views back to (T, D) tokens."""
@@ -173,9 +173,10 @@ def pack(views: Sequence[View], modalities: Sequence[str]) -> Packed:
             total += len(sample)
         if total > group_start:
             groups[modality] = slice(group_start, total)
-    return Packed(
-        torch.cat(values), groups, torch.cat(row_index), rows, torch.cat(sequence_index), count, sequences, parts
-    )
+    rows_T = torch.cat(row_index)
+    tokens_R = rows_T.new_zeros(rows)
+    tokens_R[rows_T] = torch.arange(total, device=rows_T.device)
+    return Packed(torch.cat(values), groups, rows_T, tokens_R, torch.cat(sequence_index), count, sequences, parts)
 
 
 def _sequences(view: View, modalities: Sequence[str], first_row: int) -> Sequences:
