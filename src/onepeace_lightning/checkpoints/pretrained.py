@@ -1,0 +1,232 @@
+"""Models with what gives their weights a meaning (sizes, tokenizer, preprocessing), from folders, files and the hub."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, read_original
+from onepeace_lightning.checkpoints.weights import LoadReport, fill, load_pretrained, read_checkpoint
+from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from onepeace_lightning.data.tokenizers.base import SETTINGS_FILE
+from onepeace_lightning.data.tokenizers.gpt2_bpe import BPE_FILES
+from onepeace_lightning.data.tokenizers.sentencepiece import MODEL_FILE
+from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.config import ImageConfig, ModelConfig, TextConfig
+from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.pretraining import PretrainModel
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
+FORMAT_VERSION = 1
+"""Of ``config.json``; raised when older readers would misread it."""
+
+_ACCEPTED = (
+    f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, a"
+    " checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
+)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model and what it was trained with.
+
+    Attributes:
+        model: the weights; a backbone with contrastive heads (and perhaps a denoiser), with a pooling head, or alone.
+        preprocessing: of pictures and sounds.
+        tokenizer: None where the model has no text, or its source no vocabulary.
+        report: what did not fit when the weights were loaded.
+    """
+
+    model: OriginalModel
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer | None = None
+    report: LoadReport = field(default_factory=LoadReport)
+
+
+def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None) -> Pretrained:
+    """Read a model from wherever it is; tensors are mapped from disk, not copied.
+
+    Args:
+        source: a ``save_pretrained`` folder, a training checkpoint, a checkpoint of the original, or a name on the hub.
+        bpe_dir: folder with the original's ``dict.txt``, ``encoder.json`` and ``vocab.bpe``, for a source without a
+            vocabulary.
+
+    Raises:
+        FileNotFoundError: where a file is missing.
+        ValueError: where the source is nothing known, damaged, or does not fit the vocabulary.
+    """
+    path = Path(source)
+    if path.is_dir():
+        pretrained = _read_folder(path)
+    elif path.is_file():
+        pretrained = _read_file(path)
+    elif isinstance(source, str) and _HUB_NAME.fullmatch(source):
+        pretrained = _read_folder(_download(source))
+    else:
+        raise ValueError(f"there is no {source}; accepted is {_ACCEPTED}")
+    if bpe_dir is not None:
+        if pretrained.tokenizer is not None:
+            raise ValueError(f"{source} has a tokenizer of its own; leave bpe_dir={str(bpe_dir)!r} out")
+        pretrained = replace(pretrained, tokenizer=load_tokenizer(bpe_dir))
+    _check_vocabulary(pretrained, source)
+    return pretrained
+
+
+def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
+    """Write ``config.json``, ``model.safetensors`` and the tokenizer's files; the folder is made if need be."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in pretrained.model.state_dict().items()}
+    # The model may be mapped from the very file that is replaced.
+    partial = folder / f"{WEIGHTS_FILE}.partial"
+    safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS_FILE)
+    tokenizer = pretrained.tokenizer
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": pretrained.model.config.to_dict(),
+        **_parts(pretrained.model),
+        "preprocessing": asdict(pretrained.preprocessing),
+        "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def default_preprocessing(config: ModelConfig) -> Preprocessing:
+    """The published preprocessing, pictures of the side that the model takes."""
+    return _fitting(Preprocessing(), config)
+
+
+def _parts(model: OriginalModel) -> dict[str, Any]:
+    """What there is around the backbone."""
+    return {
+        "contrastive_heads": isinstance(model, PretrainModel),
+        "denoiser": isinstance(model, PretrainModel) and model.denoiser is not None,
+        "pooling_head": asdict(model.head.config) if isinstance(model, ClassifyModel) else None,
+    }
+
+
+def _build(config: ModelConfig, parts: Mapping[str, Any]) -> OriginalModel:
+    with torch.device("meta"):
+        if parts["contrastive_heads"]:
+            return PretrainModel(config, denoise=parts["denoiser"])
+        if parts["pooling_head"] is not None:
+            return ClassifyModel(config, PoolingConfig(**parts["pooling_head"]))
+        return Backbone(config)
+
+
+def _read_folder(folder: Path) -> Pretrained:
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"the folder {folder} has no {CONFIG_FILE}; accepted is {_ACCEPTED}")
+    config = _read_config(folder / CONFIG_FILE)
+    try:
+        sizes = ModelConfig.from_dict(config["model"])
+        model = _build(sizes, config)
+        preprocessing, fingerprint = _preprocessing(config["preprocessing"]), config["tokenizer"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}); save the model again"
+        ) from error
+    report = fill(model, _read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    tokenizer = None if fingerprint is None else load_tokenizer(folder)
+    if tokenizer is not None and tokenizer.fingerprint() != fingerprint:
+        raise ValueError(
+            f"the tokenizer in {folder} (fingerprint {tokenizer.fingerprint()}) is not the one that the model was saved"
+            f" with ({fingerprint}): its ids mean other words; put the original files back"
+        )
+    return Pretrained(model, preprocessing, tokenizer, report)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {version!r}; this release reads {FORMAT_VERSION}: was it written by"
+            " save_pretrained, or by a newer release?"
+        )
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; the folder was not saved to its end")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: it is cut short or damaged ({error})") from error
+
+
+def _read_file(path: Path) -> Pretrained:
+    content = read_checkpoint(path)
+    if "onepeace" in content:
+        return _read_training(path, content)
+    if "cfg" in content:
+        checkpoint = read_original(path)
+        model, report = model_from_original(checkpoint)
+        return Pretrained(model, default_preprocessing(model.config), report=report)
+    raise ValueError(f"{path} holds {sorted(map(str, content))}, which is nothing known; accepted is {_ACCEPTED}")
+
+
+def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
+    about = content["onepeace"]
+    config = ModelConfig.from_dict(about["config"])
+    denoise = any(name.startswith("model.denoiser.") for name in content.get("state_dict", ()))
+    with torch.device("meta"):
+        model = PretrainModel(config, denoise=denoise)
+    report = load_pretrained(model, path)
+    preprocessing = default_preprocessing(config)
+    if "preprocessing" in about:
+        preprocessing = _fitting(_preprocessing(about["preprocessing"]), config)
+    return Pretrained(model, preprocessing, tokenizer_from_files(about["tokenizer"], source=str(path)), report)
+
+
+def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
+    return Preprocessing(**{**values, "crop_scale": tuple(values["crop_scale"])})
+
+
+def _fitting(preprocessing: Preprocessing, config: ModelConfig) -> Preprocessing:
+    image = config.adapters.get("image")
+    return replace(preprocessing, image_size=image.image_size) if isinstance(image, ImageConfig) else preprocessing
+
+
+def _check_vocabulary(pretrained: Pretrained, source: str | Path) -> None:
+    tokenizer, text = pretrained.tokenizer, pretrained.model.config.adapters.get("text")
+    if tokenizer is None or not isinstance(text, TextConfig):
+        return
+    if tokenizer.vocab_size != text.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model of {source} {text.vocab_size}; they do not belong"
+            " together"
+        )
+
+
+def _download(name: str) -> Path:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES])
+        )
+    except OSError as error:  # all that the hub's client raises: no network, no such model, no permission
+        raise ValueError(
+            f"there is no folder or file {name} here, and the Hugging Face hub did not give a model of that name"
+            f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). Without a network, fetch it where"
+            f" there is one ('hf download {name} --local-dir FOLDER') and give the folder. Accepted is {_ACCEPTED}"
+        ) from error
