@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -20,6 +21,7 @@ from onepeace_lightning.data.tokenizers import GPT2BPETokenizer, SentencePieceTo
 from onepeace_lightning.data.transforms import MEAN, STD, Preprocessing
 from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel, TextConfig
 from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.tasks import Optimization, PretrainTask
 from tests.conftest import SHARED
 from tests.data.test_tokenizers import write_tiny_bpe
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
@@ -305,6 +307,22 @@ def test_a_training_checkpoint_brings_its_tokenizer_and_preprocessing(tokenizer,
         assert torch.equal(loaded.embed(**{modality: items}), onepeace.embed(**{modality: items}))
     loaded.save_pretrained(tmp_path / "folder")
     same_weights(OnePeace.from_pretrained(tmp_path / "folder"), onepeace)
+
+
+def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer")
+    task = PretrainTask(
+        str(tmp_path / "tokenizer"), Optimization(total_steps=1), data_types=["image-text"], image_size=IMAGE_SIZE
+    )
+    task.configure_model()
+    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(preprocessing=PREPROCESSING))
+    checkpoint = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    loaded = OnePeace.from_pretrained(tmp_path / "last.ckpt")
+    same_weights(loaded, OnePeace(task.model))
+    assert loaded.preprocessing == PREPROCESSING
+    assert loaded.similarity(text=TEXT, image=everything["image"]).shape == (3, 3)
 
 
 def test_an_older_training_checkpoint_has_the_published_preprocessing(tokenizer, tmp_path):
