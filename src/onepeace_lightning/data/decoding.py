@@ -25,7 +25,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
 }
 """Which file name endings hold which modality, in shards and in users' folders."""
 
-_MIN_RATE = 1_000
+MIN_RATE = 1_000
 # 44.1 kHz and its halves and quarters divided by 16 kHz have denominators up to 640, so common rates stay exact.
 _MAX_DENOMINATOR = 640
 
@@ -40,12 +40,13 @@ def decode_image(data: bytes) -> Image.Image:
         ValueError: the bytes are no whole picture of a format that Pillow reads.
     """
     try:
-        return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+        return to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others
         raise ValueError(f"cannot decode the image ({_sniff(data)}): {error}") from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit values scaled, transparency over white."""
     if picture.mode.startswith("I"):
         # Pillow clips 16-bit values above 255 instead of scaling them.
         return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -71,8 +72,8 @@ def decode_audio(data: bytes) -> tuple[Tensor, int]:
         raise ValueError(f"cannot decode the sound ({_sniff(data)}): {error}") from error
     if len(channels) == 0:
         raise ValueError(f"the sound ({_sniff(data)}) has 0 samples")
-    if rate < _MIN_RATE:
-        raise ValueError(f"the sound's sample rate is {rate} Hz; at least {_MIN_RATE} Hz is accepted")
+    if rate < MIN_RATE:
+        raise ValueError(f"the sound's sample rate is {rate} Hz; at least {MIN_RATE} Hz is accepted")
     waveform = channels.mean(axis=1)
     if not np.isfinite(waveform).all():
         raise ValueError(f"the sound ({_sniff(data)}) holds infinite or undefined (NaN) samples")

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from torch import Tensor
 
-from onepeace_lightning.data.decoding import _MIN_RATE, _to_rgb, decode_image, load_waveform, resample
+from onepeace_lightning.data.decoding import MIN_RATE, decode_image, load_waveform, resample, to_rgb
 from onepeace_lightning.data.tokenizers import Tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.models.inputs import Audio, Image, Text
@@ -83,7 +83,7 @@ def to_picture(item: ImageItem) -> Pillow.Image:
     if isinstance(item, (str, PathLike)):
         return decode_image(Path(item).read_bytes())
     if isinstance(item, Pillow.Image):
-        return _to_rgb(ImageOps.exif_transpose(item))
+        return to_rgb(ImageOps.exif_transpose(item))
     if isinstance(item, Tensor):
         return Pillow.fromarray(_pixels(item).permute(1, 2, 0).cpu().numpy())
     if isinstance(item, np.ndarray):
@@ -111,8 +111,8 @@ def to_waveform(item: AudioItem) -> Tensor:
         )
         raise ValueError(f"{given} is no audio; give a path or a tuple (waveform, sample_rate)")
     waveform, rate = torch.as_tensor(item[0]).detach().cpu(), item[1]
-    if not isinstance(rate, numbers.Integral) or rate < _MIN_RATE:
-        raise ValueError(f"a sample rate of {rate!r}; give whole samples per second, at least {_MIN_RATE}")
+    if not isinstance(rate, numbers.Integral) or rate < MIN_RATE:
+        raise ValueError(f"a sample rate of {rate!r}; give whole samples per second, at least {MIN_RATE}")
     shape = tuple(waveform.shape)
     if waveform.dim() not in (1, 2) or not waveform.numel():
         raise ValueError(f"a waveform of shape {shape}; give (samples,) or (channels, samples)")
