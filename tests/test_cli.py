@@ -14,7 +14,7 @@ TINY = [
     "--trainer.accelerator=cpu",
     "--trainer.precision=32-true",
     "--trainer.max_steps=4",
-    "--trainer.val_check_interval=4",
+    "--trainer.val_check_interval=2",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--model.init_args.optimization.warmup_steps=1",
@@ -56,8 +56,11 @@ def test_fit_then_validate_gives_the_same_scores_and_leaves_what_it_says(checkou
     assert "preprocessing:" in printed
     assert "fingerprint" in printed
 
+    # the last checkpoint is that of the last step, whether or not it is the best
+    assert torch.load("runs/toy/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert (checkout / "runs/toy/checkpoints/best.ckpt").exists()
     (checkout / "runs/toy/results.json").unlink()
-    main(["validate", *TOY, "--ckpt_path=runs/toy/checkpoints/best.ckpt"])
+    main(["validate", *TOY, "--ckpt_path=runs/toy/checkpoints/last.ckpt"])
     assert json.loads((checkout / "runs/toy/results.json").read_text()) == results
 
 
