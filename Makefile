@@ -8,7 +8,7 @@ TOY := data/toy/tokenizer/sentencepiece.model
 
 fit: $(READY) $(TOY)
 	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
-	$(BIN)/onepeace validate --config configs/pretrain/toy.yaml --ckpt_path runs/toy/checkpoints/best.ckpt
+	$(BIN)/onepeace validate --config configs/pretrain/toy.yaml --ckpt_path runs/toy/checkpoints/best.ckpt --verbose false
 	@echo "results: runs/toy/results.json   retrieved pictures: runs/toy/gallery.html, runs/toy/gallery.png"
 
 env: $(READY)
