@@ -198,5 +198,11 @@ def test_shards_from_csv(checkout, capsys):
     assert Path("data2/tokenizer/sentencepiece.model").exists()
 
 
+def test_shard_commands_end_with_what_is_wrong(checkout):
+    Path("pairs.csv").write_text("path,caption\nnowhere.png,a red square\n")
+    with pytest.raises(SystemExit, match="nowhere.png"):
+        main(["shards", "from-csv", "pairs.csv", "--image-col", "path", "--text-col", "caption", "--out", "data2"])
+
+
 def test_precision_is_one_that_the_machine_multiplies():
     assert best_precision() in ("bf16-mixed", "32-true")

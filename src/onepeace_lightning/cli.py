@@ -48,7 +48,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[:1] == ["shards"]:
         # Options are typed with hyphens, Python arguments have underscores.
         options = [_underscored(word) if word.startswith("--") else word for word in words[1:]]
-        auto_cli(SHARD_COMMANDS, args=options, as_positional=True, prog="onepeace shards")
+        try:
+            auto_cli(SHARD_COMMANDS, args=options, as_positional=True, prog="onepeace shards")
+        except (ValueError, OSError) as error:  # what is wrong with the user's files; a traceback would bury it
+            sys.exit(f"onepeace shards: {error}")
         return
     command_line(args)
 
