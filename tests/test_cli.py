@@ -200,7 +200,7 @@ def test_shards_from_csv(checkout, capsys):
 
 def test_shard_commands_end_with_what_is_wrong(checkout):
     Path("pairs.csv").write_text("path,caption\nnowhere.png,a red square\n")
-    with pytest.raises(SystemExit, match="nowhere.png"):
+    with pytest.raises(SystemExit, match=r"nowhere\.png"):
         main(["shards", "from-csv", "pairs.csv", "--image-col", "path", "--text-col", "caption", "--out", "data2"])
 
 
