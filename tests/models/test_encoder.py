@@ -169,7 +169,7 @@ def test_sample_0_has_no_gradient_at_all_towards_sample_1():
 
 def test_one_view_has_no_gradient_towards_another():
     model, raw = tiny_model(), raw_inputs()
-    tokens = {name: part.detach() for name, part in model.backbone.embed(raw).items()}
+    tokens = {name: part.with_values(part.values_TD.detach()) for name, part in model.backbone.embed(raw).items()}
     views = []
     for _ in range(2):
         fresh = {name: part.with_values(part.values_TD.clone().requires_grad_()) for name, part in tokens.items()}

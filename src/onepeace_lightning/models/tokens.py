@@ -62,10 +62,6 @@ class Tokens:
         """Other values at the same places."""
         return replace(self, values_TD=values_TD)
 
-    def detach(self) -> "Tokens":
-        """The same values without their history."""
-        return self.with_values(self.values_TD.detach())
-
     def hidden(self, mask_BP: Tensor) -> Tensor:
         """(T,) bool: the tokens that a mask over positions (B, P) hides."""
         if mask_BP[:, 0].any():
