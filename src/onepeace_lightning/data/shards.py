@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
 TEXT_EXTENSIONS = ("txt",)
+SECOND_IMAGE_EXTENSIONS = tuple(f"second.{extension}" for extension in IMAGE_EXTENSIONS)
+MASK_EXTENSIONS = ("mask.png",)
+JSON_EXTENSIONS = ("json",)
 
 FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "image": (IMAGE_EXTENSIONS,),
@@ -30,6 +33,22 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "image-text": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
     "audio-text": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS),
     "audio-image": (AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
+    # {"captions": [caption, …]}
+    "image-captions": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
+    "audio-captions": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
+    # {"labels": [class name, …]}, one or several; the manifest's about: {"classes": [class name, …]} in their order
+    "image-label": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
+    "audio-label": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
+    # a grey 8-bit picture of class indices, 255 is no class; about: {"classes": [class name, …]}
+    "image-mask": (IMAGE_EXTENSIONS, MASK_EXTENSIONS),
+    # what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored picture
+    "image-box": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
+    # the text asks, {"answers": {answer: score in (0, 1], …}}; about: {"answers": [answer, …]}, those that are learned
+    "image-question": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
+    # a statement about two pictures, {"labels": [class name]}; about: {"classes": [class name, …]}
+    "image-pair": (IMAGE_EXTENSIONS, SECOND_IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
+    # the text asks, {"choices": [answer, …], "answer": index of the right one}
+    "audio-choices": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
 }
 """Data type to what each of its samples must hold: exactly one file of every group."""
 
