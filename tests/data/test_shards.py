@@ -74,7 +74,7 @@ def test_writer_asks_for_the_fields_of_its_data_type(tmp_path, data_type):
         writer.write("full", full)
         for ext in full:
             with pytest.raises(ShardError, match=rf"'lacking'.*exactly one of .*{ext}"):
-                writer.write("lacking", {name: value for name, value in full.items() if name != ext} | {"json": b"{}"})
+                writer.write("lacking", {name: value for name, value in full.items() if name != ext} | {"note": b"{}"})
     assert read_manifest(tmp_path).samples == 1
 
 
