@@ -1,7 +1,7 @@
 """Pretraining: aligning and denoising contrast over any of the five data types (paper sections 3.3 and 3.4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 import lightning as L
@@ -17,36 +17,11 @@ from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.optim.parameters import modality_trainable, parameter_groups, stage2_trainable
-from onepeace_lightning.optim.schedule import warmup_cosine
+from onepeace_lightning.optim.adamw import Optimization, adamw
+from onepeace_lightning.optim.parameters import modality_trainable, stage2_trainable
 
 SCORE = "R@1"
 """What the mean over trained pairs is taken of: the monitored ``val/mean_R@1``."""
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """AdamW with warm-up and cosine decay by step (paper appendix A).
-
-    Attributes:
-        total_steps: optimizer steps of the whole run; a configuration links it to ``trainer.max_steps``.
-        lr: peak learning rate.
-        min_lr: learning rate at both ends.
-        warmup_steps: steps from ``min_lr`` to ``lr``.
-        weight_decay: for matrices, convolutions and bias tables.
-        layer_decay: factor of the learning rate from one block to the one before.
-        betas: of AdamW.
-        eps: of AdamW.
-    """
-
-    total_steps: int
-    lr: float = 5e-4
-    min_lr: float = 1e-6
-    warmup_steps: int = 3000
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
 
 
 class PretrainTask(L.LightningModule):
@@ -191,21 +166,7 @@ class PretrainTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over parameter groups and the schedule, stepped by optimizer step."""
-        settings = self.optimization
-        groups = parameter_groups(
-            cast(PretrainModel, self.model),
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            layer_decay=settings.layer_decay,
-        )
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-        schedule = warmup_cosine(
-            optimizer,
-            total_steps=settings.total_steps,
-            warmup_steps=settings.warmup_steps,
-            min_lr=settings.min_lr,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw(cast(PretrainModel, self.model), self.optimization)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""
