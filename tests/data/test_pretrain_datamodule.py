@@ -11,7 +11,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from onepeace_lightning.data.pretrain import PretrainDataModule, StreamConfig
+from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.pretrain import PretrainDataModule
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.data.transforms import Preprocessing
@@ -145,7 +146,7 @@ def test_a_stopped_run_goes_on_at_the_very_next_batch(root, tmp_path, workers, s
 
 def test_validation_has_every_sample_once_in_the_order_of_the_names(root, tmp_path):
     data = module(root)
-    assert data.val_names == ["audio-image", "image-text"]
+    assert list(data.val) == ["audio-image", "image-text"]
     recorder = fit(data, tmp_path, 6, val=1.0)
     seen = [[key for index, keys in recorder.validated if index == wanted for key in keys] for wanted in (0, 1)]
     assert seen == [[f"{index:03d}" for index in range(count)] for count in (5, 7)]

@@ -102,7 +102,7 @@ class PretrainTask(L.LightningModule):
                 f"the data's tokenizer ({data.tokenizer_folder}) is not the model's: its ids would mean other words; "
                 "give both the same folder"
             )
-        self.galleries = list(data.val_names)
+        self.galleries = list(data.val)
         types = [data.val[name].data_type or name for name in self.galleries]
         self.recalls = nn.ModuleList(
             CrossModalRecall(*kind.split("-")) if "-" in kind else nn.Module() for kind in types
