@@ -20,6 +20,8 @@ class Batch:
             alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation.
         fused_masks: the same for the student that sees both modalities together. Empty unless a pair in training.
         captions: the raw text of each sample ("" where there is none); equal captions are one answer in retrieval.
+        second: each sample's second picture (``models.inputs.Image``), where the task has two.
+        targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
         worker: which data worker made the batch, and ``consumed``: how many raw samples that worker had taken from its
             stream once this batch was complete (bad ones included). The loader resumes from these two.
     """
@@ -29,6 +31,8 @@ class Batch:
     masks: dict[str, Tensor] = field(default_factory=dict)
     fused_masks: dict[str, Tensor] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
+    second: Any = None
+    targets: dict[str, Any] = field(default_factory=dict)
     worker: int = 0
     consumed: int = 0
 
@@ -45,6 +49,13 @@ class Batch:
 
     def _map(self, move: Any) -> "Batch":
         def each(part: dict[str, Any]) -> dict[str, Any]:
-            return {name: move(value) for name, value in part.items()}
+            return {name: value if isinstance(value, list) else move(value) for name, value in part.items()}
 
-        return replace(self, inputs=each(self.inputs), masks=each(self.masks), fused_masks=each(self.fused_masks))
+        return replace(
+            self,
+            inputs=each(self.inputs),
+            masks=each(self.masks),
+            fused_masks=each(self.fused_masks),
+            second=None if self.second is None else move(self.second),
+            targets=each(self.targets),
+        )

@@ -88,6 +88,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
     def eval_types(self) -> tuple[str, ...]:
         """Data types that can be evaluated on."""
 
+    def data_type(self, name: str, stream: StreamConfig) -> str:
+        """What a stream's samples are."""
+        return stream.data_type or name
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, loaded from its folder at first use; None where no folder was given."""
@@ -115,16 +119,16 @@ class StreamDataModule(L.LightningDataModule, ABC):
         """
         problems = self.problems()
         if stage in ("fit", None):
-            problems += stream_problems("train", self.train, self.train_types, self.eval_types)
+            problems += self._stream_problems("train", self.train, self.train_types)
         if stage in ("fit", None) and not self.train:
             problems.append(f"train has no stream; give at least one of {', '.join(self.train_types)}")
         if stage in ("validate", "test") and not self.evaluated(stage):
             split = "test" if stage == "test" else "val"
             problems.append(f"{split} has no stream; give at least one of {', '.join(self.eval_types)}")
         if stage != "test":
-            problems += stream_problems("val", self.val, self.eval_types)
+            problems += self._stream_problems("val", self.val, self.eval_types)
         if stage in ("test", None):
-            problems += stream_problems("test", self.test, self.eval_types)
+            problems += self._stream_problems("test", self.test, self.eval_types)
         if problems:
             raise ValueError("data:\n  " + "\n  ".join(problems))
 
@@ -143,7 +147,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return TrainLoader(
             stream.path,
             stream.batch_size,
-            self.prepare(stream.data_type or name, train=True),
+            self.prepare(self.data_type(name, stream), train=True),
             self.collate,
             steps_per_epoch=steps,
             rank=rank,
@@ -181,7 +185,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             name: EvalLoader(
                 stream.path,
                 stream.batch_size,
-                self.prepare(stream.data_type or name, train=False),
+                self.prepare(self.data_type(name, stream), train=False),
                 self.collate,
                 rank=rank,
                 world_size=world_size,
@@ -190,6 +194,27 @@ class StreamDataModule(L.LightningDataModule, ABC):
             )
             for name, stream in of.items()
         }
+
+    def _stream_problems(self, split: str, of: Mapping[str, StreamConfig], accepted: tuple[str, ...]) -> list[str]:
+        problems = []
+        for name, stream in of.items():
+            if stream.batch_size < 1:
+                problems.append(f"{split}.{name}: batch_size is {stream.batch_size}; give 1 or more")
+            try:
+                manifest = read_manifest(stream.path)
+            except (OSError, ValueError) as error:
+                problems.append(f"{split}.{name}: {error}")
+                continue
+            data_type = self.data_type(name, stream)
+            if data_type not in accepted:
+                hint = " (it is for val only)" if data_type in self.eval_types else ""
+                problems.append(f"{split}.{name}: data type {data_type!r}{hint}; accepted: {', '.join(accepted)}")
+            elif manifest.data_type != data_type:
+                problems.append(
+                    f"{split}.{name}: {stream.path} holds {manifest.data_type!r}, not {data_type!r}; "
+                    "give another path or set data_type"
+                )
+        return problems
 
     def _place(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
@@ -202,28 +227,3 @@ def streams(given: Mapping[str, StreamConfig | Mapping] | None) -> dict[str, Str
         name: stream if isinstance(stream, StreamConfig) else StreamConfig(**stream)
         for name, stream in (given or {}).items()
     }
-
-
-def stream_problems(
-    split: str, of: Mapping[str, StreamConfig], accepted: tuple[str, ...], elsewhere: tuple[str, ...] = ()
-) -> list[str]:
-    """What is wrong with streams and the folders they name; ``elsewhere`` are data types that are for val only."""
-    problems = []
-    for name, stream in of.items():
-        data_type = stream.data_type or name
-        if data_type not in accepted:
-            hint = " (it is for val only)" if data_type in elsewhere else ""
-            problems.append(f"{split}.{name}: data type {data_type!r}{hint}; accepted: {', '.join(accepted)}")
-        if stream.batch_size < 1:
-            problems.append(f"{split}.{name}: batch_size is {stream.batch_size}; give 1 or more")
-        try:
-            manifest = read_manifest(stream.path)
-        except (OSError, ValueError) as error:
-            problems.append(f"{split}.{name}: {error}")
-            continue
-        if data_type in accepted and manifest.data_type != data_type:
-            problems.append(
-                f"{split}.{name}: {stream.path} holds {manifest.data_type!r}, not {data_type!r}; "
-                "give another path or set data_type"
-            )
-    return problems

@@ -44,6 +44,8 @@ class Example:
         caption: the raw text, "" where there is none.
         masks: modality to (P,) bool, for the student that sees this modality alone.
         fused_masks: the same for the student that sees both.
+        second: the sample's second picture, as the first.
+        targets: what a downstream task learns, a tensor (of the same shape in every sample) or anything else.
     """
 
     key: str
@@ -51,6 +53,8 @@ class Example:
     caption: str = ""
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
+    second: Tensor | None = None
+    targets: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Prepare:
     def _caption(self, raw: Mapping[str, Any], required: bool) -> str:
         if not required and not _endings(raw, "text"):
             return ""
-        caption = _field(raw, "text").decode()
+        caption = encoded(raw, "text").decode()
         if required:
             clean_caption(caption)
         return caption
@@ -119,13 +123,13 @@ class Prepare:
             masking["word_starts"] = encoding.word_starts
             return encoding.ids
         if modality == "image":
-            picture = decode_image(_field(raw, "image"))
+            picture = decode_image(encoded(raw, "image"))
             pixels = (
                 self.preprocessing.augmented_image(picture, rng) if self.train else self.preprocessing.image(picture)
             )
             masking["num_patches"] = (pixels.shape[-1] // PATCH) ** 2
             return pixels
-        waveform = self.preprocessing.waveform(load_waveform(_field(raw, "audio")))
+        waveform = self.preprocessing.waveform(load_waveform(encoded(raw, "audio")))
         masking["num_frames"] = num_frames(len(waveform))
         return waveform
 
@@ -134,7 +138,12 @@ def _endings(raw: Mapping[str, Any], modality: str) -> list[str]:
     return [ending for ending in EXTENSIONS[modality] if ending in raw]
 
 
-def _field(raw: Mapping[str, Any], modality: str) -> bytes:
+def encoded(raw: Mapping[str, Any], modality: str) -> bytes:
+    """A raw sample's only file of a modality, still encoded.
+
+    Raises:
+        BadSample: there is none, or several.
+    """
     endings = _endings(raw, modality)
     if len(endings) != 1:
         found = sorted(name for name in raw if not name.startswith("__"))
@@ -162,7 +171,14 @@ def collate(examples: Sequence[Example]) -> Batch:
             name: _pad_masks([example.fused_masks[name] for example in examples]) for name in examples[0].fused_masks
         },
         captions=[example.caption for example in examples],
+        second=None if examples[0].second is None else _JOIN["image"]([example.second for example in examples]),
+        targets={name: _join_targets([example.targets[name] for example in examples]) for name in examples[0].targets},
     )
+
+
+def _join_targets(targets: list[Any]) -> Any:
+    """Stack tensors; anything else stays a list."""
+    return torch.stack(targets) if isinstance(targets[0], Tensor) else targets
 
 
 def _pad_masks(rows: Sequence[np.ndarray]) -> Tensor:

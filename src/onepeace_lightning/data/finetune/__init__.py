@@ -1,0 +1,1 @@
+"""Data of the downstream tasks, one module per kind of sample."""
