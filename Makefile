@@ -16,7 +16,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 env")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,recipes]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,recipes,lora]'
 	@touch $@
 
 toy: $(TOY)

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from onepeace_lightning.data import make_shards
+from onepeace_lightning.distributed.saving import AtomicCheckpointIO
+from onepeace_lightning.distributed.strategy import FullyShardedStrategy
 
 SHARD_COMMANDS: Any = {
     "from-csv": make_shards.from_csv,
@@ -29,17 +32,35 @@ def best_precision() -> str:
 class OnePeaceCLI(LightningCLI):
     """LightningCLI with what tasks and data must agree on said once."""
 
+    def before_instantiate_classes(self) -> None:
+        """Let ``--trainer.strategy fsdp`` mean this project's sharding, not Lightning's older one."""
+        trainer = (self.config[self.subcommand] if self.subcommand else self.config).trainer
+        if trainer.strategy == "fsdp":
+            trainer.strategy = FullyShardedStrategy()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer; checkpoint files are written so that a failure leaves those before as they were."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Tie the model's view of the data, and the schedule, to where they are configured."""
         parser.link_arguments("data.init_args.tokenizer", "model.init_args.tokenizer")
         parser.link_arguments("data.init_args.preprocessing.image_size", "model.init_args.image_size")
         parser.link_arguments("data.init_args.train", "model.init_args.data_types", compute_fn=_data_types)
-        parser.link_arguments("trainer.max_steps", "model.init_args.optimization.total_steps")
+        parser.link_arguments("trainer.max_steps", "model.init_args.optimization.total_steps", compute_fn=_total_steps)
 
 
 def _data_types(train: Any) -> list[str]:
     """What the configured training streams hold: a stream is of the type it says, or else of the type it is named."""
     return sorted({(stream or {}).get("data_type") or name for name, stream in (train or {}).items()})
+
+
+def _total_steps(max_steps: int) -> int | None:
+    """None where the run's length is said in epochs."""
+    return max_steps if max_steps > 0 else None
 
 
 def main(args: Sequence[str] | None = None) -> None:

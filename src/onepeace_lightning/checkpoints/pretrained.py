@@ -12,9 +12,9 @@ import huggingface_hub
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, read_original
+from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
 from onepeace_lightning.checkpoints.weights import LoadReport, fill, load_pretrained, read_checkpoint
 from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.data.tokenizers.base import SETTINGS_FILE
@@ -100,7 +100,7 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
     config = {
         "format_version": FORMAT_VERSION,
         "model": pretrained.model.config.to_dict(),
-        **_parts(pretrained.model),
+        **model_parts(pretrained.model),
         "preprocessing": asdict(pretrained.preprocessing),
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
     }
@@ -109,11 +109,11 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
 
 def default_preprocessing(config: ModelConfig) -> Preprocessing:
     """The published preprocessing, pictures of the side that the model takes."""
-    return _fitting(Preprocessing(), config)
+    return fitting(Preprocessing(), config)
 
 
-def _parts(model: OriginalModel) -> dict[str, Any]:
-    """What there is around the backbone."""
+def model_parts(model: nn.Module) -> dict[str, Any]:
+    """What there is around the backbone, of what can be opened again; nothing for a model of a task's own making."""
     return {
         "contrastive_heads": isinstance(model, PretrainModel),
         "denoiser": isinstance(model, PretrainModel) and model.denoiser is not None,
@@ -137,7 +137,7 @@ def _read_folder(folder: Path) -> Pretrained:
     try:
         sizes = ModelConfig.from_dict(config["model"])
         model = _build(sizes, config)
-        preprocessing, fingerprint = _preprocessing(config["preprocessing"]), config["tokenizer"]
+        preprocessing, fingerprint = preprocessing_from_dict(config["preprocessing"]), config["tokenizer"]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}); save the model again"
@@ -188,22 +188,29 @@ def _read_file(path: Path) -> Pretrained:
 
 def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
     about = content["onepeace"]
+    if about["parts"] is None:
+        raise ValueError(
+            f"{path} holds low-rank updates beside its weights: open it with onepeace_lightning.tasks.load_task and"
+            " take its backbone, in which they are merged"
+        )
     config = ModelConfig.from_dict(about["config"])
-    denoise = any(name.startswith("model.denoiser.") for name in content.get("state_dict", ()))
-    with torch.device("meta"):
-        model = PretrainModel(config, denoise=denoise)
-    report = load_pretrained(model, path)
+    model = _build(config, about["parts"])
+    # A task's own parts, such as a segmentation head, are opened by load_task.
+    report = load_pretrained(named(model), path, may_drop=lambda name: isinstance(model, Backbone))
+    tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     preprocessing = default_preprocessing(config)
     if "preprocessing" in about:
-        preprocessing = _fitting(_preprocessing(about["preprocessing"]), config)
-    return Pretrained(model, preprocessing, tokenizer_from_files(about["tokenizer"], source=str(path)), report)
+        preprocessing = fitting(preprocessing_from_dict(about["preprocessing"]), config)
+    return Pretrained(model, preprocessing, tokenizer, report)
 
 
-def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
+def preprocessing_from_dict(values: Mapping[str, Any]) -> Preprocessing:
+    """The inverse of ``dataclasses.asdict``, from JSON too."""
     return Preprocessing(**{**values, "crop_scale": tuple(values["crop_scale"])})
 
 
-def _fitting(preprocessing: Preprocessing, config: ModelConfig) -> Preprocessing:
+def fitting(preprocessing: Preprocessing, config: ModelConfig) -> Preprocessing:
+    """The same for pictures of the side that a model takes."""
     image = config.adapters.get("image")
     return replace(preprocessing, image_size=image.image_size) if isinstance(image, ImageConfig) else preprocessing
 

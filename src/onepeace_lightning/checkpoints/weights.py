@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.distributed.plan import shard_like
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,19 +83,24 @@ def fill(
     on_meta = any(tensor.is_meta for tensor in own.values())
     if on_meta:
         _initialise(model, set(missing))
-    known = {name: tensor for name, tensor in state.items() if name in own}
+    known = {name: shard_like(tensor, own[name]) for name, tensor in state.items() if name in own}
     model.load_state_dict(known, strict=False, assign=on_meta)  # compared above
     return report
 
 
-def load_pretrained(model: nn.Module, path: str | Path, may_miss: Callable[[str], bool] = never) -> LoadReport:
+def load_pretrained(
+    model: nn.Module,
+    path: str | Path,
+    may_miss: Callable[[str], bool] = never,
+    may_drop: Callable[[str], bool] = never,
+) -> LoadReport:
     """Fill a model from a training checkpoint, ``{"state_dict": {"model.…": tensor}}``; see ``fill``."""
     checkpoint = read_checkpoint(path)
     if "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no training checkpoint: it has no 'state_dict', but {sorted(checkpoint)}")
     prefix = "model."
     weights = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    return fill(model, weights, str(path), may_miss)
+    return fill(model, weights, str(path), may_miss, may_drop)
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -8,11 +8,15 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.checkpoints.weights import load_pretrained
 from onepeace_lightning.data.batch import DATA_TYPES, Batch
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.data.tokenizers.base import clean_text
+from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
+from onepeace_lightning.distributed.seeding import seed_step
+from onepeace_lightning.distributed.strategy import placement
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
@@ -38,6 +42,7 @@ class PretrainTask(L.LightningModule):
         objectives: how the losses are computed.
         trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
         init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over.
+        parallel: how the model is laid out on its devices.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class PretrainTask(L.LightningModule):
         objectives: Objectives = Objectives(),  # noqa: B008 (frozen)
         trainable: list[str] | None = None,
         init_from: str | None = None,
+        parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.optimization = optimization
@@ -59,6 +65,7 @@ class PretrainTask(L.LightningModule):
         self.objectives = objectives
         self.trainable = trainable
         self.init_from = init_from
+        self.parallel = parallel
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer)
         self.config = ModelConfig.preset(
             preset,
@@ -73,20 +80,31 @@ class PretrainTask(L.LightningModule):
         self.recalls = nn.ModuleList()
 
     def configure_model(self) -> None:
-        """Build the model, load what it starts from, freeze what does not train."""
+        """Build the model, freeze what does not train, lay it out on its devices, load what it starts from."""
         if self.model is not None:
             return
-        self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
-        if self.init_from is not None:
-            new = self.trainable or ()
-            load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
-            self.model.heads.reset_parameters()
+        with torch.device("meta"):
+            self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
         used = {modality for data_type in self.data_types for modality in data_type.split("-")}
         paired = {modality for data_type in self.data_types if "-" in data_type for modality in data_type.split("-")}
         for name, parameter in self.model.named_parameters():
             idle = modality_trainable(name, set(self.config.adapters) - used) or _unpaired(name, paired)
             frozen = self.trainable is not None and not stage2_trainable(name, self.trainable)
             parameter.requires_grad = not (idle or frozen)
+        entries = ("training_step", "validation_step", "embed")
+        parallelize(self, self.parallel, entries=entries, **placement(self))
+        if self.init_from is not None:
+            new = self.trainable or ()
+            load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
+            self.model.heads.reset_parameters()
+
+    def on_fit_start(self) -> None:
+        """Remember the run's seed, which every step's random numbers are derived from."""
+        self.seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give the step random numbers (stochastic depth) that do not depend on where the run was started."""
+        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def setup(self, stage: str) -> None:
         """Make one recall metric per validation gallery.
@@ -170,7 +188,11 @@ class PretrainTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""
-        checkpoint["onepeace"] = {"config": self.config.to_dict(), "tokenizer": self.tokenizer.to_files()}
+        checkpoint["onepeace"] = {
+            "config": self.config.to_dict(),
+            "tokenizer": self.tokenizer.to_files(),
+            "parts": model_parts(cast(PretrainModel, self.model)),
+        }
         if (data := getattr(self.trainer, "datamodule", None)) is not None:
             checkpoint["onepeace"]["preprocessing"] = asdict(data.preprocessing)
 

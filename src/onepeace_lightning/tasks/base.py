@@ -1,0 +1,406 @@
+"""What all downstream tasks are: a head on the shared backbone, trained, measured, saved and used alike."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from onepeace_lightning.checkpoints.pretrained import fitting, model_parts, preprocessing_from_dict
+from onepeace_lightning.checkpoints.weights import read_checkpoint
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.finetune.base import FinetuneDataModule
+from onepeace_lightning.data.raw import ItemReader, as_items
+from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.tokenizers import Tokenizer, tokenizer_from_files
+from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.onepeace import OnePeace
+from onepeace_lightning.optim.adamw import Optimization, adamw
+from onepeace_lightning.optim.parameters import modality_trainable
+from onepeace_lightning.tasks.lora import Lora, add_lora, merged
+from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_source
+
+FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9)
+"""Where a task is not told otherwise; the published choices are in ``configs/finetune``."""
+
+_TASKS: dict[str, type["FinetuneTask"]] = {}
+
+
+class FinetuneTask(L.LightningModule):
+    """A downstream task.
+
+    A subclass sets the class attributes and implements ``build``, ``loss``, ``make_metrics``, ``measure`` and
+    ``predict``. Metrics are logged as ``val/NAME`` (``val/GALLERY/NAME`` where there are several), and their mean over
+    galleries of the one called ``score_name`` as ``val/score``.
+
+    Args:
+        backbone: a preset's name (from scratch), a ``save_pretrained`` folder, a checkpoint of this project or of the
+            original, a hub name, an ``OnePeace``, or sizes. Another task's ``backbone`` is an ``OnePeace``.
+        optimization: learning rates and steps.
+        tokenizer: folder of the tokenizer that the data use; needed where the backbone has none.
+        image_size: side of the pictures in pixels; None: the backbone's.
+        drop_path: stochastic depth of the last block.
+        per_block_tables: give each block relative bias tables of its own (paper appendix A).
+        trainable: "all"; "head" (the backbone stays as it is); or modalities, whose adapters, feed-forward networks and
+            final norms train with the head.
+        lora: train low-rank updates of the encoder instead of its weights.
+
+    Raises:
+        ValueError: the backbone lacks a modality, its vocabulary is another, or a setting is out of its range.
+    """
+
+    modalities: ClassVar[tuple[str, ...]]
+    """What the task takes in."""
+    score_name: ClassVar[str]
+    """The metric to choose checkpoints by; more is better."""
+    carried: ClassVar[tuple[str, ...]] = ("backbone",)
+    """Parts of the model that are taken over from the backbone's source."""
+    type_embedding: ClassVar[bool] = False
+    """Whether pictures are told apart by learned vectors."""
+    published: ClassVar[Mapping[str, str]] = {}
+    """Data set to the original's published result, printed beside scores."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _TASKS[cls.__name__] = cls
+
+    def __init__(
+        self,
+        backbone: BackboneSource,
+        optimization: Optimization = FINETUNING,
+        *,
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+        drop_path: float = 0.0,
+        per_block_tables: bool = True,
+        trainable: Literal["all", "head"] | Sequence[str] = "all",
+        lora: Lora | None = None,
+    ) -> None:
+        super().__init__()
+        _check_trainable(trainable, self.modalities, lora)
+        self.source = open_source(backbone, tokenizer, image_size)
+        self.config: ModelConfig = finetune_config(
+            self.source.config, self.modalities, name=self.source.name, image_size=image_size, drop_path=drop_path,
+            per_block_tables=per_block_tables, type_embedding=self.type_embedding,
+        )  # fmt: skip
+        self.optimization = optimization
+        self.trainable, self.lora = trainable, lora
+        self.tokenizer: Tokenizer | None = self.source.tokenizer
+        self.preprocessing: Preprocessing = fitting(self.source.preprocessing, self.config)
+        self.model: Any = None
+        self.galleries: list[str] = []
+        self.metrics = nn.ModuleList()
+        self.score_context: list[str] = []
+
+    # What a task is made of
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model of ``self.config``, with a ``backbone``; new parts have their initial values."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+
+    @abstractmethod
+    def make_metrics(self) -> MetricCollection:
+        """New metrics of one gallery; a metric that gives several numbers names them itself."""
+
+    @abstractmethod
+    def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
+        """Answer a batch of evaluation, update the metrics, and return what callbacks may show."""
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments besides the backbone that the task must be built with again; plain containers."""
+        return {}
+
+    def adopt(self, data: FinetuneDataModule) -> None:
+        """Take over from the data what the task was not told (class names), or check that it fits."""
+
+    # Lightning
+
+    def setup(self, stage: str) -> None:
+        """Adopt the data's vocabulary and make metrics for its galleries.
+
+        Raises:
+            ValueError: the data's tokenizer, picture size or vocabulary is not the task's.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FinetuneDataModule):
+            self.galleries, self.metrics = ["val"], nn.ModuleList([self.make_metrics()])
+            return
+        self._check_data(data)
+        self.preprocessing = data.preprocessing
+        self.adopt(data)
+        streams = data.evaluated(stage)
+        self.galleries = list(streams)
+        self.metrics = nn.ModuleList(self.make_metrics() for _ in streams)
+        self.score_context = [
+            f"preprocessing: {self.preprocessing.describe()}",
+            *(
+                f"{name}: {stream.path}, fingerprint {read_manifest(stream.path).fingerprint()}"
+                for name, stream in streams.items()
+            ),
+            *(f"published for {name}: {result}" for name, result in self.published.items()),
+        ]
+
+    def configure_model(self) -> None:
+        """Build the model, fill it, freeze what does not train."""
+        if self.model is not None:
+            return
+        self.model = self.build()
+        load_source(self.model, self.source, self.carried)
+        if self.trainable != "all":
+            own = () if self.trainable == "head" else self.trainable
+            for name, parameter in self.model.backbone.named_parameters(prefix="backbone"):
+                parameter.requires_grad = modality_trainable(name, own)
+        if self.lora is not None:
+            add_lora(self.model.backbone, self.lora)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Answer and measure one batch; the answers go to callbacks."""
+        return self.measure(batch, self.metrics[dataloader_idx])  # type: ignore[arg-type]
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """As ``validation_step``."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every gallery's metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log every gallery's metrics."""
+        self._log_metrics("test")
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with layer decay, over what trains."""
+        return adamw(self.model, self.optimization, self._total_steps())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that the task and its backbone can be opened from."""
+        checkpoint["onepeace"] = {
+            "config": self.config.to_dict(),
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.to_files(),
+            "preprocessing": asdict(self.preprocessing),
+            "parts": None if self.lora else model_parts(self.model),
+            "task": {
+                "name": type(self).__name__,
+                "settings": {**self.settings(), "lora": None if self.lora is None else asdict(self.lora)},
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another task, of other sizes or of another vocabulary.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        task = checkpoint.get("onepeace", {}).get("task")
+        if task is None or task["name"] != type(self).__name__:
+            found = "pretraining" if task is None else task["name"]
+            raise ValueError(f"the checkpoint is of {found}, not of {type(self).__name__}")
+        if (theirs := ModelConfig.from_dict(checkpoint["onepeace"]["config"])) != self.config:
+            raise ValueError(f"the checkpoint's model is {theirs}, the configured one {self.config}")
+        ours = {key: value for key, value in self.settings().items() if value is not None}
+        differing = [key for key, value in ours.items() if task["settings"].get(key) != value]
+        if differing:
+            raise ValueError(
+                "the checkpoint's task differs: "
+                + "; ".join(f"{key} is {task['settings'].get(key)!r}, configured {ours[key]!r}" for key in differing)
+            )
+
+    # In use
+
+    @property
+    def backbone(self) -> OnePeace:
+        """A copy of the backbone with its tokenizer and preprocessing, for another task or for ``encode``.
+
+        Raises:
+            ValueError: the task has not been built yet.
+        """
+        return OnePeace(merged(self._built().backbone), tokenizer=self.tokenizer, preprocessing=self.preprocessing)
+
+    @contextmanager
+    def answering(self) -> Iterator[Any]:
+        """The model in evaluation mode without gradients; afterwards every module's mode is what it was.
+
+        Raises:
+            ValueError: the task has not been built yet.
+        """
+        model = self._built()
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
+        """Users' items (``data.raw``) as one batch of a modality's input on the model's device.
+
+        Args:
+            modality: text, image or audio.
+            items: a batch of them.
+            first: the number of the first one, for messages.
+
+        Raises:
+            ValueError: naming the first item that cannot be read.
+        """
+        reader = ItemReader(modality, self.preprocessing, self.tokenizer)
+        return reader.join([reader.read_numbered(item) for item in enumerate(items, first)]).to(self.device)
+
+    def _built(self) -> Any:
+        if self.model is None:
+            self.configure_model()
+        return self.model
+
+    def _check_data(self, data: FinetuneDataModule) -> None:
+        problems = []
+        if "text" in self.modalities and data.tokenizer is not None and self.tokenizer is not None:
+            if data.tokenizer.fingerprint() != self.tokenizer.fingerprint():
+                problems.append(
+                    f"tokenizer: the data's ({data.tokenizer_folder}) is not the model's: its ids mean other words"
+                )
+        elif "text" in self.modalities:
+            problems.append("tokenizer: this task reads text; give the data and the model the folder of one")
+        image = self.config.adapters.get("image")
+        if image is not None and data.preprocessing.image_size != getattr(image, "image_size", None):
+            problems.append(
+                f"image_size: the data's pictures have a side of {data.preprocessing.image_size} pixels, the model"
+                f" takes {getattr(image, 'image_size', None)}; give both the same"
+            )
+        if problems:
+            raise ValueError("data: " + "; ".join(problems))
+
+    def _log_metrics(self, split: str) -> None:
+        scores = []
+        for name, metrics in zip(self.galleries, self.metrics, strict=True):
+            values = metrics.compute()  # type: ignore[operator]
+            metrics.reset()  # type: ignore[operator]
+            prefix = f"{split}/" if len(self.galleries) == 1 else f"{split}/{name}/"
+            self.log_dict({prefix + key: value.float() for key, value in values.items()})
+            scores.append(values[self.score_name].float())
+        self.log(f"{split}/score", torch.stack(scores).mean(), prog_bar=True)
+
+    def _total_steps(self) -> int | None:
+        """Optimizer steps that the trainer's settings amount to; nothing is loaded to find out."""
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        data = getattr(trainer, "datamodule", None)
+        if trainer.max_epochs is None or trainer.max_epochs < 0 or not isinstance(data, FinetuneDataModule):
+            return None
+        return max(1, trainer.max_epochs * data.steps_per_epoch // trainer.accumulate_grad_batches)
+
+
+def load_task(path: str | Path) -> Any:
+    """Open a downstream task from its checkpoint alone, ready to ``predict`` or to be trained on.
+
+    Args:
+        path: a checkpoint (``.ckpt``) that training a ``FinetuneTask`` has written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, refused, or no checkpoint of a known downstream task.
+    """
+    checkpoint = read_checkpoint(path)
+    about = checkpoint.get("onepeace", {})
+    task = about.get("task")
+    if task is None or task["name"] not in _TASKS:
+        found = (
+            "none of a downstream task"
+            if task is None
+            else f"of the task {task['name']!r}, whose module must be imported"
+        )
+        raise ValueError(f"{path} is {found}; known are {', '.join(sorted(_TASKS))}")
+    settings = dict(task["settings"])
+    lora = settings.pop("lora")
+    config = ModelConfig.from_dict(about["config"])
+    opened = _TASKS[task["name"]](
+        config,
+        drop_path=config.encoder.drop_path,
+        per_block_tables=config.per_block_tables,
+        lora=None if lora is None else Lora(**{**lora, "targets": tuple(lora["targets"])}),
+        **settings,
+    )
+    opened.config = config
+    if about["tokenizer"] is not None:
+        opened.tokenizer = tokenizer_from_files(about["tokenizer"], source=str(path))
+    opened.preprocessing = preprocessing_from_dict(about["preprocessing"])
+    opened.configure_model()
+    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
+               if name.startswith("model.")}  # fmt: skip
+    opened.model.load_state_dict(weights, assign=True)
+    return opened
+
+
+def batched(size: int, **items: Any) -> Iterator[tuple[int, list[list[Any]]]]:
+    """Consecutive parts of lists of equal length, with the number of their first item.
+
+    Args:
+        size: items in a part; the last one may have fewer.
+        **items: what each list holds (for messages) to the list.
+
+    Raises:
+        ValueError: the lists are empty or differ in length, or ``size`` is below 1.
+    """
+    lists = [as_items(name, values) for name, values in items.items()]
+    counts = {name: len(values) for name, values in zip(items, lists, strict=True)}
+    if size < 1 or len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f"{counts} items in batches of {size}; give equally many, and at least 1, of each")
+    for start in range(0, len(lists[0]), size):
+        yield start, [values[start : start + size] for values in lists]
+
+
+def vocabulary(given: Sequence[str] | None, listed: list[str] | None, kind: str) -> list[str]:
+    """The class names or answers of a task: those it was given, else those that its data list.
+
+    Raises:
+        ValueError: nobody names any, one is named twice, or the data list other ones.
+    """
+    if given is not None and listed is not None and list(given) != listed:
+        raise ValueError(
+            f"the data's {kind} ({len(listed)}: {', '.join(listed[:5])} …) are not the task's ({len(given)}:"
+            f" {', '.join(given[:5])} …)"
+        )
+    names = list(given) if given is not None else listed
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{kind}: give at least one name, none twice; got {names if names is None else names[:20]}")
+    return names
+
+
+def indices(names: Sequence[str], among: Mapping[str, int], kind: str) -> list[int]:
+    """Places of names in a vocabulary.
+
+    Raises:
+        ValueError: naming one that is not in it.
+    """
+    for name in names:
+        if name not in among:
+            some = ", ".join(list(among)[:10])
+            raise ValueError(f"{kind} {name!r} is none of the {len(among)} that this task knows ({some}, …)")
+    return [among[name] for name in names]
+
+
+def _check_trainable(trainable: str | Sequence[str], modalities: Sequence[str], lora: Lora | None) -> None:
+    unknown = [] if trainable in ("all", "head") else [name for name in trainable if name not in modalities]
+    if unknown or (isinstance(trainable, str) and trainable not in ("all", "head")):
+        raise ValueError(f"trainable is {trainable!r}; give 'all', 'head' or some of {', '.join(modalities)}")
+    if lora is not None and trainable != "all":
+        raise ValueError(f"lora freezes the backbone by itself; leave trainable={trainable!r} out")

@@ -1,0 +1,132 @@
+"""Where a downstream task's backbone comes from: a preset, a saved model of any kind, or a model in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from torch import Tensor, nn
+
+from onepeace_lightning.checkpoints.original import named
+from onepeace_lightning.checkpoints.pretrained import Pretrained, default_preprocessing, read_pretrained
+from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
+from onepeace_lightning.checkpoints.weights import LoadReport, fill
+from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer
+from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.models.config import ModelConfig, Preset, TextConfig
+from onepeace_lightning.onepeace import OnePeace
+
+BackboneSource = str | Path | OnePeace | ModelConfig
+"""A preset's name, a ``save_pretrained`` folder, a checkpoint of this project or of the original, a hub name, a model,
+or sizes alone (a model from scratch)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A backbone before it is fitted to a task.
+
+    Attributes:
+        config: its sizes.
+        weights: by name ("backbone.…", "heads.…"); None: from scratch.
+        tokenizer: its vocabulary, if it has one.
+        preprocessing: of pictures and sounds.
+        name: for messages.
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor] | None
+    tokenizer: Tokenizer | None
+    preprocessing: Preprocessing
+    name: str
+
+
+def open_source(backbone: BackboneSource, tokenizer: str | None, image_size: int | None) -> Source:
+    """Find out what a backbone is; weights in a file are mapped, not read.
+
+    Args:
+        backbone: what the user gave.
+        tokenizer: folder of the tokenizer that the data use; a model from scratch takes over its vocabulary.
+        image_size: side of the pictures of a preset; other models are resized later.
+
+    Raises:
+        ValueError: the tokenizer is not the one that the weights were trained with, or as ``read_pretrained``.
+    """
+    given = None if tokenizer is None else load_tokenizer(tokenizer)
+    if isinstance(backbone, str) and backbone in get_args(Preset):
+        size = None if given is None else given.vocab_size
+        backbone = ModelConfig.preset(backbone, vocab_size=size, image_size=image_size)  # type: ignore[arg-type]
+    if isinstance(backbone, ModelConfig):
+        text = backbone.adapters.get("text")
+        if given is not None and isinstance(text, TextConfig):
+            adapters = {**backbone.adapters, "text": replace(text, vocab_size=given.vocab_size)}
+            backbone = replace(backbone, adapters=adapters)
+        return Source(backbone, None, given, default_preprocessing(backbone), "a model from scratch")
+    if isinstance(backbone, OnePeace):
+        name = "the given model"
+        pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer)
+    else:
+        name, pretrained = str(backbone), read_pretrained(backbone)
+    own = pretrained.tokenizer
+    if given is not None and own is not None and given.fingerprint() != own.fingerprint():
+        raise ValueError(
+            f"{name} was trained with another tokenizer than {tokenizer}: its ids would mean other words; "
+            "give the data the model's own tokenizer"
+        )
+    return Source(
+        pretrained.model.config, named(pretrained.model).state_dict(), own or given, pretrained.preprocessing, name
+    )
+
+
+def finetune_config(
+    source: ModelConfig,
+    modalities: Sequence[str],
+    *,
+    name: str,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    per_block_tables: bool = True,
+    type_embedding: bool = False,
+) -> ModelConfig:
+    """Sizes of the model that a task trains.
+
+    Args:
+        source: sizes of the backbone.
+        modalities: what the task needs; the others are left out.
+        name: of the backbone, for messages.
+        image_size: side of the pictures in pixels; None: the backbone's.
+        drop_path: stochastic depth of the last block.
+        per_block_tables: give each block relative bias tables of its own.
+        type_embedding: tell text, first and second picture apart by a learned vector.
+
+    Raises:
+        ValueError: the backbone lacks a modality.
+    """
+    if lacking := [modality for modality in modalities if modality not in source.adapters]:
+        raise ValueError(f"{name} has no {', '.join(lacking)}; it has {', '.join(source.adapters)}")
+    adapters = {key: value for key, value in source.adapters.items() if key in modalities}
+    if type_embedding:
+        adapters = {key: replace(value, type_embedding=True) for key, value in adapters.items()}  # type: ignore[call-arg]
+    config = replace(source, encoder=replace(source.encoder, drop_path=drop_path), adapters=adapters)
+    fitted = for_finetuning(config, image_size if "image" in adapters else None)
+    return replace(fitted, per_block_tables=per_block_tables or source.per_block_tables)
+
+
+def load_source(model: nn.Module, source: Source, parts: Sequence[str]) -> LoadReport:
+    """Fill a task's model with what its source has of some parts, bias tables copied and resized; the rest is new.
+
+    Args:
+        model: the task's, with a ``backbone``.
+        source: the weights.
+        parts: names of the model's children to fill; only the backbone must be there.
+
+    Raises:
+        ValueError: listing every tensor of the backbone that the source lacks or that has another shape.
+    """
+    if source.weights is None:
+        return LoadReport()
+    prefixes = tuple(f"{part}." for part in parts)
+    fitted, resized = fit_tables(model, {k: v for k, v in source.weights.items() if k.startswith(prefixes)})
+    own = model.state_dict()
+    weights = {name: tensor for name, tensor in fitted.items() if name in own}  # other modalities are left behind
+    new = fill(model, weights, source.name, lambda name: not name.startswith("backbone.") or "type_embedding" in name)
+    return replace(new, resized=resized)
