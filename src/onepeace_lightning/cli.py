@@ -55,7 +55,9 @@ class OnePeaceCLI(LightningCLI):
 
 def _data_types(train: Any) -> list[str]:
     """What the configured training streams hold: a stream is of the type it says, or else of the type it is named."""
-    return sorted({(stream or {}).get("data_type") or name for name, stream in (train or {}).items()})
+    if not isinstance(train, dict):  # the one stream of a downstream task, which need not say what it holds
+        return []
+    return sorted({(stream or {}).get("data_type") or name for name, stream in train.items()})
 
 
 def _total_steps(max_steps: int) -> int | None:
