@@ -3,6 +3,7 @@
 B = items, L = tokens of the longest one, d = the model's width.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -22,7 +23,8 @@ from onepeace_lightning.checkpoints.pretrained import (
 )
 from onepeace_lightning.checkpoints.resize import set_image_size
 from onepeace_lightning.checkpoints.weights import LoadReport
-from onepeace_lightning.data.raw import AudioItem, ImageItem, as_items, make_audio, make_image, make_text
+from onepeace_lightning.data.ahead import ahead
+from onepeace_lightning.data.raw import AudioItem, ImageItem, ItemReader, as_items
 from onepeace_lightning.data.tokenizers import Tokenizer
 from onepeace_lightning.data.tokenizers.gpt2_bpe import BPE_FILES
 from onepeace_lightning.data.transforms import Preprocessing
@@ -43,6 +45,10 @@ DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
 }
 """Types that a model can compute in."""
+
+
+_RUNS, _RUN = 4, 64
+"""Runs of each tensor that a fingerprint reads, and elements in each."""
 
 
 class OnePeace:
@@ -154,16 +160,59 @@ class OnePeace:
         given = self._given({"text": text, "image": image, "audio": audio})
         if len(given) != 1:
             raise ValueError(f"embed takes one of text, image and audio, not {', '.join(given)}; call it once for each")
-        model = self.model
-        if not isinstance(model, PretrainModel):
-            raise ValueError(
-                f"this {type(model).__name__} has no contrastive heads, so no embeddings; encode gives its features"
-            )
+        self.check_embeds(*given)
         [modality] = given
-        embeddings = [
-            model.heads(modality, model.backbone(inputs)).cpu() for inputs in self._batches(given, batch_size)
-        ]
+        embeddings = [self.embed_inputs(modality, batch[modality]) for batch in self._batches(given, batch_size)]
         return torch.cat(embeddings) if embeddings else torch.empty(0, self.config.encoder.width)
+
+    @torch.no_grad()
+    def embed_inputs(self, modality: str, inputs: Text | Image | Audio) -> Tensor:
+        """Embed a batch that a ``reader`` joined; (B, d) float32 on the CPU, of unit length."""
+        model = cast(PretrainModel, self.model)
+        return model.heads(modality, model.backbone({modality: self._placed(inputs)})).cpu()
+
+    def check_embeds(self, modality: str) -> None:
+        """Raise ValueError, saying why, where ``embed`` cannot take this modality."""
+        if not isinstance(self.model, PretrainModel):
+            raise ValueError(
+                f"this {type(self.model).__name__} has no contrastive heads, so no embeddings; encode gives its"
+                " features"
+            )
+        self.reader(modality)
+
+    def reader(self, modality: str) -> ItemReader:
+        """What makes items of one modality the model's input.
+
+        Raises:
+            ValueError: where the model lacks the modality, or its source had no vocabulary.
+        """
+        self.backbone.adapter(modality)
+        if modality == "text" and self.tokenizer is None:
+            raise ValueError(
+                "text needs the model's vocabulary, and its checkpoint has none: give from_pretrained"
+                f" bpe_dir=, a folder with {', '.join(BPE_FILES)}"
+            )
+        return ItemReader(modality, self.preprocessing, self.tokenizer)
+
+    def fingerprint(self, modality: str) -> str:
+        """16 hexadecimal digits that differ between models that embed one modality differently.
+
+        They come from the weights that this modality runs through, in the type that they are in, and for text from the
+        tokenizer. Other modalities do not count: embeddings of pictures stay good when the model learns sounds.
+        """
+        others = set(self.backbone.adapters) - {modality}
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if name.startswith("denoiser.") or name.endswith("logit_scale") or others & set(name.split(".")):
+                continue
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            # A few runs of each tensor tell any training apart; all of a large model would take long to read.
+            flat = parameter.detach().reshape(-1)
+            for start in range(0, flat.numel(), max(flat.numel() // _RUNS, _RUN)):
+                digest.update(flat[start : start + _RUN].cpu().view(torch.uint8).numpy().tobytes())
+        if modality == "text" and self.tokenizer is not None:
+            digest.update(self.tokenizer.fingerprint().encode())
+        return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def encode(
@@ -195,7 +244,7 @@ class OnePeace:
             raise ValueError(f"encode needs the same number of items, at least 1, of each modality; got {counts}")
         rows: dict[str, list[Tensor]] = {name: [] for name in given}
         for inputs in self._batches(given, batch_size):
-            for name, tokens in self.backbone(inputs).items():
+            for name, tokens in self.backbone({name: self._placed(part) for name, part in inputs.items()}).items():
                 rows[name] += tokens.values_TD.float().cpu().split(tokens.lengths)
         return {name: _padded(parts) for name, parts in rows.items()}
 
@@ -233,29 +282,32 @@ class OnePeace:
         if not given:
             raise ValueError(f"nothing is given; give {', '.join(MODALITIES)}, such as text=['a cow']")
         for name in given:
-            self.backbone.adapter(name)
-        if "text" in given and self.tokenizer is None:
-            raise ValueError(
-                "text needs the model's vocabulary, and its checkpoint has none: give from_pretrained"
-                f" bpe_dir=, a folder with {', '.join(BPE_FILES)}"
-            )
+            self.reader(name)
         return given
 
     def _batches(self, given: Mapping[str, list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:
-        """Model inputs of ``batch_size`` items at a time."""
+        """Model inputs of ``batch_size`` items at a time, the next ones prepared while the model computes."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
-        for start in range(0, len(next(iter(given.values()))), batch_size):
-            yield {name: self._inputs(name, items[start : start + batch_size], start) for name, items in given.items()}
+        readers = {name: self.reader(name) for name in given}
+        streams = [ahead(_numbered(items, batch_size), readers[name].read_numbered) for name, items in given.items()]
+        for rows in zip(*streams, strict=True):
+            yield {name: readers[name].join(part) for name, part in zip(given, rows, strict=True)}
 
-    def _inputs(self, modality: str, items: list[Any], first: int) -> Text | Image | Audio:
+    def _placed(self, inputs: Text | Image | Audio) -> Text | Image | Audio:
         """One batch on the model's device; pixels and samples in its type, ids and lengths stay whole numbers."""
-        if modality == "text":
-            return make_text(items, cast(Tokenizer, self.tokenizer), first).to(self.device)
-        if modality == "image":
-            return make_image(items, self.preprocessing, first).to(self.device, self.dtype)
-        audio = make_audio(items, self.preprocessing, first).to(self.device)
-        return replace(audio, waveforms_BN=audio.waveforms_BN.to(self.dtype))
+        if isinstance(inputs, Image):
+            return inputs.to(self.device, self.dtype)
+        if isinstance(inputs, Audio):
+            audio = inputs.to(self.device)
+            return replace(audio, waveforms_BN=audio.waveforms_BN.to(self.dtype))
+        return inputs.to(self.device)
+
+
+def _numbered(items: Sequence[Any], batch_size: int) -> Iterator[list[tuple[int, Any]]]:
+    """Batches of items with their numbers."""
+    for start in range(0, len(items), batch_size):
+        yield list(enumerate(items[start : start + batch_size], start))
 
 
 def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

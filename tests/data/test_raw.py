@@ -6,12 +6,17 @@ import soundfile
 import torch
 from PIL import Image
 
-from onepeace_lightning.data.raw import as_items, make_audio, make_image, make_text, to_picture, to_waveform
+from onepeace_lightning.data.raw import ItemReader, as_items, to_picture, to_waveform
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=32)
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def batch_of(modality, items, tokenizer=None, first=0):
+    reader = ItemReader(modality, PREPROCESSING, tokenizer)
+    return reader.join([reader.read_numbered(pair) for pair in enumerate(items, first)])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def test_a_picture_is_the_same_in_every_form(tmp_path):
     ]
     for form in forms:
         assert np.array_equal(np.asarray(to_picture(form)), PIXELS)
-    pixels = make_image(forms, PREPROCESSING).pixels
+    pixels = batch_of("image", forms).pixels
     assert pixels.shape == (8, 3, 32, 32)
     assert (pixels == pixels[0]).all()
 
@@ -129,7 +134,7 @@ def test_what_is_no_sound_is_refused(item, says):
 
 
 def test_clips_are_padded_and_keep_their_lengths():
-    audio = make_audio([(torch.randn(20000), 16000), (torch.randn(24000), 16000)], PREPROCESSING)
+    audio = batch_of("audio", [(torch.randn(20000), 16000), (torch.randn(24000), 16000)])
     assert audio.lengths.tolist() == [20000, 24000]
     assert audio.waveforms_BN.shape == (2, 24000)
     assert (audio.waveforms_BN[0, 20000:] == 0).all()
@@ -140,19 +145,19 @@ def test_a_bad_item_names_its_index_and_path(tmp_path, tokenizer):
     Image.fromarray(PIXELS).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"^image 41 \(.*bad\.png\): cannot decode") as error:
-        make_image([tmp_path / "good.png", str(tmp_path / "bad.png")], PREPROCESSING, first=40)
+        batch_of("image", [tmp_path / "good.png", str(tmp_path / "bad.png")], first=40)
     assert error.value.__cause__ is not None
     with pytest.raises(ValueError, match=r"^image 0 \(.*absent\.jpg\): .*No such file"):
-        make_image([tmp_path / "absent.jpg"], PREPROCESSING)
+        batch_of("image", [tmp_path / "absent.jpg"])
     (tmp_path / "bad.flac").write_bytes(b"fLaC nonsense")
     with pytest.raises(ValueError, match=r"^audio 1 \(.*bad\.flac\): cannot decode"):
-        make_audio([(tone(16000), 16000), tmp_path / "bad.flac"], PREPROCESSING)
+        batch_of("audio", [(tone(16000), 16000), tmp_path / "bad.flac"])
     with pytest.raises(ValueError, match=r"^audio 2: a sample rate of 0"):
-        make_audio([(tone(16000), 16000), (tone(16000), 16000), (tone(16000), 0)], PREPROCESSING)
+        batch_of("audio", [(tone(16000), 16000), (tone(16000), 16000), (tone(16000), 0)])
     with pytest.raises(ValueError, match=r"^text 1: caption '\?!' has no words"):
-        make_text(["a cow", "?!"], tokenizer)
+        batch_of("text", ["a cow", "?!"], tokenizer)
     with pytest.raises(ValueError, match=r"^text 0: a int is no text"):
-        make_text([7], tokenizer)
+        batch_of("text", [7], tokenizer)
 
 
 def test_a_lazily_opened_broken_picture_is_named():
@@ -160,7 +165,7 @@ def test_a_lazily_opened_broken_picture_is_named():
     Image.fromarray(PIXELS).save(buffer, "PNG")
     opened = Image.open(io.BytesIO(buffer.getvalue()[:1500]))
     with pytest.raises(ValueError, match=r"^image 0: "):
-        make_image([opened], PREPROCESSING)
+        batch_of("image", [opened])
 
 
 @pytest.mark.parametrize("items", ["a cow", b"cow", Image.new("RGB", (4, 4)), 7])

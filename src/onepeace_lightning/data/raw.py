@@ -4,7 +4,8 @@ S = side of the square picture, N = waveform samples, H and W = height and width
 """
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -40,37 +41,56 @@ def as_items(modality: str, items: Any) -> list[Any]:
     return list(items)
 
 
-def make_text(items: Sequence[str], tokenizer: Tokenizer, first: int = 0) -> Text:
-    """Tokenize sentences; an error counts items from ``first``.
+@dataclass(frozen=True)
+class ItemReader:
+    """Makes the items of one modality what its adapter takes.
 
-    Raises:
-        ValueError: naming the first item that is no text or has no words.
+    Attributes:
+        modality: text, image or audio.
+        preprocessing: of pictures and sounds.
+        tokenizer: needed for text only.
     """
 
-    def token_ids(item: Any) -> list[int]:
+    modality: str
+    preprocessing: Preprocessing
+    tokenizer: Tokenizer | None = None
+
+    def read(self, item: Any) -> Any:
+        """One item: token ids, (3, S, S) pixels, or (N,) samples.
+
+        Raises:
+            ValueError: where the item is nothing that is known, or cannot be decoded.
+            OSError: where a file cannot be opened.
+        """
+        if self.modality == "image":
+            return self.preprocessing.image(to_picture(item))
+        if self.modality == "audio":
+            return self.preprocessing.waveform(to_waveform(item))
+        if self.tokenizer is None:
+            raise ValueError("text needs a tokenizer, and there is none")
         if not isinstance(item, str):
             raise ValueError(f"a {type(item).__name__} is no text; give a str")
-        return tokenizer.encode(item).ids
+        return self.tokenizer.encode(item).ids
 
-    return Text.pad(_each("text", items, token_ids, first))
+    def read_numbered(self, numbered: tuple[int, Any]) -> Any:
+        """Read an item that comes with its number, by which an error names it.
 
+        Raises:
+            ValueError: as ``read``, with the item's number and path.
+        """
+        index, item = numbered
+        try:
+            return self.read(item)
+        except (ValueError, OSError) as error:
+            is_path = isinstance(item, (str, PathLike)) and self.modality != "text"
+            name = f" ({fspath(item)})" if is_path else ""
+            raise ValueError(f"{self.modality} {index}{name}: {error}") from error
 
-def make_image(items: Sequence[ImageItem], preprocessing: Preprocessing, first: int = 0) -> Image:
-    """Decode and resize pictures to (B, 3, S, S); an error counts items from ``first``.
-
-    Raises:
-        ValueError: naming the first item that cannot be read.
-    """
-    return Image(torch.stack(_each("image", items, lambda item: preprocessing.image(to_picture(item)), first)))
-
-
-def make_audio(items: Sequence[AudioItem], preprocessing: Preprocessing, first: int = 0) -> Audio:
-    """Decode, mix down, resample and normalise sounds; an error counts items from ``first``.
-
-    Raises:
-        ValueError: naming the first item that cannot be read.
-    """
-    return Audio.pad(_each("audio", items, lambda item: preprocessing.waveform(to_waveform(item)), first))
+    def join(self, rows: Sequence[Any]) -> Text | Image | Audio:
+        """A batch of what ``read`` gave; at least one."""
+        if self.modality == "image":
+            return Image(torch.stack(list(rows)))
+        return Audio.pad(rows) if self.modality == "audio" else Text.pad(rows)
 
 
 def to_picture(item: ImageItem) -> Pillow.Image:
@@ -143,14 +163,3 @@ def _pixels(image: Tensor) -> Tensor:
             f"a floating-point image tensor in [{low:g}, {high:g}], not [0, 1]; give it before any normalisation"
         )
     return (image * 255).round().to(torch.uint8)
-
-
-def _each(modality: str, items: Sequence[Any], prepare: Callable[[Any], Any], first: int) -> list[Any]:
-    prepared = []
-    for index, item in enumerate(items, first):
-        try:
-            prepared.append(prepare(item))
-        except (ValueError, OSError) as error:
-            name = f" ({fspath(item)})" if isinstance(item, (str, PathLike)) and modality != "text" else ""
-            raise ValueError(f"{modality} {index}{name}: {error}") from error
-    return prepared

@@ -1,0 +1,32 @@
+"""Preparing the next batch while a model computes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+
+WORKERS = 2
+"""Threads that prepare; decoders and resizing let go of Python's global lock."""
+
+
+def ahead(
+    batches: Iterable[Sequence[Item]], prepare: Callable[[Item], Prepared], workers: int = WORKERS
+) -> Iterator[list[Prepared]]:
+    """Prepare every item, the items of one batch in advance of the batch that is handed out.
+
+    An error of ``prepare`` is raised where its batch would have been handed out.
+    """
+    waiting: deque[list[Future[Prepared]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool:
+        try:
+            for batch in batches:
+                waiting.append([pool.submit(prepare, item) for item in batch])
+                if len(waiting) > 1:
+                    yield [future.result() for future in waiting.popleft()]
+            while waiting:
+                yield [future.result() for future in waiting.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
