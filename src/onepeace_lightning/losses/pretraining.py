@@ -65,6 +65,12 @@ def weight(term: str) -> float:
     return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
 
 
+def denoised_alone(modalities: Collection[str]) -> Collection[str]:
+    """Those modalities of a batch that are denoised from a view of their own."""
+    others = [name for name in modalities if len(modalities) == 1 or name != "text"]
+    return DENOISED_ALONE.get(frozenset(modalities), others)
+
+
 class _Ref(NamedTuple):
     """A view by the pass that encodes it ("learn" or "teach") and its place there."""
 
@@ -137,9 +143,8 @@ def pretraining_loss(
         if not objectives.denoise:
             continue
         together = dict.fromkeys(tokens, passes.add("teach", tokens))
-        kind = frozenset(tokens)
-        from_itself = kind in DENOISED_ALONE
-        for name in DENOISED_ALONE.get(kind, [name for name in tokens if not pair or name != "text"]):
+        from_itself = frozenset(tokens) in DENOISED_ALONE
+        for name in denoised_alone(tokens):
             teachers = {name: alone[name] if from_itself else together[name]}
             students.append(_student(passes, {name: tokens[name]}, batch.masks, stream + "/", teachers))
         if pair:
