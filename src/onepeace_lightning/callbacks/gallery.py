@@ -3,8 +3,6 @@
 Q = queries, P = pictures, N = waveform samples, d = embedding width.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,10 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
+from onepeace_lightning.callbacks.pages import INK, RIGHT, WRONG, answer_row, audio_tag, figure, image_tag, page
 from onepeace_lightning.data.batch import Batch
-
-SAMPLE_RATE = 16_000
-"""Of the waveforms in a batch."""
 
 THUMBNAIL = 96
 """Longest side of a picture kept, in pixels."""
@@ -35,8 +30,6 @@ MAX_PICTURES = 1024
 """Candidates kept per gallery: 28 MB of thumbnails."""
 
 QUERY_MODALITIES = ("audio", "text")
-
-RIGHT, WRONG, INK, FAINT = "#1a9850", "#d73027", "#222222", "#777777"
 
 
 @dataclass
@@ -207,69 +200,22 @@ def render_html(examples: Sequence[RetrievalExamples], top: int) -> str:
         rows = []
         for query, found in enumerate(section.retrieve(top)):
             caption = section.captions[query]
-            sound = f'<audio controls src="{_wav_url(section.waveforms[query])}"></audio>' if section.waveforms else ""
+            sound = audio_tag(section.waveforms[query]) if section.waveforms else ""
             figures = []
             for index, cosine in found:
                 answer = section.picture_captions[index]
                 kind, mark = ("right", "✓") if answer == caption else ("wrong", "✗")
-                figures.append(
-                    f'<figure class="{kind}"><img src="{_png_url(section.pictures[index])}" alt="{escape(answer)}">'
-                    f"<figcaption><b>{mark}</b> {escape(answer)} <i>{cosine:.2f}</i></figcaption></figure>"
-                )
-            rows.append(
-                f'<div class="query"><div class="asked"><p>{escape(caption)}</p>{sound}</div>{"".join(figures)}</div>'
-            )
+                picture = image_tag(_to_pil(section.pictures[index]), answer)
+                figures.append(figure(picture, f"<b>{mark}</b> {escape(answer)} <i>{cosine:.2f}</i>", kind))
+            rows.append(answer_row(f"<p>{escape(caption)}</p>{sound}", figures))
         sections.append(f"<section><h2>{escape(section.title)}</h2>{''.join(rows)}</section>")
-    return _PAGE.replace("{{sections}}", "\n".join(sections))
+    return page("Retrieval gallery", _INTRODUCTION, "\n".join(sections))
 
 
-_PAGE = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Retrieval gallery</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; color: {INK}; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }}
-h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
-.query {{ display: flex; flex-wrap: wrap; gap: 14px; padding: 14px 0; border-top: 1px solid #e5e5e5; }}
-.asked {{ width: 260px; }}
-.asked p {{ margin: 0 0 8px; }}
-audio {{ width: 250px; height: 36px; }}
-figure {{ width: 130px; margin: 0; }}
-img {{ width: 122px; height: 122px; object-fit: contain; border: 4px solid; border-radius: 4px; }}
-.right img {{ border-color: {RIGHT}; }}
-.wrong img {{ border-color: {WRONG}; }}
-.right b {{ color: {RIGHT}; }}
-.wrong b {{ color: {WRONG}; }}
-figcaption {{ font-size: 12px; line-height: 1.3; }}
-i {{ color: {FAINT}; white-space: nowrap; }}
-</style>
-</head>
-<body>
-<h1>Retrieval gallery</h1>
-<p>Each row is a held-out query and the pictures nearest to it, nearest first, with their cosine. A picture is
-<b style="color: {RIGHT}">right ✓</b> when its caption equals the query's, else <b style="color: {WRONG}">wrong ✗</b>.
-The captions of sounds and pictures are shown to the reader only, never to the search.</p>
-{{{{sections}}}}
-</body>
-</html>
-"""
-
-
-def _png_url(picture: Tensor) -> str:
-    stream = io.BytesIO()
-    _to_pil(picture).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _wav_url(waveform: Tensor) -> str:
-    # Waveforms arrive normalised to unit variance: bring the loudest sample below full scale. Silence stays silent.
-    peak = max(float(waveform.abs().max()), 1e-8)
-    stream = io.BytesIO()
-    soundfile.write(stream, (0.9 / peak * waveform).numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(stream.getvalue()).decode()
+_INTRODUCTION = f"""Each row is a held-out query and the pictures nearest to it, nearest first, with their cosine. A
+picture is <b style="color: {RIGHT}">right ✓</b> when its caption equals the query's, else
+<b style="color: {WRONG}">wrong ✗</b>. The captions of sounds and pictures are shown to the reader only, never to the
+search."""
 
 
 def _to_pil(picture: Tensor) -> Image.Image:
