@@ -17,6 +17,7 @@ from onepeace_lightning.data.tokenizers.base import clean_text
 from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
 from onepeace_lightning.distributed.seeding import seed_step
 from onepeace_lightning.distributed.strategy import placement
+from onepeace_lightning.losses.flops import step_flops, total_flops
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
@@ -144,6 +145,11 @@ class PretrainTask(L.LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in loss.terms.items()}, batch_size=1)
         self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
         return total
+
+    def step_flops(self, batches: Mapping[str, Batch]) -> int:
+        """Model FLOPs of one training step on this rank, for ``callbacks.Throughput``."""
+        ranks = self.trainer.world_size
+        return total_flops(step_flops(self.config, batches, self.objectives, self.trainable, ranks))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, dict[str, Tensor]]:
         """Embed every modality of the batch alone and add both sides to the gallery.
