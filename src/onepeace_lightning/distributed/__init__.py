@@ -1,1 +1,1 @@
-"""Running over many devices."""
+"""Running over many devices: ``plan`` for any module, ``strategy`` for Lightning."""
