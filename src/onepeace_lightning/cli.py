@@ -1,7 +1,8 @@
-"""The ``onepeace`` command: ``fit | validate | test | predict`` by configuration, and ``shards`` to make data."""
+"""The ``onepeace`` command: ``fit | validate | test | predict`` by configuration, and the commands of ``COMMANDS``."""
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +11,24 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from onepeace_lightning.commands.convert import convert
+from onepeace_lightning.commands.embed import embed
+from onepeace_lightning.commands.search import bracketed, search
 from onepeace_lightning.data import make_shards
 from onepeace_lightning.distributed.saving import AtomicCheckpointIO
 from onepeace_lightning.distributed.strategy import FullyShardedStrategy
 
-SHARD_COMMANDS: Any = {
-    "from-csv": make_shards.from_csv,
-    "from-folder": make_shards.from_folder,
-    "manifest": make_shards.manifest,
+COMMANDS: dict[str, Any] = {
+    "convert": convert,
+    "embed": embed,
+    "search": search,
+    "shards": {
+        "from-csv": make_shards.from_csv,
+        "from-folder": make_shards.from_folder,
+        "manifest": make_shards.manifest,
+    },
 }
+"""Functions, whose arguments are the options, or groups of them."""
 
 
 def best_precision() -> str:
@@ -68,15 +78,19 @@ def _total_steps(max_steps: int) -> int | None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; ``None`` takes the process's own."""
     words = list(sys.argv[1:] if args is None else args)
-    if words[:1] == ["shards"]:
-        # Options are typed with hyphens, Python arguments have underscores.
-        options = [_underscored(word) if word.startswith("--") else word for word in words[1:]]
-        try:
-            auto_cli(SHARD_COMMANDS, args=options, as_positional=True, prog="onepeace shards")
-        except (ValueError, OSError) as error:  # what is wrong with the user's files; a traceback would bury it
-            sys.exit(f"onepeace shards: {error}")
-        return
-    command_line(args)
+    if words and words[0] in COMMANDS:
+        run_command(words[0], words[1:])
+    else:
+        command_line(args)
+
+
+def run_command(name: str, words: Sequence[str]) -> None:
+    """Run one of ``COMMANDS``; what is wrong with the user's files ends it in words, a traceback would bury them."""
+    try:
+        options = list(_options(bracketed(words) if name == "search" else words, _flags(COMMANDS[name])))
+        auto_cli(COMMANDS[name], args=options, as_positional=True, prog=f"onepeace {name}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"onepeace {name}: {error}")
 
 
 def command_line(args: Sequence[str] | None, *, run: bool = True) -> OnePeaceCLI:
@@ -94,9 +108,22 @@ def command_line(args: Sequence[str] | None, *, run: bool = True) -> OnePeaceCLI
     )
 
 
-def _underscored(option: str) -> str:
-    name, equals, value = option[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+def _flags(command: Any) -> set[str]:
+    """Options that may stand without a value."""
+    if isinstance(command, dict):
+        return set().union(*map(_flags, command.values()))
+    return {name for name, parameter in inspect.signature(command).parameters.items() if parameter.annotation is bool}
+
+
+def _options(words: Sequence[str], flags: set[str]) -> Iterator[str]:
+    """Options as Python arguments are called (typed with hyphens, they have underscores), flags with their value."""
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if not word.startswith("--"):
+            yield word
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        yield f"--{name}{equals}{value}" + ("=true" if name in flags and not equals and following[:2] == "--" else "")
 
 
 if __name__ == "__main__":

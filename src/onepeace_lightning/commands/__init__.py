@@ -1,0 +1,1 @@
+"""What ``onepeace convert``, ``embed`` and ``search`` do, as functions."""
