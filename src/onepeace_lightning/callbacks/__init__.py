@@ -2,5 +2,6 @@
 
 from onepeace_lightning.callbacks.gallery import RetrievalGallery
 from onepeace_lightning.callbacks.results import ResultsTable
+from onepeace_lightning.callbacks.throughput import Throughput
 
-__all__ = ["ResultsTable", "RetrievalGallery"]
+__all__ = ["ResultsTable", "RetrievalGallery", "Throughput"]
