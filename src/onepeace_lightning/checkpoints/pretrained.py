@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
-from onepeace_lightning.checkpoints.weights import LoadReport, fill, load_pretrained, read_checkpoint
+from onepeace_lightning.checkpoints.sharded import is_sharded
+from onepeace_lightning.checkpoints.weights import LoadReport, fill, fill_from, read_checkpoint
 from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.data.tokenizers.base import SETTINGS_FILE
 from onepeace_lightning.data.tokenizers.gpt2_bpe import BPE_FILES
@@ -57,10 +58,11 @@ class Pretrained:
 
 
 def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None) -> Pretrained:
-    """Read a model from wherever it is; tensors are mapped from disk, not copied.
+    """Read a model from wherever it is; tensors are mapped from disk, not copied, unless they were sharded.
 
     Args:
-        source: a ``save_pretrained`` folder, a training checkpoint, a checkpoint of the original, or a name on the hub.
+        source: a ``save_pretrained`` folder, a training checkpoint (a file, or a folder of shards), a checkpoint of the
+            original, or a name on the hub.
         bpe_dir: folder with the original's ``dict.txt``, ``encoder.json`` and ``vocab.bpe``, for a source without a
             vocabulary.
 
@@ -69,9 +71,9 @@ def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None) -> Pr
         ValueError: where the source is nothing known, damaged, or does not fit the vocabulary.
     """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         pretrained = _read_folder(path)
-    elif path.is_file():
+    elif path.exists():
         pretrained = _read_file(path)
     elif isinstance(source, str) and _HUB_NAME.fullmatch(source):
         pretrained = _read_folder(_download(source))
@@ -196,7 +198,7 @@ def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
     config = ModelConfig.from_dict(about["config"])
     model = _build(config, about["parts"])
     # A task's own parts, such as a segmentation head, are opened by load_task.
-    report = load_pretrained(named(model), path, may_drop=lambda name: isinstance(model, Backbone))
+    report = fill_from(named(model), content, str(path), may_drop=lambda name: isinstance(model, Backbone))
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     preprocessing = default_preprocessing(config)
     if "preprocessing" in about:

@@ -5,10 +5,12 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.sharded import is_sharded, read_sharded
 from onepeace_lightning.distributed.plan import shard_like
 
 _log = logging.getLogger(__name__)
@@ -95,21 +97,37 @@ def load_pretrained(
     may_drop: Callable[[str], bool] = never,
 ) -> LoadReport:
     """Fill a model from a training checkpoint, ``{"state_dict": {"model.…": tensor}}``; see ``fill``."""
-    checkpoint = read_checkpoint(path)
+    return fill_from(model, read_checkpoint(path), str(path), may_miss, may_drop)
+
+
+def fill_from(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    source: str,
+    may_miss: Callable[[str], bool] = never,
+    may_drop: Callable[[str], bool] = never,
+) -> LoadReport:
+    """Fill a model from what ``read_checkpoint`` gave of a training checkpoint; see ``fill``."""
     if "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is no training checkpoint: it has no 'state_dict', but {sorted(checkpoint)}")
+        raise ValueError(f"{source} is no training checkpoint: it has no 'state_dict', but {sorted(checkpoint)}")
     prefix = "model."
     weights = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
-    return fill(model, weights, str(path), may_miss, may_drop)
+    return fill(model, weights, source, may_miss, may_drop)
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint file, nothing in it executed, tensors mapped from disk.
+    """The content of a checkpoint, nothing in it executed.
+
+    Args:
+        path: a file, whose tensors are mapped from disk; or the folder of a sharded checkpoint, whose tensors are put
+            together in memory, without the optimizer's.
 
     Raises:
         FileNotFoundError: where there is no such file.
         ValueError: where it is cut short, no checkpoint, or holds anything but tensors and plain containers.
     """
+    if is_sharded(path):
+        return read_sharded(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     try:

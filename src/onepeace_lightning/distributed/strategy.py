@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from onepeace_lightning.checkpoints.sharded import is_sharded, read_metadata
 from onepeace_lightning.distributed.saving import failure, partial_of, publish, remove
 
 
@@ -56,6 +57,16 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Every device has its own data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a folder of shards, written by any number of ranks, or a checkpoint file; no code in it is run.
+
+        Raises:
+            ValueError: it is incomplete or damaged.
+        """
+        if is_sharded(checkpoint_path):
+            read_metadata(checkpoint_path)
+        return super().load_checkpoint(checkpoint_path, weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a folder of shards beside the one that it replaces, then exchange them.
