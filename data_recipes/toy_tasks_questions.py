@@ -1,0 +1,226 @@
+"""Plans of the toy tasks that ask or state: questions about a picture or a sound, statements about two pictures.
+
+What is asked, and about what, is drawn before the right answer, and the answer evenly: the words alone tell nothing.
+"""
+
+from collections.abc import Callable
+
+from data_recipes.toy_scenes import RELATIONS
+from data_recipes.toy_tasks_items import COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
+from data_recipes.toy_world import SIZES, THINGS, Combination, Group
+
+ANSWERS = (*(str(count) for count in COUNTS), *COLOUR_NAMES, *THINGS, "yes", "no")
+"""Everything that a question about a picture can be answered with."""
+
+STATEMENT_CLASSES = ("True", "False")
+
+_CHOICES = 4
+_SIDES = ("left", "right")
+
+
+def visual_question_answering(count: int, draw: Draw) -> list[Item]:
+    """Questions about pictures of two groups or of three single things; one right answer each."""
+    return [ask(draw) for ask in draw.balanced(_QUESTIONS, count)]
+
+
+def _how_many(draw: Draw) -> Item:
+    group = _any_group(draw)
+    return _about_groups(f"how many {group.thing}s are there?", str(group.count), draw.combination(group), draw)
+
+
+def _what_colour(draw: Draw) -> Item:
+    group, colour = _any_group(draw), draw.one_of(COLOUR_NAMES)
+    subject = f"is the {group.thing}" if group.count == 1 else f"are the {group.thing}s"
+    return _about_groups(f"what colour {subject}?", colour, draw.combination(group), draw, known={group.thing: colour})
+
+
+def _is_there(draw: Draw) -> Item:
+    thing, answer = draw.one_of(THINGS), draw.one_of(("yes", "no"))
+    if answer == "yes":
+        groups = draw.combination(Group(draw.one_of(COUNTS), draw.one_of(SIZES), thing))
+    else:
+        groups = draw.combination(without=[thing])
+    return _about_groups(f"is there a {thing}?", answer, groups, draw)
+
+
+def _on_which_side(draw: Draw) -> Item:
+    groups, side = draw.combination(), draw.one_of((0, 1))
+    return _about_groups(f"what is on the {_SIDES[side]}?", groups[side].thing, groups, draw)
+
+
+def _what_is_beside(draw: Draw) -> Item:
+    """About a thing that has one of the two others on each side of it."""
+    words = draw.one_of(list(RELATIONS))
+    scene = draw.scene(lambda: draw.things(3))
+    order = sorted(scene, key=lambda one: one.x if words in ("left of", "right of") else one.y)
+    middle = order[1]
+    (answer,) = (one.thing for one in scene if one is not middle and RELATIONS[words](one, middle))
+    facts = {"answers": {answer: 1.0}, "things": [one.describe() for one in scene]}
+    return Item(facts, ([one.icon for one in scene],), text=f"what is {words} the {middle.thing}?")
+
+
+_QUESTIONS: tuple[Callable[[Draw], Item], ...] = (
+    _how_many,
+    _what_colour,
+    _is_there,
+    _on_which_side,
+    _what_is_beside,
+)
+
+
+def _any_group(draw: Draw) -> Group:
+    return Group(draw.one_of(COUNTS), draw.one_of(SIZES), draw.one_of(THINGS))
+
+
+def _about_groups(
+    question: str, answer: str, groups: Combination, draw: Draw, known: dict[str, str] | None = None
+) -> Item:
+    icons, facts = draw.picture(groups, known)
+    return Item({"answers": {answer: 1.0}, "groups": facts}, (icons,), text=question)
+
+
+def visual_reasoning(count: int, draw: Draw) -> list[Item]:
+    """Statements about two pictures of two groups each; half of the statements of each form are true."""
+    forms = draw.balanced(
+        [(state, true) for state in _STATEMENTS for true in (True, False)], count
+    )  # fmt: skip
+    return [state(true, draw) for state, true in forms]
+
+
+def _both_have_count(true: bool, draw: Draw) -> Item:
+    group = _any_group(draw)
+    pictures = [_with(group.thing, group.count, draw), _with(group.thing, group.count, draw)]
+    if not true:
+        pictures[draw.one_of((0, 1))] = _other_count_or_none(group, draw)
+    return _statement(f"both pictures have {_counted(group)}", true, pictures, draw)
+
+
+def _one_side_has_count(true: bool, draw: Draw) -> Item:
+    """The other picture of a false statement is what the statement's would be: which is which must be seen."""
+    group, side = _any_group(draw), draw.one_of((0, 1))
+    pictures = [_other_count_or_none(group, draw)] * 2
+    pictures[side if true else 1 - side] = _with(group.thing, group.count, draw)
+    return _statement(f"the {_SIDES[side]} picture has {_counted(group)}", true, pictures, draw)
+
+
+def _one_side_has_more(true: bool, draw: Draw) -> Item:
+    thing, side = draw.one_of(THINGS), draw.one_of((0, 1))
+    few, many = sorted(draw.shuffled(COUNTS)[:2])
+    pictures = [_with(thing, few, draw)] * 2
+    pictures[side if true else 1 - side] = _with(thing, many, draw)
+    text = f"the {_SIDES[side]} picture has more {thing}s than the {_SIDES[1 - side]}"
+    return _statement(text, true, pictures, draw)
+
+
+def _only_one_has(true: bool, draw: Draw) -> Item:
+    thing = draw.one_of(THINGS)
+    with_it = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
+    without = [draw.combination(without=[thing]) for _ in range(2)]
+    pictures = draw.shuffled([with_it[0], without[0]]) if true else draw.one_of((with_it, without))
+    return _statement(f"only one picture has {thing}s", true, pictures, draw)
+
+
+def _both_have_colour(true: bool, draw: Draw) -> Item:
+    thing, (colour, other) = draw.one_of(THINGS), draw.shuffled(COLOUR_NAMES)[:2]
+    pictures = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
+    colours = [colour, colour] if true else draw.shuffled([colour, other])
+    return _statement(f"both pictures have {colour} {thing}s", true, pictures, draw, [{thing: c} for c in colours])
+
+
+_STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
+    _both_have_count,
+    _one_side_has_count,
+    _one_side_has_more,
+    _only_one_has,
+    _both_have_colour,
+)
+
+
+def _with(thing: str, count: int, draw: Draw) -> Combination:
+    return draw.combination(Group(count, draw.one_of(SIZES), thing))
+
+
+def _other_count_or_none(group: Group, draw: Draw) -> Combination:
+    if draw.one_of((True, False)):
+        return draw.combination(without=[group.thing])
+    return _with(group.thing, draw.one_of([count for count in COUNTS if count != group.count]), draw)
+
+
+def _counted(group: Group) -> str:
+    return f"{count_word(group.count)} {group.thing}{'s' if group.count > 1 else ''}"
+
+
+def _statement(
+    text: str, true: bool, pictures: list[Combination], draw: Draw, known: list[dict[str, str]] | None = None
+) -> Item:
+    (left, left_facts), (right, right_facts) = (
+        draw.picture(groups, colours) for groups, colours in zip(pictures, known or [{}, {}], strict=True)
+    )
+    facts = {"labels": [str(true)], "groups": left_facts, "second_groups": right_facts}
+    return Item(facts, (left, right), text=text)
+
+
+def audio_question_answering(count: int, draw: Draw) -> list[Item]:
+    """Questions about sounds, each with four different choices, of which each is right equally often."""
+    asks = draw.balanced([(ask, place) for ask in _SOUND_QUESTIONS for place in range(_CHOICES)], count)
+    return [ask(place, draw) for ask, place in asks]
+
+
+def _at_which_end(words: str, end: int) -> Callable[[int, Draw], Item]:
+    def ask(place: int, draw: Draw) -> Item:
+        groups = _sequence(draw.one_of((2, 3)), draw)
+        right = groups[end].thing
+        others = [group.thing for group in groups if group.thing != right]
+        return _choose(f"what sounds {words}?", right, others, place, groups, draw)
+
+    return ask
+
+
+def _next_to(words: str, step: int) -> Callable[[int, Draw], Item]:
+    """Of three sounds: the third is a choice too, the one that is named is not."""
+
+    def ask(place: int, draw: Draw) -> Item:
+        groups = _sequence(3, draw)
+        right, named = draw.one_of([(groups[i], groups[i - step]) for i in range(3) if 0 <= i - step < 3])
+        others = [group.thing for group in groups if group not in (right, named)]
+        question = f"what sounds right {words} the {named.thing}?"
+        return _choose(question, right.thing, others, place, groups, draw, without=[named.thing])
+
+    return ask
+
+
+def _how_many_times(place: int, draw: Draw) -> Item:
+    group = _any_group(draw)
+    others = [count_word(count) for count in COUNTS if count != group.count]
+    question = f"how many times does the {group.thing} sound?"
+    return _choose(question, count_word(group.count), others, place, draw.combination(group), draw)
+
+
+_SOUND_QUESTIONS: tuple[Callable[[int, Draw], Item], ...] = (
+    _at_which_end("first", 0),
+    _at_which_end("last", -1),
+    _next_to("after", 1),
+    _next_to("before", -1),
+    _how_many_times,
+)
+
+
+def _sequence(number: int, draw: Draw) -> Combination:
+    """Groups that one clip has time for: of three, none has more than two sounds."""
+    return draw.combination(number=number, counts=COUNTS if number == 2 else COUNTS[:2])
+
+
+def _choose(
+    question: str,
+    right: str,
+    wrong: list[str],
+    place: int,
+    groups: Combination,
+    draw: Draw,
+    without: tuple[str, ...] | list[str] = (),
+) -> Item:
+    """A question with the right choice at a place; things that are not heard fill the choices up."""
+    absent = draw.things(_CHOICES, [*without, *(group.thing for group in groups)])
+    choices = draw.shuffled([*wrong, *absent][: _CHOICES - 1])
+    choices.insert(place, right)
+    return Item({"choices": choices, "answer": place, "groups": heard(groups)}, sound=groups, text=question)

@@ -1,0 +1,106 @@
+"""Plans of the toy tasks on scenes of single things: visual grounding and semantic segmentation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data_recipes.toy_scenes import PLACES, RELATIONS, SceneThing, draw_mask
+from data_recipes.toy_tasks_items import Draw, Item
+from data_recipes.toy_world import THINGS
+
+SEGMENTATION_CLASSES = ("background", *THINGS)
+
+_GROUNDING_THINGS = (3, 4, 5)
+_GROUNDING_RIVALS = (0, 1, 1, 2)
+"""How many other things of a scene have the target's name; drawn evenly."""
+
+_SEGMENTATION_THINGS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """What is said of one thing of a scene: its name, and any of size, colour, place and a relation to another thing.
+
+    A place is among the things that name, size and colour leave: "the big bird at the top" is the topmost big bird.
+    """
+
+    thing: str
+    size: str | None = None
+    colour: str | None = None
+    place: str | None = None
+    relation: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        words = ["the", self.size, self.colour, self.thing, self.place]
+        if self.relation:
+            words += [self.relation[0], "the", self.relation[1]]
+        return " ".join(word for word in words if word)
+
+    def meant(self, scene: list[SceneThing]) -> list[SceneThing]:
+        """The things of a scene that the expression fits."""
+        left = [
+            one
+            for one in scene
+            if one.thing == self.thing and self.size in (None, one.size) and self.colour in (None, one.colour)
+        ]
+        if self.place:
+            stands = RELATIONS[PLACES[self.place]]
+            left = [one for one in left if all(stands(one, other) for other in left if other is not one)]
+        if self.relation:
+            (other,) = (other for other in scene if other.thing == self.relation[1])
+            left = [one for one in left if RELATIONS[self.relation[0]](one, other)]
+        return left
+
+
+def visual_grounding(count: int, draw: Draw) -> list[Item]:
+    """Scenes with an expression that fits one thing of them, the target, alone."""
+    items = []
+    while len(items) < count:
+        scene = draw.scene(lambda: _target_and_others(draw))
+        # The forms that fit come evenly, so that the rare ones are learned too.
+        forms: dict[tuple[bool, ...], list[Expression]] = {}
+        for expression in _expressions(scene[0], scene):
+            if expression.meant(scene) == [scene[0]]:
+                parts = (expression.size, expression.colour, expression.place, expression.relation)
+                forms.setdefault(tuple(part is not None for part in parts), []).append(expression)
+        if not forms:
+            continue
+        text = str(draw.one_of(draw.one_of(list(forms.values()))))
+        facts = {"box": list(scene[0].box), "things": [one.describe() for one in scene]}
+        items.append(Item(facts, ([one.icon for one in scene],), text=text))
+    return items
+
+
+def _target_and_others(draw: Draw) -> list[str]:
+    """Names for a scene; the first is the target's."""
+    target, number = draw.one_of(THINGS), draw.one_of(_GROUNDING_THINGS)
+    same = 1 + min(draw.one_of(_GROUNDING_RIVALS), number - 2)
+    return [target] * same + draw.things(number - same, [target])
+
+
+def _expressions(target: SceneThing, scene: list[SceneThing]) -> Iterator[Expression]:
+    """Everything true that can be said of a thing, in at most two parts beside its name."""
+    names = [one.thing for one in scene]
+    anchors = [one for one in scene if names.count(one.thing) == 1 and one is not target]
+    relations = [(words, one.thing) for one in anchors for words, stands in RELATIONS.items() if stands(target, one)]
+    rivals = [one for one in scene if one.thing == target.thing and one is not target]
+    if not rivals:
+        yield Expression(target.thing)
+    for size, colour in ((None, None), (target.size, None), (None, target.colour)):
+        if size or colour:
+            yield Expression(target.thing, size, colour)
+        if rivals:
+            for place in PLACES:
+                yield Expression(target.thing, size, colour, place)
+        for relation in relations:
+            yield Expression(target.thing, size, colour, relation=relation)
+
+
+def semantic_segmentation(count: int, draw: Draw) -> list[Item]:
+    """Scenes of different things; each pixel's class is the thing whose ink it shows."""
+    items = []
+    for _ in range(count):
+        scene = draw.scene(lambda: draw.things(draw.one_of(_SEGMENTATION_THINGS)))
+        icons = [one.icon for one in scene]
+        ink = float((draw_mask(icons, SEGMENTATION_CLASSES, draw.image_side) > 0).mean())
+        items.append(Item({"things": [one.describe() for one in scene], "ink": round(ink, 4)}, (icons,)))
+    return items
