@@ -39,6 +39,26 @@ def test_matches_the_definition_both_ways():
     assert len(scores) == 12
 
 
+def test_several_captions_of_each_picture():
+    first, _ = random_pairs(10)
+    ids, second_ids = torch.arange(10), torch.arange(30) % 10
+    second = first[second_ids] + torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
+    metric = CrossModalRecall("image", "text")
+    for part in (slice(0, 4), slice(4, 10)):
+        captions = torch.isin(second_ids, ids[part])
+        metric.update(first[part], second[captions], ids[part], second_ids[captions])
+    scores = metric.compute()
+    similarity = torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=-1)
+    nearest = similarity.argmax(1)
+    assert scores["image_to_text/R@1"] == pytest.approx(100 * (second_ids[nearest] == ids).float().mean().item())
+    nearest = similarity.argmax(0)
+    assert scores["text_to_image/R@1"] == pytest.approx(100 * (nearest == second_ids).float().mean().item())
+    # three right answers in thirty captions; one right picture in ten
+    assert scores["chance/image_to_text/R@1"] == pytest.approx(10)
+    assert scores["chance/text_to_image/R@1"] == pytest.approx(10)
+    assert scores["chance/text_to_image/R@5"] == pytest.approx(50)
+
+
 def test_chunks_do_not_change_the_scores(monkeypatch):
     first, second = random_pairs(40)
     ids = torch.arange(40) % 25
@@ -105,7 +125,7 @@ def test_shapes_that_disagree_raise():
     first, second = random_pairs(4)
     with pytest.raises(ValueError, match=r"\(4, 6\).*\(3, 6\).*\(4,\)"):
         score(first, second[:3], torch.arange(4))
-    with pytest.raises(ValueError, match=r"ids \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(4, 6\), \(3,\)"):
         score(first, second, torch.arange(3))
 
 

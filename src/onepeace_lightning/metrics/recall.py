@@ -1,6 +1,6 @@
 """Cross-modal retrieval recall over a whole gallery, beside what chance would give.
 
-N = rows of the gallery, B = rows of one update, C = queries scored at once, d = embedding width.
+N = keys of the gallery, Q = queries, B and C = rows of one update, d = embedding width.
 """
 
 import hashlib
@@ -50,7 +50,8 @@ class CrossModalRecall(Metric):
     A query is right at k when one of its k nearest keys (by cosine) has the query's id. A wrong key that scores the
     same as the best right one ranks before it, so a model that maps everything to one point scores 0, not 100. Every
     row is a query and a key, as it is: rows with one id (equal captions, repeated pictures) all stay in the gallery.
-    ``chance/…`` is the expectation of the same number under a random ranking, exact for these ids.
+    The two sides may have different numbers of rows (five captions of each picture). ``chance/…`` is the expectation
+    of the same number under a random ranking, exact for these ids.
 
     Rows are kept as they come and gathered from all ranks when the metric is computed, so uneven ranks (an empty one
     too) give what one process gives.
@@ -68,7 +69,8 @@ class CrossModalRecall(Metric):
 
     first_embeddings: list[Tensor]
     second_embeddings: list[Tensor]
-    ids: list[Tensor]
+    first_ids: list[Tensor]
+    second_ids: list[Tensor]
 
     def __init__(self, first: str, second: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -79,43 +81,54 @@ class CrossModalRecall(Metric):
         # Embeddings are kept flat: torch can join an empty 1-D tensor, from a rank without rows, to rows of any width.
         self.add_state("first_embeddings", default=[], dist_reduce_fx="cat")
         self.add_state("second_embeddings", default=[], dist_reduce_fx="cat")
-        self.add_state("ids", default=[], dist_reduce_fx="cat")
+        self.add_state("first_ids", default=[], dist_reduce_fx="cat")
+        self.add_state("second_ids", default=[], dist_reduce_fx="cat")
 
-    def update(self, first_embeddings: Tensor, second_embeddings: Tensor, ids: Tensor) -> None:
-        """Add B pairs to the gallery.
+    def update(
+        self, first_embeddings: Tensor, second_embeddings: Tensor, ids: Tensor, second_ids: Tensor | None = None
+    ) -> None:
+        """Add rows to both sides of the gallery.
 
         Args:
             first_embeddings: (B, d), of the first modality; normalised here in float32.
-            second_embeddings: (B, d), of the second; row i is the pair of row i.
-            ids: (B,) int64 label of each pair (``caption_ids``); rows with equal labels are right answers.
+            second_embeddings: (C, d), of the second.
+            ids: (B,) int64 label of each first row (``caption_ids``); rows with equal labels are right answers.
+            second_ids: (C,) int64 labels of the second rows; None: row i is the pair of first row i.
 
         Raises:
             ValueError: shapes disagree, or an embedding holds NaN or infinity.
         """
-        shape = tuple(first_embeddings.shape)
-        if len(shape) != 2 or tuple(second_embeddings.shape) != shape or tuple(ids.shape) != shape[:1]:
+        sides = (
+            (self.first, first_embeddings, ids),
+            (self.second, second_embeddings, ids if second_ids is None else second_ids),
+        )
+        shapes = [(tuple(embeddings.shape), tuple(labels.shape)) for _, embeddings, labels in sides]
+        fits = all(len(rows) == 2 and labels == rows[:1] for rows, labels in shapes)
+        if not fits or shapes[0][0][1] != shapes[1][0][1]:
             raise ValueError(
-                f"{self.first} embeddings {shape}, {self.second} embeddings {tuple(second_embeddings.shape)} and ids "
-                f"{tuple(ids.shape)} do not fit together: give (B, d), (B, d) and (B,), row by row of the same pairs"
+                f"{self.first} embeddings and ids {shapes[0]} and {self.second} embeddings and ids {shapes[1]} do not"
+                " fit together: give (B, d) with (B,), and (C, d) with (C,)"
             )
-        for name, embeddings in ((self.first, first_embeddings), (self.second, second_embeddings)):
+        for name, embeddings, _ in sides:
             bad_rows = (~embeddings.isfinite()).any(1).nonzero().flatten().tolist()
             if bad_rows:
                 raise ValueError(
-                    f"{name} embeddings of rows {bad_rows[:8]} are not finite ({len(bad_rows)} of {shape[0]} rows): "
-                    "the model has diverged; lower the learning rate or clip the gradient norm"
+                    f"{name} embeddings of rows {bad_rows[:8]} are not finite ({len(bad_rows)} of {len(embeddings)}"
+                    " rows): the model has diverged; lower the learning rate or clip the gradient norm"
                 )
         self.first_embeddings.append(F.normalize(first_embeddings.float(), dim=1).flatten())
         self.second_embeddings.append(F.normalize(second_embeddings.float(), dim=1).flatten())
-        self.ids.append(ids.to(torch.int64))
+        self.first_ids.append(sides[0][2].to(torch.int64))
+        self.second_ids.append(sides[1][2].to(torch.int64))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather all ranks' rows; see ``torchmetrics.Metric.sync``."""
-        if len(self.ids) == 0:
+        if len(self.first_ids) == 0:
             # Left empty, torchmetrics would send a float tensor for the ids, which other ranks cannot receive as int64.
-            self.first_embeddings.append(torch.empty(0, dtype=torch.float32, device=self.device))
-            self.second_embeddings.append(torch.empty(0, dtype=torch.float32, device=self.device))
-            self.ids.append(torch.empty(0, dtype=torch.int64, device=self.device))
+            for embeddings in (self.first_embeddings, self.second_embeddings):
+                embeddings.append(torch.empty(0, dtype=torch.float32, device=self.device))
+            for ids in (self.first_ids, self.second_ids):
+                ids.append(torch.empty(0, dtype=torch.int64, device=self.device))
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
@@ -127,48 +140,50 @@ class CrossModalRecall(Metric):
         Raises:
             ValueError: no row was given.
         """
-        rows = dim_zero_cat(self.ids) if len(self.ids) else torch.empty(0)
-        if len(rows) == 0:
+        first_ids, second_ids = (
+            dim_zero_cat(ids) if len(ids) else torch.empty(0) for ids in (self.first_ids, self.second_ids)
+        )
+        if len(first_ids) == 0 or len(second_ids) == 0:
             raise ValueError(
                 f"the {self.first}-{self.second} gallery is empty: no pair reached update(); "
                 "check the validation data and limit_val_batches"
             )
-        first = dim_zero_cat(self.first_embeddings).view(len(rows), -1)
-        second = dim_zero_cat(self.second_embeddings).view(len(rows), -1)
+        first = dim_zero_cat(self.first_embeddings).view(len(first_ids), -1)
+        second = dim_zero_cat(self.second_embeddings).view(len(second_ids), -1)
         scores = {}
-        chances = _chance(rows)
-        for direction, queries, keys in (
-            (f"{self.first}_to_{self.second}", first, second),
-            (f"{self.second}_to_{self.first}", second, first),
+        for direction, queries, query_ids, keys, key_ids in (
+            (f"{self.first}_to_{self.second}", first, first_ids, second, second_ids),
+            (f"{self.second}_to_{self.first}", second, second_ids, first, first_ids),
         ):
-            ranks = _ranks(queries, keys, rows)
-            for k, chance in zip(CUTOFFS, chances, strict=True):
+            ranks = _ranks(queries, keys, query_ids, key_ids)
+            for k, chance in zip(CUTOFFS, _chance(query_ids, key_ids), strict=True):
                 scores[f"{direction}/R@{k}"] = 100 * (ranks < k).float().mean()
                 scores[f"chance/{direction}/R@{k}"] = 100 * chance
         return scores
 
 
-def _ranks(queries: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
-    """(N,) how many wrong keys come before each query's best right one, of queries and keys (N, d) and ids (N,)."""
+def _ranks(queries: Tensor, keys: Tensor, query_ids: Tensor, key_ids: Tensor) -> Tensor:
+    """(Q,) how many wrong keys come before each query's best right one, of queries (Q, d) and keys (N, d)."""
     ranks = []
     with torch.autocast(queries.device.type, enabled=False):
-        for some_queries, some_ids in zip(queries.split(QUERIES_AT_ONCE), ids.split(QUERIES_AT_ONCE), strict=True):
-            scores = some_queries @ keys.T  # (C, N)
-            right = some_ids[:, None] == ids
+        for some, some_ids in zip(queries.split(QUERIES_AT_ONCE), query_ids.split(QUERIES_AT_ONCE), strict=True):
+            scores = some @ keys.T
+            right = some_ids[:, None] == key_ids
             best_right = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
             ranks.append((~right & (scores >= best_right - TIE)).sum(1))
     return torch.cat(ranks)
 
 
-def _chance(ids: Tensor) -> list[Tensor]:
+def _chance(query_ids: Tensor, key_ids: Tensor) -> list[Tensor]:
     """Expected hit rate of a random ranking at each cutoff: 1 - C(N-m, k) / C(N, k) for a query with m right keys."""
-    total = len(ids)
-    _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
-    wrong = (total - counts[inverse]).cpu().double()
+    total = len(key_ids)
+    ids, inverse = torch.cat([query_ids, key_ids]).unique(return_inverse=True)
+    counts = torch.bincount(inverse[len(query_ids) :], minlength=len(ids))
+    wrong = (total - counts[inverse[: len(query_ids)]]).cpu().double()
     rates = []
     for k in CUTOFFS:
         draws = torch.arange(min(k, total), dtype=torch.float64)
         # The ratio of binomials, draw by draw: each of the k keys is another wrong one.
         all_wrong = ((wrong[:, None] - draws).clamp(min=0) / (total - draws)).prod(1)
-        rates.append((1 - all_wrong).mean().float().to(ids.device))
+        rates.append((1 - all_wrong).mean().float().to(key_ids.device))
     return rates

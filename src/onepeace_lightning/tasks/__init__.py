@@ -6,8 +6,19 @@ from onepeace_lightning.tasks.base import FinetuneTask, load_task
 from onepeace_lightning.tasks.image_classification import ImageClassificationTask
 from onepeace_lightning.tasks.lora import Lora
 from onepeace_lightning.tasks.pretrain import PretrainTask
+from onepeace_lightning.tasks.retrieval import AudioTextRetrievalTask, ImageTextRetrievalTask
+from onepeace_lightning.tasks.zero_shot import ZeroShotAudioClassificationTask, ZeroShotImageClassificationTask
 
 __all__ = [
-    "AudioClassificationTask", "FinetuneTask", "ImageClassificationTask", "Lora", "Optimization", "PretrainTask",
+    "AudioClassificationTask",
+    "AudioTextRetrievalTask",
+    "FinetuneTask",
+    "ImageClassificationTask",
+    "ImageTextRetrievalTask",
+    "Lora",
+    "Optimization",
+    "PretrainTask",
+    "ZeroShotAudioClassificationTask",
+    "ZeroShotImageClassificationTask",
     "load_task",
-]  # fmt: skip
+]

@@ -1,5 +1,6 @@
 """What all downstream tasks are: a head on the shared backbone, trained, measured, saved and used alike."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,8 +38,8 @@ class FinetuneTask(L.LightningModule):
     """A downstream task.
 
     A subclass sets the class attributes and implements ``build``, ``loss``, ``make_metrics``, ``measure`` and
-    ``predict``. Metrics are logged as ``val/NAME`` (``val/GALLERY/NAME`` where there are several), and their mean over
-    galleries of the one called ``score_name`` as ``val/score``.
+    ``predict``. Metrics are logged in percent as ``val/NAME`` (``val/GALLERY/NAME`` where there are several), and the
+    mean over galleries of the one called ``score_name`` as ``val/score``.
 
     Args:
         backbone: a preset's name (from scratch), a ``save_pretrained`` folder, a checkpoint of this project or of the
@@ -60,12 +61,14 @@ class FinetuneTask(L.LightningModule):
     """What the task takes in."""
     score_name: ClassVar[str]
     """The metric to choose checkpoints by; more is better."""
+    to_percent: ClassVar[float] = 100.0
+    """What metrics are multiplied by where they are logged: in percent."""
     carried: ClassVar[tuple[str, ...]] = ("backbone",)
     """Parts of the model that are taken over from the backbone's source."""
     type_embedding: ClassVar[bool] = False
     """Whether pictures are told apart by learned vectors."""
     published: ClassVar[Mapping[str, str]] = {}
-    """Data set to the original's published result, printed beside scores."""
+    """Corpus to the original's published result, printed where a gallery's name or path contains the corpus's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -121,6 +124,14 @@ class FinetuneTask(L.LightningModule):
         """Arguments besides the backbone that the task must be built with again; plain containers."""
         return {}
 
+    def context(self) -> list[str]:
+        """Lines to print beside the scores, such as a prompt."""
+        return []
+
+    def score(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What to choose checkpoints by, out of one gallery's metrics."""
+        return values[self.score_name]
+
     def adopt(self, data: FinetuneDataModule) -> None:
         """Take over from the data what the task was not told (class names), or check that it fits."""
 
@@ -142,14 +153,19 @@ class FinetuneTask(L.LightningModule):
         streams = data.evaluated(stage)
         self.galleries = list(streams)
         self.metrics = nn.ModuleList(self.make_metrics() for _ in streams)
-        self.score_context = [
-            f"preprocessing: {self.preprocessing.describe()}",
-            *(
-                f"{name}: {stream.path}, fingerprint {read_manifest(stream.path).fingerprint()}"
-                for name, stream in streams.items()
-            ),
-            *(f"published for {name}: {result}" for name, result in self.published.items()),
-        ]
+        self.score_context = [f"preprocessing: {self.preprocessing.describe()}", *self.context()]
+        for name, stream in streams.items():
+            manifest = read_manifest(stream.path)
+            self.score_context.append(
+                f"{name}: {stream.path}, {manifest.samples} samples, fingerprint {manifest.fingerprint()}"
+            )
+            if "chance" in manifest.about:
+                self.score_context.append(f"{name}: chance is {manifest.about['chance']}")
+            self.score_context += [
+                f"published for {corpus}: {result}"
+                for corpus, result in self.published.items()
+                if _plain(corpus) in _plain(f"{name} {stream.path}")
+            ]
 
     def configure_model(self) -> None:
         """Build the model, fill it, freeze what does not train."""
@@ -272,13 +288,13 @@ class FinetuneTask(L.LightningModule):
 
     def _check_data(self, data: FinetuneDataModule) -> None:
         problems = []
-        if "text" in self.modalities and data.tokenizer is not None and self.tokenizer is not None:
-            if data.tokenizer.fingerprint() != self.tokenizer.fingerprint():
-                problems.append(
-                    f"tokenizer: the data's ({data.tokenizer_folder}) is not the model's: its ids mean other words"
-                )
-        elif "text" in self.modalities:
-            problems.append("tokenizer: this task reads text; give the data and the model the folder of one")
+        ours, theirs = self.tokenizer, data.tokenizer
+        if "text" in self.modalities and ours is None:
+            problems.append("tokenizer: this task reads text; give the data the folder of one")
+        if ours is not None and theirs is not None and ours.fingerprint() != theirs.fingerprint():
+            problems.append(
+                f"tokenizer: the data's ({data.tokenizer_folder}) is not the model's: its ids mean other words"
+            )
         image = self.config.adapters.get("image")
         if image is not None and data.preprocessing.image_size != getattr(image, "image_size", None):
             problems.append(
@@ -294,8 +310,9 @@ class FinetuneTask(L.LightningModule):
             values = metrics.compute()  # type: ignore[operator]
             metrics.reset()  # type: ignore[operator]
             prefix = f"{split}/" if len(self.galleries) == 1 else f"{split}/{name}/"
-            self.log_dict({prefix + key: value.float() for key, value in values.items()})
-            scores.append(values[self.score_name].float())
+            percent = {key: value.float() * self.to_percent for key, value in values.items()}
+            self.log_dict({prefix + key: value for key, value in percent.items()})
+            scores.append(self.score(percent))
         self.log(f"{split}/score", torch.stack(scores).mean(), prog_bar=True)
 
     def _total_steps(self) -> int | None:
@@ -396,6 +413,10 @@ def indices(names: Sequence[str], among: Mapping[str, int], kind: str) -> list[i
             some = ", ".join(list(among)[:10])
             raise ValueError(f"{kind} {name!r} is none of the {len(among)} that this task knows ({some}, …)")
     return [among[name] for name in names]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 
 def _check_trainable(trainable: str | Sequence[str], modalities: Sequence[str], lora: Lora | None) -> None:

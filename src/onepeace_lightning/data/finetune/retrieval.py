@@ -1,0 +1,84 @@
+"""Data of retrieval: pictures or sounds with one caption (``image-text``) or several (``image-captions``)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_json
+from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.prepare import Example, collate
+from onepeace_lightning.data.tokenizers.base import clean_text
+from onepeace_lightning.models.inputs import Text
+
+
+@dataclass(frozen=True)
+class CaptionsReader(Reader):
+    """Reads a picture or sound with its captions; in training one caption is drawn.
+
+    Attributes:
+        data_type: which of the module's data types.
+        augment: crop training pictures at random (``Preprocessing.crop_scale``).
+    """
+
+    data_type: str = "image-text"
+    augment: bool = True
+
+    def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        """Its targets are the captions, their token ids, and the name by which right answers are told."""
+        modality, kind = self.data_type.split("-")
+        captions = [self.text(raw)] if kind == "text" else read_json(raw, "captions", list)
+        if not captions or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"its captions are {captions!r}; give at least one text")
+        # One caption says by itself what is a right answer; of several only the item's own count, as is published.
+        answer = clean_text(captions[0]) if kind == "text" else f"{raw['__shard__']}/{raw['__key__']}"
+        if self.train:
+            captions = [captions[rng.integers(len(captions))]]
+        if modality == "audio":
+            item = self.waveform(raw)
+        elif self.train and self.augment:
+            item = self.preprocessing.augmented_image(self.picture(raw), rng)
+        else:
+            item = self.preprocessing.image(self.picture(raw))
+        ids = [self.ids(caption) for caption in captions]
+        targets = {"captions": captions, "ids": ids, "answer": answer}
+        return Example(raw["__key__"], {modality: item}, captions[0], targets=targets)
+
+
+def collate_captions(examples: Sequence[Example]) -> Batch:
+    """Join B items and their captions: ``inputs["text"]`` has C ≥ B rows, item by item."""
+    batch = collate(examples)
+    rows = [ids for captions in batch.targets.pop("ids") for ids in captions]
+    batch.inputs = {"text": Text.pad(rows), **batch.inputs}
+    return batch
+
+
+class RetrievalDataModule(FinetuneDataModule):
+    """Pictures or sounds with captions.
+
+    Args:
+        train: see ``FinetuneDataModule``, as all others.
+        augment: crop training pictures at random (``Preprocessing.crop_scale``).
+        **options: see ``FinetuneDataModule``.
+    """
+
+    train_types = ("image-text", "image-captions", "audio-text", "audio-captions")
+    collate = staticmethod(collate_captions)
+
+    def __init__(
+        self,
+        train: StreamConfig | None = None,
+        val: dict[str, StreamConfig] | None = None,
+        test: dict[str, StreamConfig] | None = None,
+        *,
+        augment: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(train, val, test, **options)
+        self.augment = augment
+
+    def prepare(self, data_type: str, *, train: bool) -> CaptionsReader:
+        """What reads a sample."""
+        return CaptionsReader(self.preprocessing, self.tokenizer, train, data_type, self.augment)

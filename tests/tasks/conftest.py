@@ -1,0 +1,47 @@
+"""What tests of downstream tasks share."""
+
+import lightning as L
+import pytest
+import torch
+
+from onepeace_lightning import OnePeace
+from onepeace_lightning.data.tokenizers import SentencePieceTokenizer, load_tokenizer
+from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.models import PretrainModel, TextConfig
+from tests.tiny import IMAGE_SIZE, randomised, tiny_config
+
+WORDS = ["a red square", "a green square", "a blue square", "a low tone", "a middle tone", "a high tone", "what is it?"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory) -> str:
+    """Folder of a tokenizer that knows a few words."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    SentencePieceTokenizer.train(WORDS, 290).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def reading(words) -> OnePeace:
+    """A tiny model that reads these words."""
+    tokenizer = load_tokenizer(words)
+    adapters = tiny_config().adapters | {"text": TextConfig(vocab_size=tokenizer.vocab_size, positions=32, buckets=8)}
+    sizes = Preprocessing(image_size=IMAGE_SIZE, min_audio_seconds=0.2, max_audio_seconds=1.0, crop_scale=(1.0, 1.0))
+    model = randomised(PretrainModel(tiny_config(adapters=adapters)))
+    return OnePeace(model, tokenizer=tokenizer, preprocessing=sizes)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    def make(**options) -> L.Trainer:
+        return L.Trainer(
+            accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, **{"max_steps": 30, "enable_checkpointing": False, **options},
+        )  # fmt: skip
+
+    return make
