@@ -121,7 +121,7 @@ class _Work:
             if chunk.skipped and not self.skip_bad:
                 named = "".join(f"\n  {key}: {error}" for key, error in chunk.skipped.items())
                 raise ValueError(
-                    f"{len(chunk.skipped)} items cannot be embedded:{named}\nMend them and run this again, which goes"
+                    f"there are items that cannot be embedded:{named}\nMend them and run this again, which goes"
                     " on from here, or leave them out with --skip-bad"
                 )
             if good:
