@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from onepeace_lightning.callbacks.results import ResultsTable, results_table, retrieval_scores
+from onepeace_lightning.callbacks.results import ResultsTable, results_tables, scores_of
 
 PAIR = {"image_to_text/R@1": 41.236, "chance/image_to_text/R@1": 0.391, "text_to_image/R@10": 80.0}
 
@@ -77,27 +77,28 @@ def test_a_sanity_check_reports_nothing(tmp_path, capsys):
     assert "image" not in capsys.readouterr().out
 
 
-def test_validation_without_retrieval_scores_says_so(tmp_path):
-    with pytest.warns(UserWarning, match="no retrieval results"):
+def test_validation_without_scores_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="no results to show"):
         assert run(tmp_path, {}, "validate") is None
 
 
-def test_only_retrieval_scores_of_validation_are_kept():
+def test_only_scores_of_evaluation_are_kept():
     metrics = {
         "val/image_to_text/R@1": torch.tensor(12.345),
         "val/birds/chance/image_to_text/R@5": 1.0,
         "val/loss": 3.0,
-        "val/image_to_text/rank": 3.0,
+        "val/score": 3.0,
+        "test/accuracy": 50.0,
         "train/image_to_text/R@1": 99.0,
     }
-    assert retrieval_scores(metrics) == {"image_to_text/R@1": 12.35, "birds/chance/image_to_text/R@5": 1.0}
+    assert scores_of(metrics) == {"image_to_text/R@1": 12.35, "birds/chance/image_to_text/R@5": 1.0, "accuracy": 50.0}
 
 
 def test_table_has_one_row_per_gallery_and_direction():
     console = Console(width=100)
     with console.capture() as capture:
         console.print(
-            results_table(
+            *results_tables(
                 {
                     "image_to_text/R@1": 1.0,
                     "image_to_text/R@5": 2.0,
@@ -105,6 +106,7 @@ def test_table_has_one_row_per_gallery_and_direction():
                     "chance/image_to_text/R@1": 0.25,
                     "birds/image_to_text/R@1": 5.0,
                     "birds/chance/image_to_text/R@1": 0.5,
+                    "accuracy": 61.25,
                 }
             )
         )
@@ -113,3 +115,4 @@ def test_table_has_one_row_per_gallery_and_direction():
         ["image → text", "1.00", "2.00", "3.00", "0.25"],
         ["image → text (birds)", "5.00", "", "", "0.50"],
     ]
+    assert "│ accuracy │ 61.25 │" in capture.get()
