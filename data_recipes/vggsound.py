@@ -1,0 +1,50 @@
+"""VGGSound: ten-second YouTube clips in 309 classes.
+
+    python -m data_recipes.vggsound --root VGGSOUND --out data/vggsound [--media SOUNDS]
+
+reads ``vggsound.csv`` (YouTube id, start in seconds, label, train or test; no header) and sounds named ``ID_START``
+with a start of six digits, in ``audio/`` or the folder that --media names, in sub-folders or not.
+"""
+
+from collections.abc import Sequence
+
+from data_recipes.corpora import Corpus, Job, Part, find_sound, read_csv, run
+from onepeace_lightning.data.items import Item, shard_key
+
+CORPORA = {
+    "vggsound": Corpus(
+        "VGGSound",
+        "https://www.robots.ox.ac.uk/~vgg/data/vggsound",
+        "CC BY 4.0; sounds: each its YouTube owner's copyright",
+        "audio-label",
+        {"train": (183_730,), "test": (15_446,)},
+        max_missing=0.2,
+    )
+}
+
+
+def read_split(job: Job) -> Part:
+    """Clips of a split with their class; the classes are in alphabetical order."""
+    path = job.file("vggsound.csv")
+    folder = job.folder("audio")
+    classes: set[str] = set()
+    items = []
+    for place, row in read_csv(path, ("clip", "start", "label", "split"), header=False):
+        if row["split"] not in ("train", "test") or not row["start"].isdigit():
+            raise ValueError(f"{place}: {row['start']!r} must be a start in seconds, {row['split']!r} train or test")
+        classes.add(row["label"])
+        if row["split"] == job.split:
+            stem = f"{row['clip']}_{int(row['start']):06d}"
+            items.append(
+                Item(shard_key(stem), (("audio", find_sound(folder, stem)),), None, {"labels": [row["label"]]})
+            )
+    return Part(items, {"classes": sorted(classes)})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run("vggsound", CORPORA, read_split, arguments)
+
+
+if __name__ == "__main__":
+    main()

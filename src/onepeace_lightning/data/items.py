@@ -1,0 +1,155 @@
+"""Samples described before they are read: where their files are, and their way into the shards of a split."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rich.progress import track
+
+from onepeace_lightning.data.shards import (
+    AUDIO_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    MASK_EXTENSIONS,
+    SECOND_IMAGE_EXTENSIONS,
+    Manifest,
+    ShardWriter,
+    read_manifest,
+)
+
+ENDINGS: dict[str, tuple[str, ...]] = {
+    "image": IMAGE_EXTENSIONS,
+    "second": SECOND_IMAGE_EXTENSIONS,
+    "audio": AUDIO_EXTENSIONS,
+    "mask": MASK_EXTENSIONS,
+}
+"""A file's part in a sample to the endings that it may have in a shard."""
+
+_PREFIXES = {"image": "", "second": "second.", "audio": "", "mask": "mask."}
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sample to be.
+
+    Attributes:
+        key: its name, no other sample's.
+        files: what each of its files is ("image", "second", "audio", "mask"), and the file.
+        text: what becomes its ``txt``.
+        facts: what becomes its ``json``.
+    """
+
+    key: str
+    files: tuple[tuple[str, Path], ...]
+    text: str | None = None
+    facts: Mapping[str, Any] | None = None
+
+    def missing(self) -> list[Path]:
+        """Those of its files that are not there."""
+        return [file for _, file in self.files if not file.is_file()]
+
+    def fields(self) -> dict[str, bytes]:
+        """Read the sample's bytes by file name ending; nothing is decoded.
+
+        Raises:
+            ValueError: a file's name has an ending that does not go with what it is.
+        """
+        fields = {}
+        for part, file in self.files:
+            ending = _PREFIXES[part] + file.suffix.lower().removeprefix(".")
+            if ending not in ENDINGS[part]:
+                raise ValueError(f"{file}: as {part} a file named *.{', *.'.join(ENDINGS[part])} is accepted")
+            fields[ending] = file.read_bytes()
+        if self.text is not None:
+            fields["txt"] = self.text.encode()
+        if self.facts is not None:
+            fields["json"] = json.dumps(self.facts, ensure_ascii=False).encode()
+        return fields
+
+
+def shard_key(*parts: object) -> str:
+    """A key that shards accept from any names, different for different names: "a/b.wav" gives "a%2Fb%2Ewav"."""
+    key = quote("-".join(map(str, parts)), safe=" ").replace(".", "%2E")
+    return "%5F" + key[1:] if key.startswith("__") else key
+
+
+def present(items: Sequence[Item], name: str, max_missing: float) -> list[Item]:
+    """The items all of whose files are there.
+
+    Args:
+        items: a split's samples.
+        name: the split, for the message.
+        max_missing: the greatest share of items that may lack a file.
+
+    Raises:
+        ValueError: more do; or two items have the same key, or there is none.
+    """
+    if not items:
+        raise ValueError(f"{name}: there is no sample")
+    seen: set[str] = set()
+    for item in items:
+        if item.key in seen:
+            raise ValueError(f"{name}: two samples have the key {item.key!r}; each must be listed once")
+        seen.add(item.key)
+    there, missing = [], []
+    for item in items:
+        if absent := item.missing():
+            missing += absent[:1]
+        else:
+            there.append(item)
+    if len(missing) > max_missing * len(items) or not there:
+        shown = "".join(f"\n  {path}" for path in missing[:_SHOWN])
+        rest = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise ValueError(
+            f"{name}: files of {len(missing)} of {len(items)} samples are missing, more than the share of "
+            f"{max_missing:g} that is accepted:{shown}{rest}\nGet them, or accept more with max_missing"
+        )
+    return there
+
+
+def write_items(
+    folder: Path,
+    items: Sequence[Item],
+    data_type: str,
+    *,
+    source: str,
+    license: str,
+    about: dict[str, Any],
+    samples_per_shard: int = 1000,
+    overwrite: bool = False,
+    read: Callable[[Item], dict[str, bytes]] = Item.fields,
+) -> Manifest:
+    """Write a split's shards and manifest.
+
+    Args:
+        folder: the stream's.
+        items: mixed before they are written, for corpora list neighbours that are alike.
+        data_type: one of ``shards.FIELDS``.
+        source: where the data comes from.
+        license: under which terms.
+        about: for the manifest.
+        samples_per_shard: the last shard may have fewer.
+        overwrite: replace the shards that are there.
+        read: an item's bytes by file name ending.
+
+    Raises:
+        ValueError: the folder is in use, or a sample cannot be read or lacks what the data type needs.
+    """
+    mixed = list(items)
+    random.Random(0).shuffle(mixed)
+    with ShardWriter(
+        folder,
+        data_type,
+        source=source,
+        license=license,
+        samples_per_shard=samples_per_shard,
+        about=about,
+        overwrite=overwrite,
+    ) as writer:
+        for item in track(mixed, f"{folder.parent.name}/{folder.name}"):
+            writer.write(item.key, read(item))
+    return read_manifest(folder)
