@@ -67,17 +67,21 @@ def run(preset: Preset = "small", batch_size: int = 32, repetitions: int = 9, se
     seconds = interleaved(steps, repetitions)
 
     flops = median(total_flops(step_flops(model.config, {"image-text": batch})) for batch in batches)
-    abilities = torch.cpu.get_capabilities()
     print(
         f"training step at {preset!r} on {torch.get_num_threads()} threads, {batch_size} image-text pairs, "
-        f"{_image_size(model)}-pixel pictures, {flops / 1e9:.0f} GFLOP; this processor has "
-        f"{'' if abilities.get('amx_bf16') else 'no '}AMX for bfloat16"
+        f"{_image_size(model)}-pixel pictures, {flops / 1e9:.0f} GFLOP; bfloat16 instructions of this processor: "
+        f"{_instructions()}"
     )
-    print(f"loss terms of both agree within {difference:.1%}")
+    print(f"loss terms of both agree within {difference:.0e} (relative)")
     memory = {str(kind): f"peak memory {peak.process / 2**20:.0f} MiB" for kind, peak in peaks.items()}
     speed = {kind: f"{flops / median(times) / 1e9:.0f} GFLOP/s" for kind, times in seconds.items()}
     print(table(seconds, {kind: f"{speed[kind]}, {memory[kind]}" for kind in seconds}))
     print(ratio_line(seconds["bf16"], seconds["float32"], "bfloat16 against float32"))
+
+
+def _instructions() -> str:
+    abilities = torch.cpu.get_capabilities()
+    return ", ".join(name for name in ("amx_bf16", "avx512_bf16") if abilities.get(name)) or "none"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
