@@ -37,7 +37,7 @@ CASES = {
     "macs": ("macs", None, miniatures.macs, {"train": 3}, "MACS.yaml",
              "TAU-urban-acoustic-scenes-2019-development/audio/airport-barcelona-0-1-a.wav"),
     "esc50": ("esc50", None, miniatures.esc50, {"test": 10}, "meta/esc50.csv", "audio/2-100032-A-0.wav"),
-    "esc50-fold": ("esc50", "fold2", miniatures.esc50, {"train": 8, "test": 2}, "meta/esc50.csv",
+    "esc50-fold": ("esc50", "fold1", miniatures.esc50, {"train": 8, "test": 2}, "meta/esc50.csv",
                    "audio/3-100032-A-0.wav"),
     "imagenet": ("imagenet", None, miniatures.imagenet, {"train": 6, "val": 3}, "LOC_synset_mapping.txt", None),
     "imagenet-21k": ("imagenet", "21k", miniatures.imagenet21k, {"train": 4}, "words.txt", None),
@@ -237,8 +237,8 @@ def test_macs_has_one_caption_of_each_annotator(made):
 def test_esc50_orders_its_classes_by_number_and_holds_out_a_fold(made, tmp_path):
     _, splits = made("esc50-fold")
     assert about(tmp_path, "test")["classes"] == about(tmp_path, "train")["classes"] == ["dog", "chirping birds"]
-    assert {key.partition("-")[0] for key in splits["test"]} == {"2"}
-    assert facts(splits["test"]["2-100032-A-1%2Ewav"]) == {"labels": ["chirping birds"]}
+    assert {key.partition("-")[0] for key in splits["test"]} == {"1"}
+    assert facts(splits["test"]["1-100032-A-1%2Ewav"]) == {"labels": ["chirping birds"]}
 
 
 @pytest.mark.parametrize(

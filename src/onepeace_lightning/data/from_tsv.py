@@ -320,7 +320,7 @@ def _read_names(path: Path, first: int) -> dict[str, str]:
             raise ValueError(
                 f"{path} is not like FSD50K's vocabulary.csv, whose lines are 'id,name,mid' without a header"
             )
-        return {row[0]: row[1] for row in sorted(rows, key=lambda row: int(row[0]))}
+        return {row[0]: row[1].replace("_", " ") for row in sorted(rows, key=lambda row: int(row[0]))}
     content = _read_json(path)
     about = content.get("about")
     listed = (about.get("classes") or about.get("answers")) if isinstance(about, dict) else None

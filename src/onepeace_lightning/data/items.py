@@ -52,18 +52,23 @@ class Item:
         """Those of its files that are not there."""
         return [file for _, file in self.files if not file.is_file()]
 
-    def fields(self) -> dict[str, bytes]:
-        """Read the sample's bytes by file name ending; nothing is decoded.
+    def endings(self) -> list[str]:
+        """What its files are called in a shard.
 
         Raises:
             ValueError: a file's name has an ending that does not go with what it is.
         """
-        fields = {}
+        endings = []
         for part, file in self.files:
-            ending = _PREFIXES[part] + file.suffix.lower().removeprefix(".")
-            if ending not in ENDINGS[part]:
-                raise ValueError(f"{file}: as {part} a file named *.{', *.'.join(ENDINGS[part])} is accepted")
-            fields[ending] = file.read_bytes()
+            endings.append(_PREFIXES[part] + file.suffix.lower().removeprefix("."))
+            if endings[-1] not in ENDINGS[part]:
+                accepted = ", ".join(f"*.{ending.removeprefix(_PREFIXES[part])}" for ending in ENDINGS[part])
+                raise ValueError(f"{file}: as {part} a file named {accepted} is accepted")
+        return endings
+
+    def fields(self) -> dict[str, bytes]:
+        """Read the sample's bytes by file name ending; nothing is decoded."""
+        fields = {ending: file.read_bytes() for ending, (_, file) in zip(self.endings(), self.files, strict=True)}
         if self.text is not None:
             fields["txt"] = self.text.encode()
         if self.facts is not None:
@@ -86,7 +91,7 @@ def present(items: Sequence[Item], name: str, max_missing: float) -> list[Item]:
         max_missing: the greatest share of items that may lack a file.
 
     Raises:
-        ValueError: more do; or two items have the same key, or there is none.
+        ValueError: more do; or two items have the same key, or a file is of another kind, or there is no item.
     """
     if not items:
         raise ValueError(f"{name}: there is no sample")
@@ -97,6 +102,7 @@ def present(items: Sequence[Item], name: str, max_missing: float) -> list[Item]:
         seen.add(item.key)
     there, missing = [], []
     for item in items:
+        item.endings()
         if absent := item.missing():
             missing += absent[:1]
         else:
