@@ -15,6 +15,7 @@ from onepeace_lightning.commands.convert import convert
 from onepeace_lightning.commands.embed import embed
 from onepeace_lightning.commands.search import bracketed, search
 from onepeace_lightning.data import make_shards
+from onepeace_lightning.data.from_tsv import from_tsv
 from onepeace_lightning.distributed.saving import AtomicCheckpointIO
 from onepeace_lightning.distributed.strategy import FullyShardedStrategy
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Any] = {
     "shards": {
         "from-csv": make_shards.from_csv,
         "from-folder": make_shards.from_folder,
+        "from-tsv": from_tsv,
         "manifest": make_shards.manifest,
     },
 }
