@@ -1,4 +1,4 @@
-"""The ``onepeace`` command: ``fit | validate | test | predict`` by configuration, and the commands of ``COMMANDS``."""
+"""The ``onepeace`` command: ``fit | validate | test`` by configuration, and the commands of ``COMMANDS``."""
 
 import inspect
 import sys
@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import Namespace, auto_cli
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from onepeace_lightning.callbacks import FiniteLoss, LostProcess
 from onepeace_lightning.commands.convert import convert
 from onepeace_lightning.commands.embed import embed
+from onepeace_lightning.commands.predict import predict
 from onepeace_lightning.commands.search import bracketed, search
 from onepeace_lightning.data import make_shards
 from onepeace_lightning.data.from_tsv import from_tsv
@@ -22,6 +24,7 @@ from onepeace_lightning.distributed.strategy import FullyShardedStrategy
 COMMANDS: dict[str, Any] = {
     "convert": convert,
     "embed": embed,
+    "predict": predict,
     "search": search,
     "shards": {
         "from-csv": make_shards.from_csv,
@@ -48,7 +51,9 @@ class OnePeaceCLI(LightningCLI):
         """Let ``--trainer.strategy fsdp`` mean this project's sharding, not Lightning's older one."""
         trainer = (self.config[self.subcommand] if self.subcommand else self.config).trainer
         if trainer.strategy == "fsdp":
-            trainer.strategy = FullyShardedStrategy()
+            trainer.strategy = Namespace(
+                class_path=f"{FullyShardedStrategy.__module__}.{FullyShardedStrategy.__name__}", init_args=Namespace()
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer; checkpoint files are written so that a failure leaves those before as they were."""
@@ -104,7 +109,7 @@ def command_line(args: Sequence[str] | None, *, run: bool = True) -> OnePeaceCLI
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"precision": best_precision()},
+        trainer_defaults={"precision": best_precision(), "callbacks": [FiniteLoss(), LostProcess()]},
         args=None if args is None else list(args),
         run=run,
     )

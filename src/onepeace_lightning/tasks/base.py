@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -17,7 +18,7 @@ from onepeace_lightning.checkpoints.pretrained import fitting, model_parts, prep
 from onepeace_lightning.checkpoints.weights import read_checkpoint
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.finetune.base import FinetuneDataModule
-from onepeace_lightning.data.raw import ItemReader, as_items
+from onepeace_lightning.data.raw import ImageItem, ItemReader, as_items, naming, to_picture
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.data.tokenizers import Tokenizer, tokenizer_from_files
 from onepeace_lightning.data.transforms import Preprocessing
@@ -161,11 +162,8 @@ class FinetuneTask(L.LightningModule):
             )
             if "chance" in manifest.about:
                 self.score_context.append(f"{name}: chance is {manifest.about['chance']}")
-            self.score_context += [
-                f"published for {corpus}: {result}"
-                for corpus, result in self.published.items()
-                if _plain(corpus) in _plain(f"{name} {stream.path}")
-            ]
+            if corpus := _named(f"{name} {stream.path}", self.published):
+                self.score_context.append(f"published for {corpus}: {self.published[corpus]}")
 
     def configure_model(self) -> None:
         """Build the model, fill it, freeze what does not train."""
@@ -281,6 +279,22 @@ class FinetuneTask(L.LightningModule):
         reader = ItemReader(modality, self.preprocessing, self.tokenizer)
         return reader.join([reader.read_numbered(item) for item in enumerate(items, first)]).to(self.device)
 
+    def pictures(self, items: Sequence[ImageItem], first: int) -> list[Picture]:
+        """Users' pictures in RGB at their own size, for answers in their pixels; ``read`` takes them too.
+
+        Args:
+            items: a batch of them.
+            first: the number of the first one, for messages.
+
+        Raises:
+            ValueError: naming the first item that cannot be read.
+        """
+        pictures = []
+        for number, item in enumerate(items, first):
+            with naming("image", number, item):
+                pictures.append(to_picture(item))
+        return pictures
+
     def _built(self) -> Any:
         if self.model is None:
             self.configure_model()
@@ -340,12 +354,8 @@ def load_task(path: str | Path) -> Any:
     about = checkpoint.get("onepeace", {})
     task = about.get("task")
     if task is None or task["name"] not in _TASKS:
-        found = (
-            "none of a downstream task"
-            if task is None
-            else f"of the task {task['name']!r}, whose module must be imported"
-        )
-        raise ValueError(f"{path} is {found}; known are {', '.join(sorted(_TASKS))}")
+        found = "no downstream task" if task is None else f"the task {task['name']!r}, whose module must be imported"
+        raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(_TASKS))}")
     settings = dict(task["settings"])
     lora = settings.pop("lora")
     config = ModelConfig.from_dict(about["config"])
@@ -413,6 +423,19 @@ def indices(names: Sequence[str], among: Mapping[str, int], kind: str) -> list[i
             some = ", ".join(list(among)[:10])
             raise ValueError(f"{kind} {name!r} is none of the {len(among)} that this task knows ({some}, …)")
     return [among[name] for name in names]
+
+
+def likeliest(probabilities_BC: Tensor, names: Sequence[str], top: int) -> list[dict[str, float]]:
+    """For each row the names of the greatest probabilities, greatest first; fewer than ``top`` if there are fewer."""
+    best = probabilities_BC.topk(min(top, len(names)))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{names[i]: value for i, value in zip(*row, strict=True)} for row in rows]
+
+
+def _named(where: str, corpora: Iterable[str]) -> str | None:
+    """The corpus whose name is in a text, the longest one: RefCOCOg's has RefCOCO's in it."""
+    found = [corpus for corpus in corpora if _plain(corpus) in _plain(where)]
+    return max(found, key=len, default=None)
 
 
 def _plain(name: str) -> str:
