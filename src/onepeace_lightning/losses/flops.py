@@ -1,6 +1,7 @@
 """Model FLOPs of one pretraining step: what ``losses.pretraining`` computes, counted as ``models.flops`` counts."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,6 +18,53 @@ from onepeace_lightning.models.flops import (
     token_lengths,
     view_flops,
 )
+
+
+@dataclass(frozen=True)
+class StepViews:
+    """The views of one pretraining step by their sizes.
+
+    Attributes:
+        learn: of the pass with gradient, the masked ones among them.
+        teach: of the pass without.
+        students: the masked ones, once more.
+        unmasked: the same as they would be without their masks, which is how the decoder sees them.
+    """
+
+    learn: list[Lengths] = field(default_factory=list)
+    teach: list[Lengths] = field(default_factory=list)
+    students: list[Lengths] = field(default_factory=list)
+    unmasked: list[Lengths] = field(default_factory=list)
+
+
+def step_views(
+    batches: Mapping[str, Batch],
+    objectives: Objectives = Objectives(),  # noqa: B008 (frozen)
+    trainable: Collection[str] | None = None,
+) -> StepViews:
+    """The views that ``pretraining_loss`` encodes; arguments as for ``step_flops``."""
+    views = StepViews()
+
+    def add_student(whole: Lengths, masks: Mapping[str, Tensor]) -> None:
+        hidden = {name: masks[name].sum(1).tolist() for name in whole}
+        visible = {name: [n - m for n, m in zip(whole[name], hidden[name], strict=True)] for name in whole}
+        views.learn.append(visible)
+        views.students.append(visible)
+        views.unmasked.append(whole)
+
+    for batch in batches.values():
+        whole = {name: token_lengths(inputs) for name, inputs in batch.inputs.items()}
+        if len(whole) > 1:
+            for name in whole:
+                (views.learn if _learns(name, trainable) else views.teach).append({name: whole[name]})
+        if not objectives.denoise:
+            continue
+        views.teach.append(whole)
+        for name in denoised_alone(whole):
+            add_student({name: whole[name]}, batch.masks)
+        if len(whole) > 1:
+            add_student(whole, batch.fused_masks)
+    return views
 
 
 def step_flops(
@@ -43,58 +91,44 @@ def step_flops(
         its logits; ``denoiser``; ``denoising``, its logits. ``total_flops`` adds them up.
     """
     width = config.encoder.width
-
-    def learns(name: str) -> bool:
-        return trainable is None or name in trainable
-
-    parts = dict.fromkeys(("adapters", "learn", "teach", "heads", "contrast", "denoiser", "denoising"), Flops())
-    passes: dict[str, list[Lengths]] = {"learn": [], "teach": []}
-    students: list[Lengths] = []
-    unmasked: list[Lengths] = []
-
-    def add(run: str, view: Lengths) -> None:
-        passes[run].append(view)
-        for name, lengths in view.items():
-            gradient = run == "learn" and learns(name)
-            parts["adapters"] += view_flops(config.adapters[name], lengths, width, learns=gradient)
-
-    def add_student(view: Lengths, masks: Mapping[str, Tensor]) -> None:
-        hidden = {name: masks[name].sum(1).tolist() for name in view}
-        visible = {name: [n - m for n, m in zip(view[name], hidden[name], strict=True)] for name in view}
-        add("learn", visible)
-        students.append(visible)
-        unmasked.append(view)
-        for name, counts in hidden.items():
-            candidates = sum(view[name]) - len(view[name])
-            parts["denoising"] += product(sum(counts), width, candidates, gradients=1)
-
+    views = step_views(batches, objectives, trainable)
+    adapters = heads = contrast = denoising = Flops()
     for batch in batches.values():
-        lengths = {name: token_lengths(inputs) for name, inputs in batch.inputs.items()}
         for name, inputs in batch.inputs.items():
-            parts["adapters"] += embed_flops(config.adapters[name], inputs, width, learns=learns(name))
-        if pair := len(lengths) > 1:
-            for name in lengths:
-                add("learn" if learns(name) else "teach", {name: lengths[name]})
-                parts["heads"] += product(len(batch), width, width, gradients=2 * learns(name))
+            learns = _learns(name, trainable)
+            adapters += embed_flops(config.adapters[name], inputs, width, learns=learns)
+            if others := [other for other in batch.inputs if other != name]:
+                heads += product(len(batch), width, width, gradients=2 * learns)
                 # This side's queries against all ranks' samples of the other. The temperature's gradient takes the
                 # queries', even those of a frozen side.
-                keys = objectives.keys == "differentiable" and any(learns(other) for other in lengths if other != name)
-                parts["contrast"] += product(len(batch), width, ranks * len(batch), gradients=1 + keys)
-        if not objectives.denoise:
-            continue
-        add("teach", lengths)
-        for name in denoised_alone(lengths):
-            add_student({name: lengths[name]}, batch.masks)
-        if pair:
-            add_student(lengths, batch.fused_masks)
-
-    gradient = any(learns(name) for view in passes["learn"] for name in view)
-    parts["learn"] = encoder_flops(config.encoder, passes["learn"], gradient=gradient, trainable=trainable)
-    parts["teach"] = encoder_flops(config.encoder, passes["teach"], gradient=False)
-    parts["denoiser"] = denoiser_flops(config, students, unmasked, gradient=gradient)
-    return parts
+                keys = objectives.keys == "differentiable" and _learns(others[0], trainable)
+                contrast += product(len(batch), width, ranks * len(batch), gradients=1 + keys)
+    for group, in_gradient in ((views.learn, True), (views.teach, False)):
+        for view in group:
+            for name, lengths in view.items():
+                learns = in_gradient and _learns(name, trainable)
+                adapters += view_flops(config.adapters[name], lengths, width, learns=learns)
+    for view, whole in zip(views.students, views.unmasked, strict=True):
+        for name in view:
+            # CLS is no candidate
+            hidden, candidates = sum(whole[name]) - sum(view[name]), sum(whole[name]) - len(whole[name])
+            denoising += product(hidden, width, candidates, gradients=1)
+    gradient = any(_learns(name, trainable) for view in views.learn for name in view)
+    return {
+        "adapters": adapters,
+        "learn": encoder_flops(config.encoder, views.learn, gradient=gradient, trainable=trainable),
+        "teach": encoder_flops(config.encoder, views.teach, gradient=False),
+        "heads": heads,
+        "contrast": contrast,
+        "denoiser": denoiser_flops(config, views.students, views.unmasked, gradient=gradient),
+        "denoising": denoising,
+    }
 
 
 def total_flops(parts: Mapping[str, Flops]) -> int:
     """All parts of a step, forward and backward."""
     return sum(part.total for part in parts.values())
+
+
+def _learns(modality: str, trainable: Collection[str] | None) -> bool:
+    return trainable is None or modality in trainable
