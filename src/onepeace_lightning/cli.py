@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from onepeace_lightning.callbacks import FiniteLoss, LostProcess
+from onepeace_lightning.callbacks.failures import FiniteLoss, LostProcess
 from onepeace_lightning.commands.convert import convert
 from onepeace_lightning.commands.embed import embed
 from onepeace_lightning.commands.predict import predict
