@@ -148,7 +148,7 @@ def entry(record: Any, name: str, kind: type | tuple[type, ...], place: object) 
     value = record.get(name) if isinstance(record, dict) else None
     if value is None or not isinstance(value, kind):
         kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{place}: {name!r} is {value!r} where a {kinds} is expected")
+        raise ValueError(f"{place}: {name!r} is {value!r}; expected: {kinds}")
     return value
 
 
@@ -249,12 +249,14 @@ def run(
 def _parser(recipe: str, corpora: Mapping[str, Corpus]) -> argparse.ArgumentParser:
     corpus = next(iter(corpora.values()))
     parser = argparse.ArgumentParser(
-        prog=f"python -m data_recipes.{recipe}", description=f"Make shards of {corpus.title}."
+        prog=f"python -m data_recipes.{recipe}", description=f"Make shards of {corpus.title.partition(',')[0]}."
     )
     parser.add_argument("--root", type=Path, required=True, help="folder of the corpus, as it is published")
     parser.add_argument("--out", type=Path, required=True, help="folder to write <split>/<data type>/ into")
     if len(corpora) > 1:
-        parser.add_argument("--variant", choices=list(corpora), default=next(iter(corpora)), help="which one")
+        parser.add_argument(
+            "--variant", choices=list(corpora), default=next(iter(corpora)), help="(default: %(default)s)"
+        )
     names = list(dict.fromkeys(split for each in corpora.values() for split in each.published))
     parser.add_argument("--splits", nargs="+", choices=names, help="which to write")
     parser.add_argument("--media", type=Path, help="folder of the pictures or sounds, where it is not below --root")

@@ -3,8 +3,7 @@
     python -m data_recipes.vqav2 --root VQA --out data/vqav2 [--media COCO]
 
 reads ``v2_OpenEnded_mscoco_{train2014,val2014}_questions.json``, ``v2_mscoco_{train2014,val2014}_annotations.json`` and
-pictures in ``train2014/`` and ``val2014/``. ``--splits test test-dev`` reads the questions alone
-(``…_test2015_questions.json``, ``…_test-dev2015_questions.json``, ``test2015/``): their samples have no answers.
+pictures in ``train2014/`` and ``val2014/``. (The answers to the test questions are not published.)
 
 The vocabulary is built from train and val together; all answers that were given are stored, also those outside it.
 The key of a sample is its question_id.
@@ -26,12 +25,11 @@ CORPORA = {
         "https://visualqa.org",
         "questions and answers: CC BY 4.0; pictures: Flickr's terms of use, each under its owner's licence",
         "image-question",
-        {"train": (443_757,), "val": (214_354,), "test": (447_793,), "test-dev": (107_394,)},
-        optional=("test", "test-dev"),
+        {"train": (443_757,), "val": (214_354,)},
     )
 }
 
-YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+YEARS = {"train": "train2014", "val": "val2014"}
 ANSWERS = 3_129
 
 
@@ -39,26 +37,22 @@ def read_split(job: Job) -> Part:
     """Questions of a split with how right each answer is."""
     year = YEARS[job.split]
     path = job.file(f"v2_OpenEnded_mscoco_{year}_questions.json")
-    annotations = {split: job.file(f"v2_mscoco_{YEARS[split]}_annotations.json") for split in ("train", "val")}
-    answers = _answers(annotations["train"], annotations["val"])
-    given = _annotations(annotations[job.split]) if job.split in annotations else None
-    part = year.replace("test-dev", "test")
-    folder = picture_folder(job, part)
+    annotations = {split: job.file(f"v2_mscoco_{YEARS[split]}_annotations.json") for split in YEARS}
+    given = _annotations(annotations[job.split])
+    folder = picture_folder(job, year)
     items = []
     for number, record in enumerate(entry(read_json(path), "questions", list, path)):
         place = f"{path}, question {number}"
         question, picture = entry(record, "question_id", int, place), entry(record, "image_id", int, place)
-        right = {}
-        if given is not None:
-            if question not in given:
-                raise ValueError(f"{annotations[job.split]} has no annotation of question {question}")
-            people = entry(given[question], "answers", list, place)
-            right = scores(entry(one, "answer", str, place) for one in people)
-        file = folder / f"COCO_{part}_{picture:012d}.jpg"
+        if question not in given:
+            raise ValueError(f"{annotations[job.split]} has no annotation of question {question}")
+        people = entry(given[question], "answers", list, place)
+        right = scores(entry(one, "answer", str, place) for one in people)
+        file = folder / f"COCO_{year}_{picture:012d}.jpg"
         items.append(
             Item(shard_key(question), (("image", file),), entry(record, "question", str, place), {"answers": right})
         )
-    return Part(items, {"answers": answers})
+    return Part(items, {"answers": _answers(*annotations.values())})
 
 
 @cache

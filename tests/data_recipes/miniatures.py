@@ -265,10 +265,6 @@ def vqav2(root: Path):
         write_json(root / f"v2_mscoco_{part}2014_annotations.json", {"annotations": annotations})
         for one in annotations:
             picture(root / f"{part}2014/COCO_{part}2014_{one['image_id']:012d}.jpg")
-    for part in ("test", "test-dev"):
-        question = {"question_id": 300, "image_id": 4, "question": "Where?"}
-        write_json(root / f"v2_OpenEnded_mscoco_{part}2015_questions.json", {"questions": [question]})
-    picture(root / "test2015/COCO_test2015_000000000004.jpg")
 
 
 def nlvr2(root: Path):

@@ -197,6 +197,57 @@ def test_a_sample_listed_twice_or_in_two_splits_is_refused(tmp_path):
         run("coco", root, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        (
+            "coco",
+            "dataset_coco.json",
+            '"cocoid": 4',
+            '"id": 4',
+            "dataset_coco.json, image 3: 'cocoid' is None; expected: int",
+        ),
+        ("clotho", "clotho_captions_validation.csv", ",bell.wav heard 5", "", "line 2: 5 values instead of 6"),
+        ("audiocaps", "train.csv", "youtube_id", "ytid", "train.csv has no column youtube_id; its header is"),
+        (
+            "macs",
+            "MACS.yaml",
+            "filename: airport-barcelona-0-2",
+            "name: airport",
+            "MACS.yaml, file 2: 'filename' is None",
+        ),
+        ("esc50", "meta/esc50.csv", ",5,1,", ",6,1,", "esc50.csv, line 10: fold '6'"),
+        (
+            "vggsound",
+            "vggsound.csv",
+            ",train",
+            ",dev",
+            "vggsound.csv, line 2: '30' must be a start .* 'dev' train or test",
+        ),
+        ("vqav2", "v2_mscoco_val2014_annotations.json", '"question_id": 200', '"question_id": 201', "of question 200"),
+        ("refcoco", "refcoco/instances.json", '"id": 102', '"id": 999', "no picture or annotation with the id 102"),
+        (
+            "refcoco",
+            "refcoco/instances.json",
+            "6.6, 3.0",
+            "-6, 3.0",
+            "the box .* of annotation 101 is not in its picture",
+        ),
+        ("imagenet", "LOC_synset_mapping.txt", "n02012849 ", "crane ", "line 2: 'crane crane' is not 'wnid words'"),
+        ("flickr30k-all", "results.csv", "10002456.jpg| 2|", "10002456.jpg 2", "line 9: .* is not 'picture| number|"),
+    ],
+)
+def test_an_entry_that_does_not_fit_is_named_with_its_place(name, file, old, new, message, tmp_path):
+    root = tmp_path / "root"
+    CASES[name][2](root)
+    text = (root / file).read_text(encoding="utf-8")
+    assert old in text
+    (root / file).write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(SystemExit, match=message):
+        run(name, root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_coco_keeps_every_caption_and_drops_blank_ones(made):
     _, splits = made("coco")
     assert set(splits["train"]) == {"1", "2", "3"}
@@ -363,11 +414,10 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
 
 
 def test_vqav2_scores_every_answer_and_learns_the_frequent_ones(made, tmp_path, capsys):
-    _, splits = made("vqav2", "--splits", "train", "val", "test")
-    assert about(tmp_path, "train")["answers"] == about(tmp_path, "test")["answers"] == ["net"]
+    _, splits = made("vqav2")
+    assert about(tmp_path, "train")["answers"] == about(tmp_path, "val")["answers"] == ["net"]
     assert facts(splits["val"]["200"]) == {"answers": {"net": 1.0, "2": 1.0, "blue green": 0.3}}
     assert facts(splits["train"]["110"]) == {"answers": {"dogs": 1.0}}
-    assert facts(splits["test"]["300"]) == {"answers": {}}
     assert "warning: the vocabulary has 1 answers, 3129 are published" in capsys.readouterr().out
 
 

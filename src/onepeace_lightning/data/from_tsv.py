@@ -131,7 +131,7 @@ def _refcoco(row: _Row) -> Item:
 
 def _vqa(row: _Row) -> Item:
     answers = {}
-    for number, name, score in _references(row.values["refs"]):
+    for number, name, score in _references(row.filled("refs")):
         if row.name(number) != name:
             raise ValueError(f"answer {number} is {name!r} here and {row.name(number)!r} in the vocabulary")
         answers[name] = score
@@ -344,8 +344,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _references(text: str) -> Iterator[tuple[str, str, float]]:
-    """Answer id, answer and score of "answer|!+id|!+score&&…"; a test table's cell is empty."""
-    for part in text.split("&&") if text else ():
+    """Answer id, answer and score of "answer|!+id|!+score&&…"."""
+    for part in text.split("&&"):
         try:
             name, number, score = part.split("|!+")
             value = float(score)
@@ -366,7 +366,7 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, str]]]) -> dict[str, st
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
     if not found:
-        raise ValueError(f"{path} has no answers in refs: give the vocabulary with labels")
+        raise ValueError(f"{path} has no lines")
     if unseen := sorted(set(range(max(found) + 1)) - set(found)):
         raise ValueError(
             f"{path} does not show the answers with {len(unseen)} of its ids, such as {unseen[0]}: give the whole "

@@ -1,0 +1,59 @@
+"""What the recipes write is what the data modules of the downstream tasks read."""
+
+import pytest
+
+from data_recipes import corpora
+from onepeace_lightning.data.finetune.audio_choices import AudioQuestionAnsweringDataModule
+from onepeace_lightning.data.finetune.classification import AudioClassificationDataModule, ImageClassificationDataModule
+from onepeace_lightning.data.finetune.grounding import VisualGroundingDataModule
+from onepeace_lightning.data.finetune.question_answering import VisualQuestionAnsweringDataModule
+from onepeace_lightning.data.finetune.reasoning import VisualReasoningDataModule
+from onepeace_lightning.data.finetune.retrieval import RetrievalDataModule
+from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.data.transforms import Preprocessing
+from tests.data_recipes.test_corpora import CASES, run
+
+MODULES = {
+    "coco": RetrievalDataModule,
+    "clotho": RetrievalDataModule,
+    "fsd50k": AudioClassificationDataModule,
+    "imagenet": ImageClassificationDataModule,
+    "avqa": AudioQuestionAnsweringDataModule,
+    "refcoco": VisualGroundingDataModule,
+    "vqav2": VisualQuestionAnsweringDataModule,
+    "nlvr2": VisualReasoningDataModule,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    SentencePieceTokenizer.train(["What is it? a caption of the left one", "There are two dogs, rain falls"], 400).save(
+        folder
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_sample_of_training_and_evaluation_is_read(name, tokenizer, tmp_path):
+    CASES[name][2](tmp_path / "root")
+    run(name, tmp_path / "root", tmp_path / "out")
+    corpora._sounds.cache_clear()
+    streams = {split: next((tmp_path / "out" / split).iterdir()) for split in CASES[name][3]}
+    other = next(split for split in streams if split != "train")
+    count = read_manifest(streams["train"]).samples
+    data = MODULES[name](
+        StreamConfig(str(streams["train"]), batch_size=count),
+        {other: StreamConfig(str(streams[other]), batch_size=1)},
+        tokenizer=tokenizer if "label" not in streams["train"].name else None,
+        preprocessing=Preprocessing(image_size=32),
+    )
+    data.setup()
+    (batch,) = data.train_dataloader()
+    assert len(batch.keys) == count
+    read = [key for batch in data.val_dataloader()[other] for key in batch.keys]
+    assert len(set(read)) == read_manifest(streams[other]).samples
+    if "classes" in read_manifest(streams["train"]).about:
+        assert data.vocabulary("classes") == read_manifest(streams["train"]).about["classes"]
