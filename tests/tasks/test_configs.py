@@ -7,53 +7,14 @@ import pytest
 import torch
 import yaml
 
-from data_recipes.toy_tasks import ToyTasksConfig, build
 from onepeace_lightning.cli import command_line, main
 from onepeace_lightning.tasks import load_task
+from tests.conftest import LOCAL
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/finetune").rglob("*.yaml"))
 TOY = [path for path in FINETUNE if Path(path).name.startswith("toy")]
 ZERO_SHOT = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/zero_shot").glob("*.yaml"))
-PRETRAINING = ("image-text", "audio-text", "image", "audio", "text")
-LOCAL = [
-    "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.precision=32-true",
-    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--data.init_args.num_workers=0",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def world(toy_root) -> Path:
-    """The toy world's tasks, very small, and a model that was pretrained for one step."""
-    build(toy_root / "data/toy/tasks", ToyTasksConfig(train=12, val=8))
-    return toy_root
-
-
-@pytest.fixture
-def checkout(world, tmp_path, monkeypatch, pretrained):
-    (tmp_path / "data").symlink_to(world / "data")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "runs/toy/checkpoints").mkdir(parents=True)
-    (tmp_path / "runs/toy/checkpoints/best.ckpt").symlink_to(pretrained)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="session")
-def pretrained(world, tmp_path_factory) -> Path:
-    """The checkpoint of a model as `make fit` makes it."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "data").symlink_to(world / "data")
-        main([
-            "fit", f"--config={ROOT}/configs/pretrain/toy.yaml", *LOCAL, "--trainer.max_steps=2",
-            "--trainer.limit_val_batches=0", "--trainer.logger=false", "--trainer.callbacks=ModelCheckpoint",
-            "--trainer.callbacks.dirpath=.", "--trainer.callbacks.filename=best", "--trainer.callbacks.every_n_train_steps=2",
-            "--model.init_args.optimization.warmup_steps=1",
-            *(f"--data.init_args.train.{kind}.batch_size=4" for kind in PRETRAINING),
-        ])  # fmt: skip
-    return folder / "best.ckpt"
 
 
 def arguments(path: str, steps: int) -> list[str]:
@@ -69,9 +30,9 @@ def settings(path: str) -> dict:
 
 
 @pytest.mark.parametrize("path", TOY)
-def test_toy_configurations_fit_validate_and_resume(checkout, path):
+def test_toy_configurations_fit_validate_and_resume(trained_checkout, path):
     main(["fit", *arguments(path, 2)])
-    folder = checkout / settings(path)["trainer"]["default_root_dir"]
+    folder = trained_checkout / settings(path)["trainer"]["default_root_dir"]
     results = json.loads((folder / "results.json").read_text())
     assert results
     assert all(0 <= score <= 100 for score in results.values())
@@ -84,19 +45,19 @@ def test_toy_configurations_fit_validate_and_resume(checkout, path):
 
 
 @pytest.mark.parametrize("path", [path for path in ZERO_SHOT if "toy" in path])
-def test_toy_zero_shot_prints_its_prompt_and_chance(checkout, path, capsys):
+def test_toy_zero_shot_prints_its_prompt_and_chance(trained_checkout, path, capsys):
     main(["validate", f"--config={path}", *LOCAL])
     printed = capsys.readouterr().out
     assert "prompts: a small {label} | a big {label}" in printed
     assert "fingerprint" in printed
     assert "chance is" in printed
     assert "accuracy" in json.loads(
-        (checkout / settings(path)["trainer"]["default_root_dir"] / "results.json").read_text()
+        (trained_checkout / settings(path)["trainer"]["default_root_dir"] / "results.json").read_text()
     )
 
 
 @pytest.mark.parametrize("path", [path for path in FINETUNE + ZERO_SHOT if "toy" not in path])
-def test_published_configurations_parse_and_everything_arrives(checkout, path):
+def test_published_configurations_parse_and_everything_arrives(trained_checkout, path):
     """The 4B backbone is not here: the toy one stands in its place."""
     local = [*LOCAL, "--model.init_args.backbone=runs/toy/checkpoints/best.ckpt"]
     written = settings(path)

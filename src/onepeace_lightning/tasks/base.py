@@ -22,6 +22,9 @@ from onepeace_lightning.data.raw import ImageItem, ItemReader, as_items, naming,
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.data.tokenizers import Tokenizer, tokenizer_from_files
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
+from onepeace_lightning.distributed.seeding import seed_step
+from onepeace_lightning.distributed.strategy import placement
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.onepeace import OnePeace
 from onepeace_lightning.optim.adamw import Optimization, adamw
@@ -53,6 +56,7 @@ class FinetuneTask(L.LightningModule):
         trainable: "all"; "head" (the backbone stays as it is); or modalities, whose adapters, feed-forward networks and
             final norms train with the head.
         lora: train low-rank updates of the encoder instead of its weights.
+        parallel: how the model is laid out on its devices.
 
     Raises:
         ValueError: the backbone lacks a modality, its vocabulary is another, or a setting is out of its range.
@@ -86,6 +90,7 @@ class FinetuneTask(L.LightningModule):
         per_block_tables: bool = True,
         trainable: Literal["all", "head"] | Sequence[str] = "all",
         lora: Lora | None = None,
+        parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         _check_trainable(trainable, self.modalities, lora)
@@ -95,7 +100,7 @@ class FinetuneTask(L.LightningModule):
             per_block_tables=per_block_tables, type_embedding=self.type_embedding,
         )  # fmt: skip
         self.optimization = optimization
-        self.trainable, self.lora = trainable, lora
+        self.trainable, self.lora, self.parallel = trainable, lora, parallel
         self.tokenizer: Tokenizer | None = self.source.tokenizer
         self.preprocessing: Preprocessing = fitting(self.source.preprocessing, self.config)
         self.model: Any = None
@@ -166,17 +171,30 @@ class FinetuneTask(L.LightningModule):
                 self.score_context.append(f"published for {corpus}: {self.published[corpus]}")
 
     def configure_model(self) -> None:
-        """Build the model, fill it, freeze what does not train."""
+        """Build the model, freeze what does not train, lay it out on its devices, fill it."""
         if self.model is not None:
             return
-        self.model = self.build()
-        load_source(self.model, self.source, self.carried)
+        with torch.device("meta"):
+            self.model = self.build()
         if self.trainable != "all":
             own = () if self.trainable == "head" else self.trainable
             for name, parameter in self.model.backbone.named_parameters(prefix="backbone"):
                 parameter.requires_grad = modality_trainable(name, own)
+        where = placement(self)
+        if self.lora is not None and where.get("mesh") is not None:
+            raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")
+        parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
+        load_source(self.model, self.source, self.carried)
         if self.lora is not None:
             add_lora(self.model.backbone, self.lora)
+
+    def on_fit_start(self) -> None:
+        """Remember the run's seed, which every step's random numbers are derived from."""
+        self.seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give the step random numbers (stochastic depth) that do not depend on where the run was started."""
+        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
