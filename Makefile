@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TOY := data/toy/tokenizer/sentencepiece.model
 
-.PHONY: fit env toy test lint types bench ablation
+.PHONY: fit env toy test lint types bench ablation downstream
 
 fit: $(READY) $(TOY)
 	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
@@ -36,6 +36,12 @@ types: $(READY)
 
 ablation: $(READY) $(TOY)
 	$(BIN)/python docs/ablation.py
+
+downstream: $(READY) data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json
+	$(BIN)/python docs/downstream.py
+
+data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json: $(READY) $(wildcard data_recipes/toy*.py)
+	$(BIN)/python -m data_recipes.toy_tasks --out data/toy/tasks --overwrite
 
 bench: $(READY)
 	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py,$(wildcard benchmarks/*.py))); do \

@@ -165,8 +165,10 @@ class FinetuneTask(L.LightningModule):
             self.score_context.append(
                 f"{name}: {stream.path}, {manifest.samples} samples, fingerprint {manifest.fingerprint()}"
             )
-            if "chance" in manifest.about:
-                self.score_context.append(f"{name}: chance is {manifest.about['chance']}")
+            if chance := manifest.about.get("chance"):  # {"metric", "percent", "definition"}
+                self.score_context.append(
+                    f"{name}: chance is {chance['percent']} % {chance['metric']} ({chance['definition']})"
+                )
             if corpus := _named(f"{name} {stream.path}", self.published):
                 self.score_context.append(f"published for {corpus}: {self.published[corpus]}")
 
