@@ -38,7 +38,7 @@ from data_recipes.stamps_package import LICENSE, Clip, Package, Stamp, fetch, re
 from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 
-_MIN_SHARDS = 8
+MIN_SHARDS = 8
 """Shards per stream (as far as it has samples), so that that many workers or ranks get a share."""
 
 Sample = tuple[str, dict[str, bytes]]
@@ -95,12 +95,11 @@ def build(
         RuntimeError: the package cannot be downloaded.
         ImportError: the package has SVG pictures and nothing here draws them.
     """
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: choose another folder, or replace it with --overwrite (overwrite=True)")
+    check_unused(out, overwrite)
     with tempfile.TemporaryDirectory() as scratch:
-        package = _open(source, Path(scratch))
+        package = open_package(source, Path(scratch))
         _check_languages(package, image_languages)
-        media = _encode(package, image_size=image_size, max_seconds=max_seconds, workers=workers)
+        media = encode(package, image_size=image_size, max_seconds=max_seconds, workers=workers)
     validation = split(media, val_fraction)
     streams = make_streams(media, validation, image_languages)
     about = {
@@ -121,7 +120,14 @@ def build(
     return {folder: read_manifest(out / folder) for folder in streams}
 
 
-def _open(source: Path | None, scratch: Path) -> Package:
+def check_unused(out: Path, overwrite: bool) -> None:
+    """Raise ValueError where ``out`` holds something that may not be replaced."""
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another folder, or replace it with --overwrite (overwrite=True)")
+
+
+def open_package(source: Path | None, scratch: Path) -> Package:
+    """Read the package: its folder, its ``.deb`` (unpacked into ``scratch``), or None to download it there."""
     source = source or fetch(scratch)
     if source.is_file():
         unpack(source, scratch / "package")
@@ -135,7 +141,7 @@ def _check_languages(package: Package, wanted: Sequence[str]) -> None:
         raise ValueError(f"no captions in {', '.join(sorted(unknown))}; there are some in {', '.join(sorted(known))}")
 
 
-def _encode(package: Package, *, image_size: int, max_seconds: float, workers: int) -> Media:
+def encode(package: Package, *, image_size: int, max_seconds: float, workers: int) -> Media:
     """Encode every picture and sound; what is unusable joins ``package.dropped``."""
     pictures = {stamp.name: stamp.picture for stamp in package.stamps.values() if stamp.picture}
     clips = {clip: clip.path for stamp in package.stamps.values() for clip in stamp.clips}
@@ -321,7 +327,7 @@ def _write(folder: Path, samples: list[Sample], source: str, about: dict[str, An
         folder.name,
         source=source,
         license=LICENSE,
-        samples_per_shard=min(1000, -(-len(samples) // _MIN_SHARDS) or 1),
+        samples_per_shard=min(1000, -(-len(samples) // MIN_SHARDS) or 1),
         about={**about, "languages": dict(languages.most_common())} if languages else about,
         overwrite=overwrite,
     ) as writer:

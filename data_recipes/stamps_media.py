@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 from PIL import Image, ImageChops
@@ -16,6 +17,9 @@ from onepeace_lightning.data.decoding import SAMPLE_RATE, decode_audio, decode_i
 
 _SILENCE = 1e-3
 """Peak amplitude under which a clip counts as silent."""
+
+OPAQUE = 128
+"""Alpha from which a pixel counts as the thing's."""
 
 
 class UnusableError(ValueError):
@@ -50,6 +54,27 @@ def encode_picture(path: Path, size: int) -> bytes:
     file = io.BytesIO()
     square.save(file, "PNG")
     return file.getvalue()
+
+
+def cut_out(path: Path, size: int) -> Image.Image:
+    """A PNG or SVG file on its transparent ground, RGBA, cut to what is seen and at most ``size`` pixels a side.
+
+    Raises:
+        UnusableError: it cannot be decoded, nothing of it is to be seen, or it has no transparent ground.
+    """
+    data = path.read_bytes() if path.suffix != ".svg" else _draw(path, size)
+    try:
+        picture = Image.open(io.BytesIO(data)).convert("RGBA")
+    except OSError as error:
+        raise UnusableError("picture that cannot be decoded") from error
+    seen = np.asarray(picture)[..., 3] >= OPAQUE
+    if not seen.any():
+        raise UnusableError("picture that is transparent")
+    if seen.all():
+        raise UnusableError("picture without a transparent ground")
+    picture = picture.crop(Image.fromarray(seen).getbbox())
+    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return picture
 
 
 def _draw(path: Path, size: int) -> bytes:

@@ -6,7 +6,7 @@ A position is the centre of a thing's box. No two things of a scene share a row 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,7 +46,19 @@ class SceneThing:
         return {"size": self.size, "colour": self.colour, "thing": self.thing, "box": list(self.box)}
 
 
-RELATIONS: dict[str, Callable[[SceneThing, SceneThing], bool]] = {
+class Standing(Protocol):
+    """Whatever has a place in a picture."""
+
+    @property
+    def x(self) -> float:
+        """Column, to the right."""
+
+    @property
+    def y(self) -> float:
+        """Row, down."""
+
+
+RELATIONS: dict[str, Callable[[Standing, Standing], bool]] = {
     "left of": lambda one, other: one.x < other.x,
     "right of": lambda one, other: one.x > other.x,
     "above": lambda one, other: one.y < other.y,

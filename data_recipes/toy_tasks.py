@@ -85,7 +85,7 @@ TASKS = {
     "semantic_segmentation": Task(
         "image-mask",
         semantic_segmentation,
-        chance.segmentation,
+        partial(chance.segmentation, classes=len(SEGMENTATION_CLASSES)),
         _SCENES_RULE,
         {"classes": list(SEGMENTATION_CLASSES), "mask": "the pixels that a thing covers at least half"},
     ),

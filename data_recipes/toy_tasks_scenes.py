@@ -20,7 +20,8 @@ _SEGMENTATION_THINGS = (2, 3, 4)
 class Expression:
     """What is said of one thing of a scene: its name, and any of size, colour, place and a relation to another thing.
 
-    A place is among the things that name, size and colour leave: "the big bird at the top" is the topmost big bird.
+    A place is among the things that name, size and colour leave: "the big bird at the top" is the topmost big bird, and
+    is not said where there is one big bird alone.
     """
 
     thing: str
@@ -44,7 +45,8 @@ class Expression:
         ]
         if self.place:
             stands = RELATIONS[PLACES[self.place]]
-            left = [one for one in left if all(stands(one, other) for other in left if other is not one)]
+            rivals = len(left) > 1
+            left = [one for one in left if rivals and all(stands(one, other) for other in left if other is not one)]
         if self.relation:
             (other,) = (other for other in scene if other.thing == self.relation[1])
             left = [one for one in left if RELATIONS[self.relation[0]](one, other)]
@@ -53,7 +55,7 @@ class Expression:
 
 def visual_grounding(count: int, draw: Draw) -> list[Item]:
     """Scenes with an expression that fits one thing of them, the target, alone."""
-    items = []
+    items: list[Item] = []
     while len(items) < count:
         scene = draw.scene(lambda: _target_and_others(draw))
         # The forms that fit come evenly, so that the rare ones are learned too.
