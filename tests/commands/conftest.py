@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from onepeace_lightning import OnePeace
+from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.data.shards import ShardWriter
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.data.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.models import PretrainModel, TextConfig
+from tests.data.test_tokenizers import write_tiny_bpe
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
 
 CAPTIONS = ["a red cow", "a small dog that barks at the cow", "dog", "a bell", "a bell at night"]
@@ -28,6 +30,18 @@ def tiny_onepeace(seed: int = 0) -> OnePeace:
     model = randomised(PretrainModel(replace(config, adapters={**config.adapters, "text": text}), denoise=False))
     preprocessing = Preprocessing(image_size=IMAGE_SIZE, max_audio_seconds=1.0, min_audio_seconds=0.1)
     return OnePeace(model, tokenizer=tokenizer, preprocessing=preprocessing)
+
+
+def save_original(folder: Path) -> tuple[Path, PretrainModel]:
+    """A checkpoint of the original's format with a decoder, and its vocabulary in ``bpe``."""
+    (folder / "bpe").mkdir()
+    write_tiny_bpe(folder / "bpe")
+    config = tiny_config()
+    text = TextConfig(vocab_size=load_tokenizer(folder / "bpe").vocab_size, positions=80, buckets=8)
+    torch.manual_seed(0)
+    model = randomised(PretrainModel(replace(config, adapters={**config.adapters, "text": text})))
+    torch.save(to_original(model), folder / "one-peace.pt")
+    return folder / "one-peace.pt", model
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -169,7 +170,7 @@ def read_about(path: Path) -> dict[str, Any]:
         else:
             with np.load(path, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
-    except (pa.ArrowException, OSError, EOFError, KeyError, ValueError) as error:
+    except (pa.ArrowException, BadZipFile, OSError, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or not written by `onepeace embed` ({_first_line(error)})") from error
     if not isinstance(about, dict) or about.get("format_version") != FORMAT_VERSION:
         version = about.get("format_version") if isinstance(about, dict) else None

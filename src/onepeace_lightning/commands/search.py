@@ -95,9 +95,10 @@ def search(
     onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=abouts[0]["dtype"])
     for path, about in zip(paths, abouts, strict=True):
         _check_model(path, about, onepeace, model)
-    items: list[dict[str, Any]] = [{name: [given]} for name, given in queries.items()]
-    embedded = {name: onepeace.embed(**item)[0].numpy() for name, item in zip(queries, items, strict=True)}
-    query = np.sum([shares[name] * embedding for name, embedding in embedded.items()], axis=0)
+    query = np.zeros(onepeace.config.encoder.width, np.float32)
+    for name, given in queries.items():
+        item: dict[str, Any] = {name: [given]}
+        query += shares[name] * onepeace.embed(**item)[0].numpy()
     length = float(np.linalg.norm(query))
     if length < 1e-6:
         raise ValueError(f"the weighted queries add up to nothing (weights {shares}); give other weights")
