@@ -16,7 +16,7 @@ token, or with probability 0.3 two, and at most 70 tokens are kept.
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,11 +31,12 @@ from onepeace_lightning.data.masking import draw_masks
 from onepeace_lightning.data.prepare import Example, collate
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel, Tokens
-from onepeace_lightning.models.attention import Attention, RelativeBias, attend, dense_bias
+from onepeace_lightning.models.attention import Attention, RelativeBias
 from onepeace_lightning.models.config import Preset
+from onepeace_lightning.models.dense import attend, bias_rows, dense_bias, lay_out
 from onepeace_lightning.models.encoder import Block, Encoder
 from onepeace_lightning.models.inputs import EOS
-from onepeace_lightning.models.tokens import View, pack
+from onepeace_lightning.models.tokens import View
 
 VOCAB_SIZE = 16_384
 MEDIAN_WORDS, WORDS_DEVIATION, WORDS_RANGE = 11, 0.7, (3, 70)
@@ -60,20 +61,19 @@ class ViewByView(nn.Module):
         self.encoder = encoder
 
     def forward(
-        self, views: Sequence[View], relative_bias: Callable[[int], Mapping[str, RelativeBias]] | None = None
+        self, views: Sequence[View], relative: Mapping[str, RelativeBias] | None = None
     ) -> list[dict[str, Tokens]]:
         """What ``Encoder.forward`` gives."""
-        # All presets share one relative bias between the blocks.
-        relative = relative_bias(0) if relative_bias is not None else {}
-        return [self._encode(view, relative) for view in views]
+        return [self._encode(view, relative or {}) for view in views]
 
     def _encode(self, view: View, relative: Mapping[str, RelativeBias]) -> dict[str, Tokens]:
-        # Only the layout of the sequences is wanted: no values are copied.
-        layout = {name: tokens.with_values(tokens.values_TD[:, :0]) for name, tokens in view.items()}
-        sequences = pack([layout], self.encoder.modalities).sequences[0]
+        view = {name: view[name] for name in self.encoder.modalities if name in view}
+        sequences = lay_out(view, dict.fromkeys(view, 0))
         columns = {name: slice(start, start + max(view[name].lengths)) for name, (start, _) in sequences.blocks.items()}
-        x_BLD = torch.cat([view[name].padded()[0] for name in columns], 1)
-        bias = dense_bias(sequences, relative)
+        x_BLD = torch.cat([tokens.padded()[0] for tokens in view.values()], 1)
+        # All presets share one relative bias between the blocks.
+        tables = {name: bias.table(0) for name, bias in relative.items()}
+        bias = dense_bias(sequences, bias_rows(sequences, relative), tables)
         for block in self.encoder.blocks:
             x_BLD = padded_block(block, x_BLD, columns, bias, sequences.valid_BL)  # type: ignore[arg-type]
         features = {name: self.encoder.norms[name](x_BLD[:, span]) for name, span in columns.items()}
@@ -103,12 +103,8 @@ def padded_block(
 
 def padded_attention(attention: Attention, x_BLD: Tensor, bias: Tensor | None, valid_BL: Tensor | None) -> Tensor:
     """Self-attention of the padded sequences of one view, (B, L, D) -> (B, L, D)."""
-    q, k, v = (
-        project(x_BLD).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for project in (attention.query, attention.key, attention.value)
-    )
-    mixed = attend(q, k, v, bias, valid_BL).transpose(1, 2).flatten(2)
-    return attention.out(attention.norm(mixed))
+    q, k, v = (projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for projected in attention.project(x_BLD))
+    return attention.finish(attend(q, k, v, bias, valid_BL).transpose(1, 2).flatten(2))
 
 
 def make_batch(batch_size: int, image_size: int, seed: int) -> Batch:

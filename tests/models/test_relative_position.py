@@ -3,9 +3,7 @@ import math
 import pytest
 import torch
 
-from onepeace_lightning.models.attention import RelativeBias, dense_bias
 from onepeace_lightning.models.relative_position import grid_buckets, grid_rows, sequence_buckets, sequence_rows
-from onepeace_lightning.models.tokens import Tokens, pack
 
 CPU = torch.device("cpu")
 
@@ -79,43 +77,3 @@ def test_what_is_cached_in_inference_mode_serves_training():
         table = torch.zeros(count, 2, requires_grad=True)
         torch.nn.functional.embedding(rows, table).sum().backward()
         assert table.grad.sum() == 2 * rows.numel()
-
-
-def biases(**sizes: int) -> dict[str, RelativeBias]:
-    """Tables without zeros, for sequences of up to the given sizes."""
-    rng = torch.Generator().manual_seed(0)
-    return {
-        name: RelativeBias(1 + torch.rand(sequence_rows(8), 2, generator=rng), sequence_buckets(size, 8, CPU))
-        for name, size in sizes.items()
-    }
-
-
-def test_dense_bias_has_nothing_between_modalities_and_the_table_within():
-    relative = biases(text=4, audio=5)
-    view = {name: Tokens.of_padded(torch.zeros(2, n, 3), [n, n]) for name, n in (("text", 4), ("audio", 5))}
-    bias = dense_bias(pack([view], ("text", "audio")).sequences[0], relative)
-    assert bias.shape == (1, 2, 9, 9)
-    for name, part in (("text", slice(0, 4)), ("audio", slice(4, 9))):
-        wanted = relative[name].table_RH[relative[name].buckets_PP].permute(2, 0, 1)
-        torch.testing.assert_close(bias[0, :, part, part], wanted)
-    assert not bias[:, :, :4, 4:].any()
-    assert not bias[:, :, 4:, :4].any()
-
-
-def test_dense_bias_of_a_modality_without_one_is_zero():
-    view = {name: Tokens.of_padded(torch.zeros(1, 3, 3), [3]) for name in ("text", "audio")}
-    sequences = pack([view], ("text", "audio")).sequences[0]
-    bias = dense_bias(sequences, biases(audio=3))
-    assert not bias[:, :, :3].any()
-    assert bias[:, :, 3:, 3:].all()
-    assert dense_bias(sequences, {}) is None
-
-
-def test_dense_bias_of_a_masked_view_goes_by_the_original_positions():
-    relative = biases(text=6)
-    mask = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0]], dtype=torch.bool)
-    tokens = Tokens.of_padded(torch.zeros(2, 6, 3), [6, 6]).hide(mask)
-    bias = dense_bias(pack([{"text": tokens}], ("text",)).sequences[0], relative)
-    for row, kept in enumerate(([0, 2, 3, 5], [0, 1, 2, 5])):
-        buckets = relative["text"].buckets_PP[kept][:, kept]
-        torch.testing.assert_close(bias[row], relative["text"].table_RH[buckets].permute(2, 0, 1))

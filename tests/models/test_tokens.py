@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from onepeace_lightning.models.layers import place, spread, take
+from onepeace_lightning.models.layers import place, take
 from onepeace_lightning.models.tokens import Tokens, pack
 
 
@@ -24,18 +24,6 @@ def test_take_and_place_have_exact_first_and_second_gradients(shape):
     for function, value in [(lambda x: take(x, index), x), (lambda y: place(y, index, 6), y)]:
         assert gradcheck(function, (value,))
         assert gradgradcheck(function, (value,))
-
-
-def test_spread_has_the_gradient_of_the_rows_that_matter():
-    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    index = torch.tensor([4, 0, 2])
-    source = torch.zeros(5, dtype=torch.long)
-    source[index] = torch.arange(3)
-    assert torch.equal(take(spread(x, source, index), index), x)
-    assert gradcheck(lambda x: take(spread(x, source, index), index).sin(), (x,))
-    # what happens to the other rows is ignored
-    spread(x, source, index).sum().backward()
-    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_take_gives_the_rows_and_place_is_its_transpose():
@@ -88,25 +76,24 @@ def test_cls_cannot_be_hidden():
         some_tokens(3, 3).hide(torch.tensor([[0, 1, 0], [1, 0, 0]], dtype=torch.bool))
 
 
-def test_packing_groups_by_modality_and_keeps_every_token_once():
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_packing_groups_by_modality_and_keeps_every_token_once(multiple):
     views = [
         {"image": some_tokens(2, 2, start=100.0), "text": some_tokens(3, 1)},
         {"text": some_tokens(2, start=50.0)},
     ]
-    packed = pack(views, ("text", "image", "audio"))
-    assert packed.groups == {"text": slice(0, 6), "image": slice(6, 10)}
-    assert packed.parts == [{"text": slice(0, 4), "image": slice(6, 10)}, {"text": slice(4, 6)}]
+    packed = pack(views, ("text", "image", "audio"), multiple)
+    text = 6 if multiple == 1 else 8
+    assert packed.sizes == {"text": text, "image": 4}
+    assert packed.parts == [{"text": slice(0, 4), "image": slice(text, text + 4)}, {"text": slice(4, 6)}]
     for view, part in zip(views, packed.parts, strict=True):
         for name, tokens in view.items():
             torch.testing.assert_close(packed.values_TD[part[name]], tokens.values_TD)
-    assert packed.num_sequences == 3
-    assert packed.sequence_T.tolist() == [0, 0, 0, 1, 2, 2, 0, 0, 1, 1]
-    # text (up to 3) before image (2) in each of two rows, then the second view's one row of two
-    assert len(packed.tokens_R) == 2 * 5 + 2
-    assert packed.rows_T.tolist() == [0, 1, 2, 5, 10, 11, 3, 4, 8, 9]
-    assert packed.sequences[0].valid_BL.tolist() == [[True] * 5, [True, False, False, True, True]]
-    assert packed.sequences[1].valid_BL is None
-    torch.testing.assert_close(packed.to_flat(packed.to_padded(packed.values_TD)), packed.values_TD)
+    assert not packed.values_TD[6:text].any()
+    # the padding is a sequence of its own
+    assert packed.num_sequences == 3 + (multiple > 1)
+    assert packed.sequence_T.tolist() == [0, 0, 0, 1, 2, 2, *[3] * (text - 6), 0, 0, 1, 1]
+    assert [part.shape for part in packed.by_modality(packed.values_TD).values()] == [(text, 3), (4, 3)]
 
 
 def test_what_cannot_be_packed_is_refused():

@@ -1,13 +1,11 @@
 """Adapters and fusion encoder: any views of any modalities in, features out."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from onepeace_lightning.models.adapters import Adapter, adapter_type
-from onepeace_lightning.models.attention import RelativeBias
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.tokens import Tokens, View
@@ -45,30 +43,19 @@ class Backbone(nn.Module):
 
     def encode(self, views: Sequence[View]) -> list[dict[str, Tokens]]:
         """Final-normed features of all views, in one pass through the blocks."""
-        return self.encoder(views, partial(self._relative_bias, _BiasCache(views)))
+        relative = {name: self.adapter(name).relative_bias(span) for name, span in _spans(views).items()}
+        return self.encoder(views, relative)
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, Tokens]:
         """Features of one batch in which every given modality is seen together."""
         return self.encode([self.view(self.embed(inputs))])[0]
 
-    def _relative_bias(self, cache: "_BiasCache", block: int) -> Mapping[str, RelativeBias]:
-        index = block if self.config.per_block_tables else 0
-        if cache.block != index:
-            cache.block = index
-            cache.biases = {
-                name: self.adapter(name).relative_bias(index, span) for name, span in cache.positions.items()
-            }
-        return cache.biases
 
-
-class _BiasCache:
-    """The current block's biases, for as many positions as the views of one pass have."""
-
-    def __init__(self, views: Sequence[View]) -> None:
-        self.block: int | None = None
-        self.biases: Mapping[str, RelativeBias] = {}
-        self.positions: dict[str, int] = {}
-        for view in views:
-            for name, tokens in view.items():
-                span = max(tokens.lengths) if tokens.full else int(tokens.positions_T.max()) + 1
-                self.positions[name] = max(self.positions.get(name, 0), span)
+def _spans(views: Sequence[View]) -> dict[str, int]:
+    """How many positions each modality has at most."""
+    spans: dict[str, int] = {}
+    for view in views:
+        for name, tokens in view.items():
+            span = max(tokens.lengths) if tokens.full else int(tokens.positions_T.max()) + 1
+            spans[name] = max(spans.get(name, 0), span)
+    return spans

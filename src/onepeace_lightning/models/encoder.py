@@ -1,12 +1,13 @@
 """The transformer: self-attention shared by all modalities, a feed-forward network per modality (paper section 3.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.models.attention import Attention, RelativeBias, dense_bias
+from onepeace_lightning.models.attention import Attention, Mix, RelativeBias
 from onepeace_lightning.models.config import TransformerConfig
+from onepeace_lightning.models.dense import Dense
 from onepeace_lightning.models.layers import GeGLU
 from onepeace_lightning.models.tokens import Packed, Tokens, View, pack
 
@@ -18,12 +19,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x_TD: Tensor, packed: Packed) -> Tensor:
-        """One draw per sequence of each view; nothing happens outside training."""
+    def forward(self, packed: Packed) -> Tensor | None:
+        """(T, 1) what a branch is multiplied by, one draw per sequence of each view; None outside training."""
         if not self.training or self.rate == 0.0:
-            return x_TD
-        keep = x_TD.new_empty(packed.num_sequences).bernoulli_(1.0 - self.rate) / (1.0 - self.rate)
-        return x_TD * keep[packed.sequence_T, None]
+            return None
+        keep = packed.values_TD.new_empty(packed.num_sequences).bernoulli_(1.0 - self.rate) / (1.0 - self.rate)
+        return keep[packed.sequence_T, None]
 
 
 class Block(nn.Module):
@@ -48,17 +49,36 @@ class Block(nn.Module):
             nn.init.constant_(self.gamma_1, self.layer_scale)
             nn.init.constant_(self.gamma_2, self.layer_scale)
 
-    def forward(self, x_TD: Tensor, packed: Packed, biases: Sequence[Tensor | None]) -> Tensor:
+    def forward(self, x_TD: Tensor, packed: Packed, mix: Mix) -> Tensor:
         """(T, D) -> (T, D)."""
-        attended = self.attention(self.norm_attention(x_TD), packed, biases)
+        mixed_TD = mix(*self.before(x_TD))
+        return self.after(x_TD, mixed_TD, packed.sizes, self.drop_path(packed), self.drop_path(packed))
+
+    def before(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All up to the queries, keys and values, each (T, D)."""
+        return self.attention.project(self.norm_attention(x_TD))
+
+    def after(
+        self, x_TD: Tensor, mixed_TD: Tensor, sizes: dict[str, int], keep_1: Tensor | None, keep_2: Tensor | None
+    ) -> Tensor:
+        """All that follows attention.
+
+        Args:
+            x_TD: the block's input.
+            mixed_TD: what its tokens attended to.
+            sizes: modality to its number of tokens.
+            keep_1: (T, 1) factor of the first branch, if any.
+            keep_2: of the second.
+        """
+        x_TD = x_TD + self._scaled(self.attention.finish(mixed_TD), "gamma_1", keep_1)
+        parts = self.norm_ffn(x_TD).split(list(sizes.values()))
+        fed_TD = torch.cat([self.ffns[name](part_TD) for name, part_TD in zip(sizes, parts, strict=True)])
+        return x_TD + self._scaled(fed_TD, "gamma_2", keep_2)
+
+    def _scaled(self, branch_TD: Tensor, gamma: str, keep: Tensor | None) -> Tensor:
         if self.layer_scale is not None:
-            attended = self.gamma_1 * attended
-        x_TD = x_TD + self.drop_path(attended, packed)
-        normed = packed.by_modality(self.norm_ffn(x_TD))
-        fed = torch.cat([self.ffns[name](rows_TD) for name, rows_TD in normed.items()])
-        if self.layer_scale is not None:
-            fed = self.gamma_2 * fed
-        return x_TD + self.drop_path(fed, packed)
+            branch_TD = getattr(self, gamma) * branch_TD
+        return branch_TD if keep is None else branch_TD * keep
 
 
 class Encoder(nn.Module):
@@ -67,30 +87,30 @@ class Encoder(nn.Module):
     def __init__(self, config: TransformerConfig, modalities: Sequence[str]) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
+        self.heads = config.heads
         rates = torch.linspace(0.0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, modalities, rate) for rate in rates)
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in modalities})
 
     def forward(
-        self, views: Sequence[View], relative_bias: Callable[[int], Mapping[str, RelativeBias]] | None = None
+        self, views: Sequence[View], relative: Mapping[str, RelativeBias] | None = None
     ) -> list[dict[str, Tokens]]:
         """Encode all views in one pass; the result has their features in place of their tokens.
 
         Args:
             views: B sequences each, any subset of the modalities, B may differ between views.
-            relative_bias: gives block i its modalities' biases; the same object again means that the bias is shared.
+            relative: modality to its bias, for as many positions as the views have.
         """
         packed = pack(views, self.modalities)
+        mixer = Dense(packed, views, self.heads, relative or {})
         x_TD = packed.values_TD
-        relative: Mapping[str, RelativeBias] = {}
-        biases: list[Tensor | None] = [None] * len(views)
         for index, block in enumerate(self.blocks):
-            if relative_bias is not None and (current := relative_bias(index)) is not relative:
-                relative = current
-                biases = [dense_bias(sequences, relative) for sequences in packed.sequences]
-            x_TD = block(x_TD, packed, biases)
+            x_TD = block(x_TD, packed, mixer.block(index))
         features = {name: self.norms[name](rows_TD) for name, rows_TD in packed.by_modality(x_TD).items()}
-        first = {name: rows.start for name, rows in packed.groups.items()}
+        first: dict[str, int] = {}
+        start = 0
+        for name, size in packed.sizes.items():
+            first[name], start = start, start + size
         return [
             {
                 name: view[name].with_values(features[name][rows.start - first[name] : rows.stop - first[name]])

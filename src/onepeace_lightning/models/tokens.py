@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from onepeace_lightning.models.layers import place, spread, take
+from onepeace_lightning.models.layers import place, take
 
 
 @dataclass(frozen=True)
@@ -80,127 +80,80 @@ View = Mapping[str, Tokens]
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """One view's sequences as attention sees them: padded to (B, L), the modalities side by side.
-
-    Attributes:
-        rows: where the view's B·L padded rows lie among those of all views.
-        shape: (B, L).
-        valid_BL: True at tokens, or None where nothing is padded.
-        blocks: for every modality its first column and its positions (1 or B, columns).
-    """
-
-    rows: slice
-    shape: tuple[int, int]
-    valid_BL: Tensor | None
-    blocks: dict[str, tuple[int, Tensor]]
-
-
-@dataclass(frozen=True)
 class Packed:
     """The tokens of all views laid flat, grouped by modality.
 
     Attributes:
         values_TD: the tokens.
-        groups: modality to its rows of ``values_TD``.
-        rows_T: each token's row among the padded rows of all views.
-        tokens_R: the token of each padded row; 0 where there is none.
-        sequence_T: each token's sequence, counted over all views.
-        num_sequences: sequences of all views.
-        sequences: one entry per view.
-        parts: for every view and modality its rows of ``values_TD``.
+        sizes: modality to its number of rows of ``values_TD``, in the order in which they lie there.
+        parts: for every view and modality its rows of ``values_TD``; rows of no view, at the end of a modality's, are
+            padding.
+        sequence_T: each token's sequence, counted over all views; the last one holds the padding, if any.
+        num_sequences: sequences of all views, that of the padding included.
     """
 
     values_TD: Tensor
-    groups: dict[str, slice]
-    rows_T: Tensor
-    tokens_R: Tensor
+    sizes: dict[str, int]
+    parts: list[dict[str, slice]]
     sequence_T: Tensor
     num_sequences: int
-    sequences: list[Sequences]
-    parts: list[dict[str, slice]]
 
     def by_modality(self, x_TD: Tensor) -> dict[str, Tensor]:
         """Each modality's rows of (T, D) tokens."""
-        sizes = [rows.stop - rows.start for rows in self.groups.values()]
-        return dict(zip(self.groups, x_TD.split(sizes), strict=True))
-
-    def to_padded(self, x_TD: Tensor) -> Tensor:
-        """(T, D) tokens to the padded rows of all views; rows of padding hold anything."""
-        return spread(x_TD, self.tokens_R, self.rows_T)
-
-    def to_flat(self, x_RD: Tensor) -> Tensor:
-        """The padded rows of all views back to (T, D) tokens."""
-        return take(x_RD, self.rows_T)
+        return dict(zip(self.sizes, x_TD.split(list(self.sizes.values())), strict=True))
 
 
-def pack(views: Sequence[View], modalities: Sequence[str]) -> Packed:
+def pack(views: Sequence[View], modalities: Sequence[str], multiple: int = 1) -> Packed:
     """Lay the tokens of all views flat, grouped by modality in the given order, views in order within a group.
+
+    Args:
+        views: any number, B may differ between them.
+        modalities: all that there may be.
+        multiple: of which each modality's number of rows is made one, with zeros.
 
     Raises:
         ValueError: where there is no view, a view is empty or its modalities differ in their number of samples.
     """
     if not views:
         raise ValueError("there is no view to encode")
-    sequences: list[Sequences] = []
     first_sequence: list[int] = []
-    rows = count = 0
+    count = 0
     for view in views:
-        layout = _sequences(view, modalities, rows)
-        sequences.append(layout)
         first_sequence.append(count)
-        rows, count = layout.rows.stop, count + layout.shape[0]
+        count += _samples(view, modalities)
 
-    values, row_index, sequence_index = [], [], []
-    groups: dict[str, slice] = {}
+    values, sequence = [], []
+    sizes: dict[str, int] = {}
     parts: list[dict[str, slice]] = [{} for _ in views]
-    total = 0
+    total = padding = 0
     for modality in modalities:
-        group_start = total
-        for view, layout, part, first in zip(views, sequences, parts, first_sequence, strict=True):
+        start = total
+        for view, part, first in zip(views, parts, first_sequence, strict=True):
             if modality not in view:
                 continue
             tokens = view[modality]
-            sample, within = tokens.places
             values.append(tokens.values_TD)
-            row_index.append(layout.rows.start + sample * layout.shape[1] + layout.blocks[modality][0] + within)
-            sequence_index.append(first + sample)
-            part[modality] = slice(total, total + len(sample))
-            total += len(sample)
-        if total > group_start:
-            groups[modality] = slice(group_start, total)
-    rows_T = torch.cat(row_index)
-    tokens_R = rows_T.new_zeros(rows)
-    tokens_R[rows_T] = torch.arange(total, device=rows_T.device)
-    return Packed(torch.cat(values), groups, rows_T, tokens_R, torch.cat(sequence_index), count, sequences, parts)
+            sequence.append(first + tokens.places[0])
+            part[modality] = slice(total, total + len(tokens.values_TD))
+            total = part[modality].stop
+        if missing := -(total - start) % multiple:
+            values.append(values[-1].new_zeros(missing, values[-1].shape[1]))
+            sequence.append(sequence[-1].new_full((missing,), count))
+            total, padding = total + missing, padding + missing
+        if total > start:
+            sizes[modality] = total - start
+    return Packed(torch.cat(values), sizes, parts, torch.cat(sequence), count + bool(padding))
 
 
-def _sequences(view: View, modalities: Sequence[str], first_row: int) -> Sequences:
+def _samples(view: View, modalities: Sequence[str]) -> int:
+    """Samples of a view, after a check that all its modalities have as many."""
     unknown = [name for name in view if name not in modalities]
     sizes = {name: len(tokens.lengths) for name, tokens in view.items()}
     if unknown or len(set(sizes.values())) != 1:
         raise ValueError(
             f"a view needs the same number of samples in each of its modalities, out of {list(modalities)}; got {sizes}"
         )
-    present = [name for name in modalities if name in view]
-    batch = sizes[present[0]]
-    valid, blocks = [], {}
-    column = 0
-    for name in present:
-        tokens, width = view[name], max(view[name].lengths)
-        device = tokens.values_TD.device
-        columns = torch.arange(width, device=device)
-        if tokens.full:
-            positions = columns[None]
-        else:
-            sample, within = tokens.places
-            positions = place(tokens.positions_T, sample * width + within, batch * width).view(batch, width)
-        blocks[name] = (column, positions)
-        valid.append(columns < torch.tensor(tokens.lengths, device=device)[:, None])
-        column += width
-    padded = any(len(set(view[name].lengths)) > 1 for name in present)
-    rows = slice(first_row, first_row + batch * column)
-    return Sequences(rows, (batch, column), torch.cat(valid, 1) if padded else None, blocks)
+    return next(iter(sizes.values()))
 
 
 def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,9 @@ class Adapter(nn.Module):
         """(P, P) the table row of every pair of positions, P at least ``positions``."""
         raise NotImplementedError
 
-    def relative_bias(self, block: int, positions: int) -> RelativeBias:
-        """The bias of one block, for positions below ``positions``."""
-        table = self.bias_tables[block if len(self.bias_tables) > 1 else 0]
-        return RelativeBias(table, self.buckets(positions))
+    def relative_bias(self, positions: int) -> RelativeBias:
+        """The bias of all blocks, for positions below ``positions``."""
+        return RelativeBias(list(self.bias_tables), self.buckets(positions))
 
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
