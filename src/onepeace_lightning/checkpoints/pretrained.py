@@ -34,8 +34,8 @@ FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
 
 _ACCEPTED = (
-    f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, a"
-    " checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
+    f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
+    " folder, a checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
 )
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 

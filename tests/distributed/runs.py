@@ -1,0 +1,202 @@
+"""Running the command in processes that a test may kill, and callbacks that leave word of what happened in them."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch.distributed.tensor import DTensor
+
+from onepeace_lightning.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+ALL_STREAMS = ("image-text", "audio-text", "image", "audio", "text")
+RUN = [
+    "fit",
+    "--config=configs/pretrain/toy.yaml",
+    "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.logger=false",
+    "--model.init_args.optimization.warmup_steps=3",
+    "--data.init_args.shuffle_buffer=8",
+    "--data.init_args.val={image-text: {path: data/toy/val/image-text, batch_size: 8}}",
+]
+EVERY_3_STEPS = [
+    "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.filename={step}",
+    "--trainer.callbacks.every_n_train_steps=3",
+    "--trainer.callbacks.save_top_k=-1",
+    "--trainer.callbacks.save_last=true",
+]
+
+
+def streams(*names: str, batch_size: int = 3) -> str:
+    """The option that trains on these streams of the toy data."""
+    parts = (f"{name}: {{path: data/toy/train/{name}, batch_size: {batch_size}}}" for name in names)
+    return f"--data.init_args.train={{{', '.join(parts)}}}"
+
+
+def callback(name: str, **settings: object) -> list[str]:
+    """The options that add one of the callbacks below."""
+    return [f"--trainer.callbacks+={__name__}.{name}", *(f"--trainer.callbacks.{k}={v}" for k, v in settings.items())]
+
+
+def checkout(folder: Path, toy_root: Path) -> Path:
+    """An own working folder with the shared toy data."""
+    folder.mkdir()
+    (folder / "data").symlink_to(toy_root / "data")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 100) -> list[int | None]:
+    """Run ``onepeace`` as torchrun would, with the output of each process in ``<folder>/output<rank>``.
+
+    Returns:
+        Exit code of each process; those of the slow ones that had to be ended are None.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run, args=(folder, args, rank, ranks, port)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    codes = []
+    for process in processes:
+        process.join(seconds)
+        codes.append(process.exitcode)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return codes
+
+
+def _run(folder: Path, args: tuple[str, ...], rank: int, ranks: int, port: int) -> None:
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(f"output{rank}", "a", buffering=1)  # noqa: SIM115 (it ends with the process)
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stdout.fileno(), 2)
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+            "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
+        }  # fmt: skip
+        args = (*args, f"--trainer.devices={ranks}")
+    main([*args])
+
+
+def output(folder: Path, rank: int = 0) -> str:
+    """What a process of the last runs in a folder has printed."""
+    return (folder / f"output{rank}").read_text()
+
+
+def lines(folder: Path, rank: int = 0) -> list[dict]:
+    """What ``Record`` has written."""
+    path = folder / f"rank{rank}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def memory() -> float:
+    """Memory of this process and its children that no other process shares, in MiB."""
+    mine = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    private = 0
+    for process in mine:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Private_"):
+                private += int(line.split()[1])
+    return private / 1024
+
+
+class Record(L.Callback):
+    """Appends a line per training step to ``rank<r>.jsonl``: step, keys of each stream, loss, learning rate, memory."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        line = {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "keys": {name: part.keys for name, part in batch.items()},
+            "loss": float(outputs["loss"]),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "memory": memory(),
+        }
+        with Path(f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Dump(L.Callback):
+    """Writes all weights and their first moments, put together, to a file when training starts and when it ends."""
+
+    def on_train_start(self, trainer, pl_module):
+        self._write(trainer, pl_module, "started.pt")
+
+    def on_train_end(self, trainer, pl_module):
+        self._write(trainer, pl_module, "ended.pt")
+
+    def _write(self, trainer, pl_module, name):
+        def whole(tensor):
+            return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+        state = trainer.optimizers[0].state
+        weights = {n: whole(p) for n, p in pl_module.named_parameters()}
+        moments = {n: whole(state[p]["exp_avg"]) for n, p in pl_module.named_parameters() if p in state}
+        if trainer.is_global_zero:
+            torch.save({"weights": weights, "moments": moments}, name)
+
+
+class Kill(L.Callback):
+    """Sends a process a signal once so many steps are done, in a hook."""
+
+    def __init__(self, step: int, where: str = "on_train_batch_end", rank: int = 0, signal: str = "SIGKILL") -> None:
+        self.step, self.rank, self.signal, self.sent = step, rank, signal, False
+        setattr(self, where, self._maybe)
+
+    def _maybe(self, trainer, *args, **kwargs):
+        due = trainer.global_step >= self.step and trainer.global_rank == self.rank and not trainer.sanity_checking
+        if due and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), getattr(signal, self.signal))
+
+
+class FullDisk(L.Callback):
+    """Lets a process write no file of more than 64 kB once so many steps are done."""
+
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step + 1 >= self.step and trainer.global_rank == self.rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+
+
+class RemoveShards(L.Callback):
+    """Deletes a stream's shards once so many steps are done."""
+
+    def __init__(self, step: int, folder: str) -> None:
+        self.step, self.folder = step, Path(folder)
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.step:
+            for shard in self.folder.glob("*.tar"):
+                shard.unlink()
+
+
+class Spoil(L.Callback):
+    """Makes a weight no number once so many steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        if trainer.global_step == self.step:
+            next(pl_module.parameters()).data.fill_(torch.nan)

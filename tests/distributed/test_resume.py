@@ -1,0 +1,89 @@
+"""A run that is killed anywhere and started again sees, computes and learns what it would have without it."""
+
+import signal
+
+import pytest
+import torch
+
+from tests.distributed.runs import ALL_STREAMS, EVERY_3_STEPS, RUN, callback, checkout, lines, run, streams
+from tests.distributed.soak import soak
+
+STEPS = 10
+RESUMED = [
+    *RUN,
+    f"--trainer.max_steps={STEPS}",
+    "--trainer.val_check_interval=4",
+    "--model.init_args.drop_path=0.3",
+    "--data.init_args.steps_per_epoch=7",  # no multiple of anything else here
+]
+AT_VALIDATION = [  # what the shipped configurations do
+    "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.filename=best",
+    "--trainer.callbacks.monitor=val/mean_R@1",
+    "--trainer.callbacks.mode=max",
+    "--trainer.callbacks.enable_version_counter=false",
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.filename=last",
+    "--trainer.callbacks.enable_version_counter=false",
+]
+CASES = {
+    "at validation": (
+        [*AT_VALIDATION, "--data.init_args.num_workers=2", streams(*ALL_STREAMS)],
+        [{"step": 2}, {"step": 9, "where": "on_before_optimizer_step"}],  # before there is a checkpoint, and after two
+    ),
+    "every 3 steps": (
+        [*EVERY_3_STEPS, streams("image-text", "audio")],
+        [{"step": 6}, {"step": 8, "where": "on_validation_batch_end"}],
+    ),
+}
+
+
+CASES["told to stop"] = (
+    [
+        *CASES["every 3 steps"][0],
+        "--trainer.callbacks+=onepeace_lightning.callbacks.StopOnSignal",
+        "--trainer.callbacks.checkpoint=checkpoints/last.ckpt",
+    ],
+    [
+        {"step": 4, "where": "on_before_optimizer_step", "signal": "SIGUSR1"},
+        {"step": 7, "where": "on_train_batch_start", "signal": "SIGTERM"},
+    ],
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_again_and_again_is_the_uninterrupted_one(toy_root, tmp_path, case):
+    options, stops = CASES[case]
+    command = [*RESUMED, *options, *callback("Record"), "--ckpt_path=last"]
+    whole, folder = (checkout(tmp_path / name, toy_root) for name in ("whole", "killed"))
+    assert run(whole, *command, *callback("Dump")) == [0]
+    for stop in stops:
+        told = "signal" in stop
+        assert run(folder, *command, *callback("Kill", **stop)) == [0 if told else -signal.SIGKILL]
+    assert run(folder, *command, *callback("Dump")) == [0]
+    wanted = {line["step"]: line for line in lines(whole)}
+    got = lines(folder)
+    assert list(wanted) == list(range(1, STEPS + 1))
+    assert {line["step"] for line in got} == set(wanted)
+    # It went on, it did not start anew; told to stop, it lost no step at all.
+    assert len(got) < 2 * STEPS
+    assert case != "told to stop" or len(got) == STEPS
+    for line in got:
+        step = line["step"]
+        assert line["keys"] == wanted[step]["keys"], step
+        assert line["lr"] == wanted[step]["lr"], step
+        assert line["loss"] == pytest.approx(wanted[step]["loss"], abs=1e-5), step
+    assert len({line["lr"] for line in got}) > 5
+    ends = [torch.load(path / "ended.pt", weights_only=True) for path in (whole, folder)]
+    for part in ("weights", "moments"):
+        for name, tensor in ends[0][part].items():
+            torch.testing.assert_close(ends[1][part][name], tensor, atol=1e-6, rtol=0, msg=f"{part} of {name}")
+
+
+def test_random_kills_lose_and_double_no_sample(toy_root, tmp_path):
+    """The short form of ``tests.distributed.soak``."""
+    found = soak(checkout(tmp_path / "soak", toy_root), 12, 2, undisturbed=3)
+    assert found.passes == {"image-text": 2, "audio-text": 2, "image": 6, "audio": 6, "text": 6}
+    assert found.repeated > 0
