@@ -4,7 +4,8 @@ S = side of the square picture, N = waveform samples, H and W = height and width
 """
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -56,7 +57,7 @@ class ItemReader:
     tokenizer: Tokenizer | None = None
 
     def read(self, item: Any) -> Any:
-        """One item: token ids, (3, S, S) pixels, or (N,) samples.
+        """One item: token ids, (3, S, S) uint8 pixels, or (N,) samples.
 
         Raises:
             ValueError: where the item is nothing that is known, or cannot be decoded.
@@ -79,18 +80,29 @@ class ItemReader:
             ValueError: as ``read``, with the item's number and path.
         """
         index, item = numbered
-        try:
+        with naming(self.modality, index, item):
             return self.read(item)
-        except (ValueError, OSError) as error:
-            is_path = isinstance(item, (str, PathLike)) and self.modality != "text"
-            name = f" ({fspath(item)})" if is_path else ""
-            raise ValueError(f"{self.modality} {index}{name}: {error}") from error
 
     def join(self, rows: Sequence[Any]) -> Text | Image | Audio:
         """A batch of what ``read`` gave; at least one."""
         if self.modality == "image":
             return Image(torch.stack(list(rows)))
         return Audio.pad(rows) if self.modality == "audio" else Text.pad(rows)
+
+
+@contextmanager
+def naming(modality: str, number: int, item: Any) -> Iterator[None]:
+    """Errors of reading an item name it.
+
+    Raises:
+        ValueError: for a ``ValueError`` or ``OSError`` within.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        is_path = isinstance(item, (str, PathLike)) and modality != "text"
+        name = f" ({fspath(item)})" if is_path else ""
+        raise ValueError(f"{modality} {number}{name}: {error}") from error
 
 
 def to_picture(item: ImageItem) -> Pillow.Image:

@@ -1,5 +1,6 @@
 """Metrics that torchmetrics lacks."""
 
+from onepeace_lightning.metrics.boxes import BoxAccuracy
 from onepeace_lightning.metrics.recall import CrossModalRecall, caption_ids
 
-__all__ = ["CrossModalRecall", "caption_ids"]
+__all__ = ["BoxAccuracy", "CrossModalRecall", "caption_ids"]

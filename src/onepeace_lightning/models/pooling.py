@@ -100,6 +100,12 @@ class PoolingHead(nn.Module):
         return self.classifier(torch.cat([self.pool(part) for part in features], -1))
 
 
+def repeated(tokens: Tokens, times: int) -> Tokens:
+    """Each sample's tokens so many times in a row."""
+    x_BLD, _ = tokens.padded()
+    return Tokens.of_padded(x_BLD.repeat_interleave(times, 0), [n for n in tokens.lengths for _ in range(times)])
+
+
 class ClassifyModel(nn.Module):
     """Backbone and pooling head: what classification, question answering and grounding train.
 
@@ -119,12 +125,13 @@ class ClassifyModel(nn.Module):
         self.backbone = Backbone(config)
         self.head = PoolingHead(head, config.encoder.width, config.encoder.heads, config.encoder.init_std)
 
-    def forward(self, inputs: Mapping[str, Any], second: Image | None = None) -> Tensor:
-        """(B, outputs) logits.
+    def forward(self, inputs: Mapping[str, Any], second: Image | None = None, choices: int = 1) -> Tensor:
+        """(B·choices, outputs) logits.
 
         Args:
             inputs: each modality's raw input, seen together.
             second: each sample's second image, seen with the same other inputs.
+            choices: rows of text for each sample of the other modalities, which is embedded once and seen with each.
 
         Raises:
             ValueError: where a second image is given to a head for one, or the other way round.
@@ -134,6 +141,8 @@ class ClassifyModel(nn.Module):
             raise ValueError(f"{given} image(s) per sample; this head is made for {self.head.config.images}")
         backbone, modality = self.backbone, self.head.config.modality
         tokens = backbone.embed(inputs)
+        if choices > 1:
+            tokens = {name: part if name == "text" else repeated(part, choices) for name, part in tokens.items()}
         views = [backbone.view(tokens)]
         if second is not None:
             adapter = cast(ImageAdapter, backbone.adapter("image"))

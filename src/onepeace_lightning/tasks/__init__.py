@@ -2,15 +2,20 @@
 
 from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks.audio_classification import AudioClassificationTask
+from onepeace_lightning.tasks.audio_question_answering import AudioQuestionAnsweringTask
 from onepeace_lightning.tasks.base import FinetuneTask, load_task
 from onepeace_lightning.tasks.image_classification import ImageClassificationTask
 from onepeace_lightning.tasks.lora import Lora
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import AudioTextRetrievalTask, ImageTextRetrievalTask
+from onepeace_lightning.tasks.visual_grounding import VisualGroundingTask
+from onepeace_lightning.tasks.visual_question_answering import VisualQuestionAnsweringTask
+from onepeace_lightning.tasks.visual_reasoning import VisualReasoningTask
 from onepeace_lightning.tasks.zero_shot import ZeroShotAudioClassificationTask, ZeroShotImageClassificationTask
 
 __all__ = [
     "AudioClassificationTask",
+    "AudioQuestionAnsweringTask",
     "AudioTextRetrievalTask",
     "FinetuneTask",
     "ImageClassificationTask",
@@ -18,6 +23,9 @@ __all__ = [
     "Lora",
     "Optimization",
     "PretrainTask",
+    "VisualGroundingTask",
+    "VisualQuestionAnsweringTask",
+    "VisualReasoningTask",
     "ZeroShotAudioClassificationTask",
     "ZeroShotImageClassificationTask",
     "load_task",

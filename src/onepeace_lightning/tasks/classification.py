@@ -1,4 +1,4 @@
-"""What image and audio classification share: classes, losses, metrics and answers."""
+"""What classification of pictures, sounds and pairs of pictures shares: classes, losses, metrics and answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from onepeace_lightning.data.finetune.base import FinetuneDataModule
 from onepeace_lightning.losses.answers import soft_score_bce
 from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
 from onepeace_lightning.optim.adamw import Optimization
-from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, batched, indices, vocabulary
+from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, batched, indices, likeliest, vocabulary
 from onepeace_lightning.tasks.source import BackboneSource
 
 
 class ClassificationTask(FinetuneTask):
-    """Samples of one modality in classes, one or several for each.
+    """Samples in classes, one or several for each.
 
     Args:
         backbone: see ``FinetuneTask``.
@@ -75,7 +75,7 @@ class ClassificationTask(FinetuneTask):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the samples' classes, binary for several labels (summed over classes)."""
-        return self.loss_of(self.model(batch.inputs), self.targets(batch))
+        return self.loss_of(self.model(batch.inputs, batch.second), self.targets(batch))
 
     def loss_of(self, logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
         """Loss of logits against shares of classes."""
@@ -113,7 +113,7 @@ class ClassificationTask(FinetuneTask):
         Returns:
             {"logits": (B, C)}.
         """
-        logits_BC, targets_BC = self.model(batch.inputs).float(), self.targets(batch)
+        logits_BC, targets_BC = self.model(batch.inputs, batch.second).float(), self.targets(batch)
         metrics.update(logits_BC, targets_BC.long() if self.multi_label else targets_BC.argmax(1))
         return {"logits": logits_BC}
 
@@ -125,11 +125,12 @@ class ClassificationTask(FinetuneTask):
         with self.answering() as model:
             for first, [part] in batched(batch_size, **{modality: items}):
                 logits_BC = model({modality: self.read(modality, part, first)}).float()
-                likely = logits_BC.sigmoid() if self.multi_label else logits_BC.softmax(-1)
-                best = likely.topk(min(top, len(names)))
-                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                answers += [{names[i]: value for i, value in zip(*row, strict=True)} for row in rows]
+                answers += likeliest(self.probabilities(logits_BC), names, top)
         return answers
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """(B, C) probabilities of classes, which exclude one another unless there may be several labels."""
+        return logits_BC.sigmoid() if self.multi_label else logits_BC.softmax(-1)
 
     @property
     def _places(self) -> dict[str, int]:

@@ -1,0 +1,72 @@
+"""Data of visual question answering: ``image-question`` shards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_json
+from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.prepare import Example
+
+
+def read_answers(raw: Mapping[str, Any]) -> dict[str, float]:
+    """The sample's right answers, each with how right it is.
+
+    Raises:
+        ValueError: there is none, or a score is not above 0 and at most 1.
+    """
+    answers = read_json(raw, "answers", dict)
+    wrong = {name: score for name, score in answers.items() if not isinstance(score, int | float) or not 0 < score <= 1}
+    if wrong or not answers:
+        raise ValueError(f"its answers are {answers!r}; give at least one, with a score above 0 and at most 1")
+    return {name: float(score) for name, score in answers.items()}
+
+
+@dataclass(frozen=True)
+class QuestionReader(Reader):
+    """Reads ``image-question`` samples.
+
+    Attributes:
+        augment: crop training pictures at random (``Preprocessing.crop_scale``); there are no flips.
+    """
+
+    augment: bool = True
+
+    def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        """The picture and the question; targets are the answers, and the picture's width and height in pixels."""
+        picture, question = self.picture(raw), self.text(raw)
+        prepare = self.preprocessing.image
+        pixels = self.preprocessing.augmented_image(picture, rng) if self.train and self.augment else prepare(picture)
+        targets = {"answers": read_answers(raw), "size": torch.tensor(picture.size, dtype=torch.float32)}
+        return Example(raw["__key__"], {"text": self.ids(question), "image": pixels}, question, targets=targets)
+
+
+class VisualQuestionAnsweringDataModule(FinetuneDataModule):
+    """``image-question`` shards.
+
+    Args:
+        train: see ``FinetuneDataModule``, as all others.
+        augment: crop training pictures at random (``Preprocessing.crop_scale``).
+        **options: see ``FinetuneDataModule``.
+    """
+
+    train_types = ("image-question",)
+
+    def __init__(
+        self,
+        train: StreamConfig | None = None,
+        val: dict[str, StreamConfig] | None = None,
+        test: dict[str, StreamConfig] | None = None,
+        *,
+        augment: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(train, val, test, **options)
+        self.augment = augment
+
+    def prepare(self, data_type: str, *, train: bool) -> QuestionReader:
+        """What reads a sample."""
+        return QuestionReader(self.preprocessing, self.tokenizer, train, self.augment)

@@ -1,0 +1,87 @@
+"""Data of visual reasoning over two images: ``image-pair`` shards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from onepeace_lightning.data.decoding import decode_image
+from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_labels
+from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.prepare import Example
+from onepeace_lightning.data.shards import SECOND_IMAGE_EXTENSIONS
+
+
+def second_picture(raw: Mapping[str, Any]) -> Image.Image:
+    """The sample's second picture in RGB.
+
+    Raises:
+        ValueError: there is none, there are several, or it cannot be decoded.
+    """
+    endings = [ending for ending in SECOND_IMAGE_EXTENSIONS if ending in raw]
+    if len(endings) != 1:
+        raise ValueError(f"expected one second picture ({', '.join(SECOND_IMAGE_EXTENSIONS)}), found {len(endings)}")
+    try:
+        return decode_image(raw[endings[0]])
+    except ValueError as error:
+        raise ValueError(f"the second picture: {error}") from error
+
+
+@dataclass(frozen=True)
+class PairReader(Reader):
+    """Reads ``image-pair`` samples.
+
+    Attributes:
+        augment: crop training pictures at random (``Preprocessing.crop_scale``), each its own way; there are no flips.
+    """
+
+    augment: bool = True
+
+    def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        """Both pictures and the statement; targets are its class names, and (2, 2) widths and heights in pixels."""
+        pictures, statement = [self.picture(raw), second_picture(raw)], self.text(raw)
+        first, second = (
+            self.preprocessing.augmented_image(picture, rng)
+            if self.train and self.augment
+            else self.preprocessing.image(picture)
+            for picture in pictures
+        )
+        sizes = torch.tensor([picture.size for picture in pictures], dtype=torch.float32)
+        return Example(
+            raw["__key__"],
+            {"text": self.ids(statement), "image": first},
+            statement,
+            second=second,
+            targets={"labels": read_labels(raw), "sizes": sizes},
+        )
+
+
+class VisualReasoningDataModule(FinetuneDataModule):
+    """``image-pair`` shards.
+
+    Args:
+        train: see ``FinetuneDataModule``, as all others.
+        augment: crop training pictures at random (``Preprocessing.crop_scale``).
+        **options: see ``FinetuneDataModule``.
+    """
+
+    train_types = ("image-pair",)
+
+    def __init__(
+        self,
+        train: StreamConfig | None = None,
+        val: dict[str, StreamConfig] | None = None,
+        test: dict[str, StreamConfig] | None = None,
+        *,
+        augment: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(train, val, test, **options)
+        self.augment = augment
+
+    def prepare(self, data_type: str, *, train: bool) -> PairReader:
+        """What reads a sample."""
+        return PairReader(self.preprocessing, self.tokenizer, train, self.augment)

@@ -1,0 +1,69 @@
+"""What a task draws of its answers, for people to look at.
+
+W and H = width and height in pixels, S = side of the square picture.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image as Pillow
+from PIL import ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from onepeace_lightning.models.inputs import MEAN, STD, Image
+
+SIDE = 240
+"""Longest side of what is drawn, in pixels."""
+
+TRUE, GUESS, OUTLINE = "#1a9850", "#e6550d", "#ffffff"
+"""Colours of what is right, of what the model says, and around both."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One answered sample.
+
+    Attributes:
+        pictures: what was asked about, in order.
+        asked: the question or statement.
+        answered: what the model says.
+        expected: what is right; empty where the picture shows it.
+        right: whether the answer is.
+    """
+
+    pictures: list[Pillow.Image]
+    asked: str
+    answered: str
+    expected: str
+    right: bool
+
+
+def picture_of(images: Image, row: int, size: Tensor) -> Pillow.Image:
+    """One picture of a batch in its own proportions again.
+
+    Args:
+        images: B pictures of S × S.
+        row: which.
+        size: (2,) its W and H before it became a square.
+    """
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    pixels = Image(images.pixels[row : row + 1]).normalised()[0].float().cpu() * std + mean
+    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
+    return to_pil_image(pixels.clamp(0, 1)).resize((width, height), Pillow.Resampling.BICUBIC)
+
+
+def draw_box(picture: Pillow.Image, box: Tensor, colour: str) -> None:
+    """Outline a box, in place.
+
+    Args:
+        picture: of W × H.
+        box: (4,) x0, y0, x1, y1 as shares of W and H; in any order.
+        colour: of the line.
+    """
+    x0, y0, x1, y1 = (box.float().cpu() * torch.tensor([*picture.size, *picture.size])).tolist()
+    x0, x1 = sorted((x0, x1))
+    y0, y1 = sorted((y0, y1))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=OUTLINE, width=4)
+    draw.rectangle((x0, y0, x1, y1), outline=colour, width=2)
