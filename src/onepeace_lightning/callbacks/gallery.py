@@ -21,6 +21,7 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from onepeace_lightning.callbacks.pages import INK, RIGHT, WRONG, answer_row, audio_tag, figure, image_tag, page
+from onepeace_lightning.callbacks.sheets import wrapped
 from onepeace_lightning.data.batch import Batch
 
 THUMBNAIL = 96
@@ -268,15 +269,6 @@ def _draw_note(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
 
 
 def _draw_wrapped(draw: ImageDraw.ImageDraw, text: str, x: float, y: float, width: float) -> None:
-    """Up to five lines, centred on y; a longer text ends in dots."""
+    """Lines of text, centred on y."""
     font = ImageFont.load_default(14)
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    if len(lines) > 5:
-        lines = [*lines[:4], lines[4] + " ..."]
-    draw.multiline_text((x, y), "\n".join(lines), INK, font, anchor="lm", spacing=3)
+    draw.multiline_text((x, y), "\n".join(wrapped(text, font, width)), INK, font, anchor="lm", spacing=3)

@@ -32,6 +32,11 @@ def answer_row(asked: str, figures: list[str]) -> str:
     return f'<div class="query"><div class="asked">{asked}</div>{"".join(figures)}</div>'
 
 
+def grid(figures: list[str]) -> str:
+    """Large figures side by side; HTML."""
+    return f'<div class="query large">{"".join(figures)}</div>'
+
+
 def figure(content: str, caption: str, kind: str = "") -> str:
     """Something found, and the words under it; both are HTML. ``kind`` is empty, ``right`` or ``wrong``."""
     return f'<figure class="{kind}">{content}<figcaption>{caption}</figcaption></figure>'
@@ -74,6 +79,9 @@ audio {{ width: 100%; height: 36px; }}
 figure {{ width: 130px; margin: 0; overflow-wrap: anywhere; }}
 img {{ width: 122px; height: 122px; object-fit: contain; border: 4px solid transparent; border-radius: 4px; }}
 blockquote {{ margin: 0; padding: 8px; background: #f4f4f4; border-radius: 4px; }}
+.large figure {{ width: auto; max-width: 500px; }}
+.large img {{ width: auto; height: auto; }}
+.large figcaption {{ width: 0; min-width: 100%; font-size: 13px; }}
 .right img {{ border-color: {RIGHT}; }}
 .wrong img {{ border-color: {WRONG}; }}
 .right b {{ color: {RIGHT}; }}
