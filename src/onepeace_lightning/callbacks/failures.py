@@ -9,7 +9,16 @@ import torch.distributed as dist
 
 from onepeace_lightning.data.batch import Batch
 
-_LOST = ("closed by peer", "connection reset", "timed out", "broken pipe", "connection refused", "nccl", "gloo")
+_LOST = (
+    "closed by peer",
+    "connection reset",
+    "timed out",
+    "timeout",
+    "broken pipe",
+    "connection refused",
+    "nccl",
+    "gloo",
+)
 """How the collectives of PyTorch say that another process does not answer."""
 
 
