@@ -1,11 +1,15 @@
+import weakref
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
+from onepeace_lightning.models import dense
 from onepeace_lightning.models.attention import RelativeBias
 from onepeace_lightning.models.dense import Dense, attend, bias_rows, dense_bias, groups_of_like_length, lay_out
 from onepeace_lightning.models.relative_position import sequence_buckets, sequence_rows
 from onepeace_lightning.models.tokens import Tokens, View, pack
+from tests.tiny import images, texts, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -140,27 +144,43 @@ def ragged_pass(multiple: int) -> tuple:
 
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_padding_to_groups_and_back_keeps_every_token_and_gradients_of_padding_are_zero(multiple):
-    packed, dense = ragged_pass(multiple)
-    assert len(dense.groups) > 2
+    packed, mixer = ragged_pass(multiple)
+    assert len(mixer.groups) > 2
     x_TD = torch.randn(len(packed.values_TD), 6, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(dense.rows.unpad(dense.rows.pad(x_TD)), x_TD)
+    assert torch.equal(mixer.rows.unpad(mixer.rows.pad(x_TD)), x_TD)
     # a product with what other rows hold: garbage in padding would show
-    assert gradcheck(lambda x: dense.rows.unpad([part.sin() for part in dense.rows.pad(x)]), (x_TD,))
-    padded = [part.detach().requires_grad_() for part in dense.rows.pad(x_TD)]
-    dense.rows.unpad(padded).sum().backward()
-    for part, sequences in zip(padded, dense.groups, strict=False):
+    assert gradcheck(lambda x: mixer.rows.unpad([part.sin() for part in mixer.rows.pad(x)]), (x_TD,))
+    padded = [part.detach().requires_grad_() for part in mixer.rows.pad(x_TD)]
+    mixer.rows.unpad(padded).sum().backward()
+    for part, sequences in zip(padded, mixer.groups, strict=False):
         assert torch.equal(part.grad[:, 0, :, 0] == 1, sequences.tokens_BL >= 0)
         assert torch.equal(part.grad[:, 1, :, 2] == 0, sequences.tokens_BL < 0)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_each_token_attends_to_its_own_sequence_only(multiple):
-    packed, dense = ragged_pass(multiple)
+    packed, mixer = ragged_pass(multiple)
     q, k, v = torch.randn(3, len(packed.values_TD), 6, generator=torch.Generator().manual_seed(0))
-    mixed = dense.block(0)(q, k, v)
+    mixed = mixer.block(0)(q, k, v)
     for sequence in range(7):
         rows = packed.sequence_T == sequence
         heads = [part[rows].unflatten(1, (2, 3)).transpose(0, 1)[None] for part in (q, k, v)]
         wanted = naive_attention(*heads, None, None)[0].transpose(0, 1).flatten(1)
         torch.testing.assert_close(mixed[rows], wanted)
     assert mixed.isfinite().all()
+
+
+@torch.no_grad()
+def test_tables_per_block_never_leave_two_biases_alive(monkeypatch):
+    model = tiny_model(per_block_tables=True)
+    made: list[weakref.ref] = []
+
+    def recorded(*arguments) -> torch.Tensor:
+        assert not any(bias() is not None for bias in made)
+        made.append(weakref.ref(bias := dense_bias(*arguments)))
+        return bias
+
+    monkeypatch.setattr(dense, "dense_bias", recorded)
+    model.backbone({"text": texts(3, 20, 4), "image": images(3)})
+    groups = len(made) / model.config.encoder.depth
+    assert groups == 2

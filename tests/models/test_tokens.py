@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from onepeace_lightning.models.layers import place, take
+from onepeace_lightning.models.layers import place, spread, take
 from onepeace_lightning.models.tokens import Tokens, pack
 
 
@@ -24,6 +24,18 @@ def test_take_and_place_have_exact_first_and_second_gradients(shape):
     for function, value in [(lambda x: take(x, index), x), (lambda y: place(y, index, 6), y)]:
         assert gradcheck(function, (value,))
         assert gradgradcheck(function, (value,))
+
+
+def test_spread_has_the_gradient_of_the_rows_that_matter():
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([4, 0, 2])
+    source = torch.zeros(5, dtype=torch.long)
+    source[index] = torch.arange(3)
+    assert torch.equal(take(spread(x, source, index), index), x)
+    assert gradcheck(lambda x: take(spread(x, source, index), index).sin(), (x,))
+    # what happens to the other rows is ignored
+    spread(x, source, index).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_take_gives_the_rows_and_place_is_its_transpose():

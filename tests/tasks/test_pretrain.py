@@ -90,3 +90,11 @@ def test_a_checkpoint_opens_with_the_arguments_it_was_made_with(tokenizer, tmp_p
     )  # fmt: skip
     for name, tensor in task.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_the_choice_of_attention_reaches_encoder_and_decoder(tokenizer):
+    task = built(tokenizer, attention="flex")
+    assert task.model.backbone.encoder.attention == task.model.denoiser.decoder.attention == "flex"
+    assert built(tokenizer).model.backbone.encoder.attention == "auto"
+    with pytest.raises(ValueError, match="attention is 'fast'; choose one of auto, dense, flex"):
+        built(tokenizer, attention="fast")

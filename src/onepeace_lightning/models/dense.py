@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace_lightning.models.attention import Mix, RelativeBias
+from onepeace_lightning.models.layers import spread
 from onepeace_lightning.models.tokens import Packed, View
 
 WORTHWHILE = 0.05
@@ -176,9 +177,10 @@ class Dense:
         self.bias_rows = [bias_rows(sequences, relative) for sequences in self.groups]
         self.shared: list[Tensor | None] | None = None
         if all(len(bias.tables_RH) == 1 for bias in relative.values()):
-            self.shared = [self._bias(group, 0) for group in range(len(self.groups))]
+            self.shared = [self.bias(group, 0) for group in range(len(self.groups))]
 
-    def _bias(self, group: int, block: int) -> Tensor | None:
+    def bias(self, group: int, block: int) -> Tensor | None:
+        """(1 or B, H, L, L) a block's bias for one group, written out anew unless it is shared."""
         if self.shared is not None:
             return self.shared[group]
         tables = {name: bias.table(block) for name, bias in self.relative.items()}
@@ -190,7 +192,7 @@ class Dense:
         def mix(q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
             q, k, v = (self.rows.pad(x_TD) for x_TD in (q_TD, k_TD, v_TD))
             mixed = [
-                attend(q[group], k[group], v[group], self._bias(group, index), sequences.valid_BL)
+                attend(q[group], k[group], v[group], self.bias(group, index), sequences.valid_BL)
                 for group, sequences in enumerate(self.groups)
             ]
             return self.rows.unpad([*mixed, *v[len(mixed) :]])
@@ -274,7 +276,7 @@ class _Rows:
 
     def pad(self, x_TD: Tensor) -> list[Tensor]:
         """(T, D) to (B, H, L, E) for every group; places without a token hold anything."""
-        x_NE = _Pad.apply(x_TD.unflatten(1, (self.heads, -1)).flatten(0, 1), self.source, self.index)
+        x_NE = spread(x_TD.unflatten(1, (self.heads, -1)).flatten(0, 1), self.source, self.index)
         # split: the backward of a slice would allocate and add the whole
         parts = x_NE.split([batch * heads * length for batch, heads, length in self.shapes])
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -283,20 +285,6 @@ class _Rows:
         """(B, H, L, E) of every group to (T, D)."""
         x_NE = torch.cat([group.flatten(0, 2) for group in groups])
         return _Unpad.apply(x_NE, self.source, self.index, self.empty).unflatten(0, (-1, self.heads)).flatten(1)
-
-
-class _Pad(torch.autograd.Function):
-    """Rows copied to a longer layout whose other rows hold anything and give no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, source: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        return x.index_select(0, source)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 
 class _Unpad(torch.autograd.Function):

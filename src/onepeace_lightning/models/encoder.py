@@ -1,15 +1,25 @@
 """The transformer: self-attention shared by all modalities, a feed-forward network per modality (paper section 3.2)."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.models.attention import Attention, Mix, RelativeBias
+from onepeace_lightning.models.attention import Attention, AttentionChoice, Mix, Mixer, RelativeBias
+from onepeace_lightning.models.compiling import compiled
 from onepeace_lightning.models.config import TransformerConfig
 from onepeace_lightning.models.dense import Dense
+from onepeace_lightning.models.flex import Flex
 from onepeace_lightning.models.layers import GeGLU
 from onepeace_lightning.models.tokens import Packed, Tokens, View, pack
+
+MIN_FLEX_WIDTH = 16
+"""Features of a head that FlexAttention's kernel on CUDA needs at least."""
+
+COMPILED_MULTIPLE = 128
+"""Of which compiled blocks have each modality's number of tokens: few sizes, so that memory of one step fits the next,
+and none of 0 or 1, for which PyTorch compiles anew."""
 
 
 class DropPath(nn.Module):
@@ -87,7 +97,9 @@ class Encoder(nn.Module):
     def __init__(self, config: TransformerConfig, modalities: Sequence[str]) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
-        self.heads = config.heads
+        self.heads, self.head_width = config.heads, config.width // config.heads
+        self.attention: AttentionChoice = "auto"
+        self.multiple = 1
         rates = torch.linspace(0.0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, modalities, rate) for rate in rates)
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in modalities})
@@ -101,8 +113,8 @@ class Encoder(nn.Module):
             views: B sequences each, any subset of the modalities, B may differ between views.
             relative: modality to its bias, for as many positions as the views have.
         """
-        packed = pack(views, self.modalities)
-        mixer = Dense(packed, views, self.heads, relative or {})
+        packed = pack(views, self.modalities, self.multiple)
+        mixer = self.mixer(packed, views, relative or {})
         x_TD = packed.values_TD
         for index, block in enumerate(self.blocks):
             x_TD = block(x_TD, packed, mixer.block(index))
@@ -118,3 +130,47 @@ class Encoder(nn.Module):
             }
             for view, part in zip(views, packed.parts, strict=True)
         ]
+
+    def mixer(self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias]) -> Mixer:
+        """The attention of one pass, as ``set_attention`` chose it."""
+        choice = self.attention
+        if choice == "auto":
+            choice = "flex" if packed.values_TD.is_cuda and self.head_width >= MIN_FLEX_WIDTH else "dense"
+        return (Flex if choice == "flex" else Dense)(packed, views, self.heads, relative)
+
+
+def set_attention(model: nn.Module, choice: AttentionChoice) -> None:
+    """Choose how all encoders of a model attend; the numbers are the same to float tolerance.
+
+    Args:
+        model: with any number of encoders.
+        choice: "dense" pads sequences and writes the relative bias out; "flex" does neither, but has no backward pass
+            on the CPU; "auto" is flex on CUDA and dense elsewhere.
+
+    Raises:
+        ValueError: for another choice.
+    """
+    if choice not in get_args(AttentionChoice):
+        raise ValueError(f"attention is {choice!r}; choose one of {', '.join(get_args(AttentionChoice))}")
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.attention = choice
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile every block of all encoders of a model, in place; parameters keep their names.
+
+    Attention itself stays outside, between the two halves of its block: FlexAttention is compiled on its own. Lengths
+    are symbols and padded to multiples of 128 for each modality, and blocks share their graphs, so that no step of
+    other lengths compiles anything. It may come before or after activation checkpointing and sharding of the blocks.
+
+    Args:
+        model: with any number of encoders.
+        backend: of ``torch.compile``.
+    """
+    for encoder in model.modules():
+        if isinstance(encoder, Encoder):
+            encoder.multiple = COMPILED_MULTIPLE
+            for block in encoder.blocks:
+                for half in ("before", "after"):
+                    setattr(block, half, compiled(getattr(block, half), backend))

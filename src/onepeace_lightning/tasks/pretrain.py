@@ -20,7 +20,9 @@ from onepeace_lightning.distributed.strategy import placement
 from onepeace_lightning.losses.flops import step_flops, total_flops
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
+from onepeace_lightning.models.attention import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
+from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.optim.adamw import Optimization, adamw
 from onepeace_lightning.optim.parameters import modality_trainable, stage2_trainable
@@ -44,6 +46,7 @@ class PretrainTask(L.LightningModule):
         trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
         init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over.
         parallel: how the model is laid out on its devices.
+        attention: how attention is computed, see ``models.encoder.set_attention``; the numbers do not depend on it.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class PretrainTask(L.LightningModule):
         trainable: list[str] | None = None,
         init_from: str | None = None,
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 (frozen)
+        attention: AttentionChoice = "auto",
     ) -> None:
         super().__init__()
         self.optimization = optimization
@@ -67,6 +71,7 @@ class PretrainTask(L.LightningModule):
         self.trainable = trainable
         self.init_from = init_from
         self.parallel = parallel
+        self.attention: AttentionChoice = attention
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer)
         self.config = ModelConfig.preset(
             preset,
@@ -86,6 +91,7 @@ class PretrainTask(L.LightningModule):
             return
         with torch.device("meta"):
             self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
+        set_attention(self.model, self.attention)
         used = {modality for data_type in self.data_types for modality in data_type.split("-")}
         paired = {modality for data_type in self.data_types if "-" in data_type for modality in data_type.split("-")}
         for name, parameter in self.model.named_parameters():
