@@ -56,6 +56,22 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def decode_mask(data: bytes) -> np.ndarray:
+    """Decode a picture whose grey values are class indices, as they are: (rows, columns) uint8.
+
+    Raises:
+        ValueError: the bytes are no whole picture, or it is not grey of 8 bits.
+    """
+    try:
+        mask = Image.open(io.BytesIO(data))
+        mask.load()
+    except Exception as error:  # as in decode_image
+        raise ValueError(f"cannot decode the mask ({_sniff(data)}): {error}") from error
+    if mask.mode != "L":
+        raise ValueError(f"the mask's mode is {mask.mode!r}; give a grey picture of 8 bits ('L') of class indices")
+    return np.array(mask)
+
+
 def decode_audio(data: bytes) -> tuple[Tensor, int]:
     """Decode a sound to one channel, the mean of all.
 

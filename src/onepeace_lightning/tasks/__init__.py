@@ -8,6 +8,7 @@ from onepeace_lightning.tasks.image_classification import ImageClassificationTas
 from onepeace_lightning.tasks.lora import Lora
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import AudioTextRetrievalTask, ImageTextRetrievalTask
+from onepeace_lightning.tasks.semantic_segmentation import SemanticSegmentationTask
 from onepeace_lightning.tasks.visual_grounding import VisualGroundingTask
 from onepeace_lightning.tasks.visual_question_answering import VisualQuestionAnsweringTask
 from onepeace_lightning.tasks.visual_reasoning import VisualReasoningTask
@@ -23,6 +24,7 @@ __all__ = [
     "Lora",
     "Optimization",
     "PretrainTask",
+    "SemanticSegmentationTask",
     "VisualGroundingTask",
     "VisualQuestionAnsweringTask",
     "VisualReasoningTask",
