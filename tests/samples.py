@@ -54,3 +54,97 @@ def labelled_sounds(folder: Path, count: int = 12, first: int = 0) -> Path:
     names = list(PITCHES)
     samples = [{"wav": wav(names[i % 3], seed=first + i), "json": as_json(labels=[names[i % 3]])} for i in range(count)]
     return write(folder, "audio-label", samples, classes=names)
+
+
+def scene(box: tuple[int, int, int, int], colour: str, width: int = 60, height: int = 40, seed: int = 0) -> bytes:
+    """A noisy grey picture with one coloured rectangle."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (height, width, 3))
+    pixels = np.full((height, width, 3), 128)
+    x0, y0, x1, y1 = box
+    pixels[y0:y1, x0:x1] = COLOURS[colour]
+    file = io.BytesIO()
+    Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+BOXES = ((2, 4, 28, 36), (32, 2, 56, 30))
+
+
+def pointed_at(folder: Path, count: int = 8, first: int = 0) -> Path:
+    """Pictures with one square, in two places, and its box."""
+    names = list(COLOURS)
+    samples = [
+        {
+            "png": scene(BOXES[i % 2], names[i % 3], seed=first + i),
+            "txt": f"a {names[i % 3]} square".encode(),
+            "json": as_json(box=BOXES[i % 2]),
+        }
+        for i in range(count)
+    ]
+    return write(folder, "image-box", samples)
+
+
+def asked_about(folder: Path, count: int = 9, first: int = 0) -> Path:
+    """Pictures whose colour is asked for; now and then an answer that is not learned, alone or beside another."""
+    names = list(COLOURS)
+    answers = [{names[i % 3]: 1.0} if i % 4 else {names[i % 3]: 0.6, "mauve": 0.3} for i in range(count)]
+    answers[-1] = {"mauve": 1.0}
+    samples = [
+        {"png": png(names[i % 3], seed=first + i), "txt": b"what is it?", "json": as_json(answers=answers[i])}
+        for i in range(count)
+    ]
+    return write(folder, "image-question", samples, answers=names)
+
+
+def pairs(folder: Path, count: int = 12, first: int = 0) -> Path:
+    """Statements of the left picture's colour, true or false, where the right picture has the other colour."""
+    names = ("red", "blue")
+    samples = []
+    for i in range(count):
+        left, said = names[i % 2], names[i // 2 % 2]
+        right = names[1 - i % 2]
+        samples.append(
+            {
+                "png": png(left, seed=first + i),
+                "second.png": png(right, side=30, seed=first + 50 + i),
+                "txt": f"a {said} square".encode(),
+                "json": as_json(labels=[str(left == said)]),
+            }
+        )
+    return write(folder, "image-pair", samples, classes=["True", "False"])
+
+
+def with_choices(folder: Path, count: int = 12, first: int = 0) -> Path:
+    """Sounds whose pitch is asked for, with three answers in changing order."""
+    names = list(PITCHES)
+    samples = []
+    for i in range(count):
+        choices = names[i % 2 :] + names[: i % 2]
+        fields = as_json(choices=choices, answer=choices.index(names[i % 3]))
+        samples.append({"wav": wav(names[i % 3], seed=first + i), "txt": b"what is it?", "json": fields})
+    return write(folder, "audio-choices", samples)
+
+
+SCENES = ((60, 40), (48, 48), (40, 64))
+"""Width and height of the pictures that are segmented, in turn."""
+
+
+def with_mask(box: tuple[int, int, int, int], colour: str, size: tuple[int, int], seed: int = 0) -> dict[str, bytes]:
+    """A picture with one coloured rectangle, and a mask: 0 around it, then the colours; its first row has no class."""
+    x0, y0, x1, y1 = box
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[y0:y1, x0:x1] = 1 + list(COLOURS).index(colour)
+    mask[0] = 255
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return {"png": scene(box, colour, *size, seed=seed), "mask.png": file.getvalue()}
+
+
+def segmented(folder: Path, count: int = 9, first: int = 0) -> Path:
+    """Pictures of several sizes with one square in one of two places, and the classes of their pixels."""
+    names = list(COLOURS)
+    samples = [
+        with_mask(((4, 6, 26, 28), (14, 10, 36, 34))[i % 2], names[i % 3], SCENES[i % 3], seed=first + i)
+        for i in range(count)
+    ]
+    return write(folder, "image-mask", samples, classes=["ground", *names])
