@@ -169,3 +169,14 @@ def test_a_diverged_model_is_named():
     prediction.masks_BQYX[0, 0, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="diverged"):
         mask_classification_loss([prediction], labels())
+
+
+def test_masks_are_averaged_over_all_ranks(monkeypatch):
+    """With another rank that has three times as many masks, this one's weigh half."""
+    alone = mask_classification_loss([said()], labels())
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda count: count.mul_(4))
+    beside = mask_classification_loss([said()], labels())
+    for name, share in (("mask", 2), ("dice", 2), ("class", 1)):
+        assert float(beside[name]) == pytest.approx(float(alone[name]) / share, rel=1e-5)

@@ -163,6 +163,13 @@ def test_the_shorter_side_is_brought_to_the_window_and_answers_back_to_the_pictu
     assert scaled_size((48, 96), 24.0) == (24, 48)
 
 
+def test_a_strip_does_not_grow_beyond_measure():
+    assert scaled_size((2, 500), 24.0) == (1, 96)
+    strip = torch.full((3, 2, 500), 90, dtype=torch.uint8)
+    [scores] = sliding_scores(colours, [strip], SIDE)
+    torch.testing.assert_close(scores, strip.float())
+
+
 def test_pictures_of_many_sizes_share_batches_and_stay_in_order():
     pictures = [picture(24, 24 + 9 * seed, seed) for seed in range(5)]
     counts = []

@@ -1,7 +1,8 @@
 """Pictures of any size through a model of square ones: sliding windows, several scales, mirrored.
 
-A picture is resized until its shorter side is a scale times S, as evaluation on ADE20K does, and read in windows; the
-scores of windows, scales and mirror images are averaged at the picture's own size.
+A picture is resized until its shorter side is a scale times S (the longer one at most four times that), as evaluation
+on ADE20K does, and read in windows. The scores of windows, scales and mirror images are averaged, at the picture's own
+size.
 
 S = side of a window, step = 2/3 of it; Y and X = rows and columns of a picture, K = classes.
 """
@@ -18,6 +19,9 @@ from onepeace_lightning.models.inputs import MEAN
 
 STEP = 2 / 3
 """Distance between windows as a share of their side, at most."""
+
+LONGEST = 4
+"""Longest side of a resized picture, as a multiple of what its shorter side should have."""
 
 
 def starts(size: int, side: int) -> list[int]:
@@ -120,8 +124,11 @@ def _views(pixels: Tensor, side: int, scale: float, flip: bool) -> Iterator[_Vie
 
 
 def scaled_size(size: Sequence[int], shorter: float) -> tuple[int, int]:
-    """Rows and columns of a picture in its proportions whose shorter side has about so many pixels, at least 1."""
-    factor = shorter / min(size)
+    """Rows and columns of a picture in its proportions whose shorter side has about so many pixels, at least 1.
+
+    Fewer where the longer side would have more than ``LONGEST`` times as many.
+    """
+    factor = shorter * min(1 / min(size), LONGEST / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
