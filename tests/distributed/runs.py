@@ -1,6 +1,7 @@
 """Running the command in processes that a test may kill, and callbacks that leave word of what happened in them."""
 
 import json
+import logging
 import multiprocessing
 import os
 import resource
@@ -58,11 +59,18 @@ def checkout(folder: Path, toy_root: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 100) -> list[int | None]:
+def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 250, grace: float = 60) -> list[int | None]:
     """Run ``onepeace`` as torchrun would, with the output of each process in ``<folder>/output<rank>``.
 
+    Args:
+        folder: to run in.
+        args: of the command.
+        ranks: processes.
+        seconds: that the first process may take.
+        grace: seconds that each other process has to end after the one before it has.
+
     Returns:
-        Exit code of each process; those of the slow ones that had to be ended are None.
+        Exit code of each process; None for those that had to be ended.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -72,12 +80,15 @@ def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 100) -> list[
     for process in processes:
         process.start()
     codes = []
-    for process in processes:
-        process.join(seconds)
+    for rank, process in enumerate(processes):
+        process.join(grace if rank else seconds)
         codes.append(process.exitcode)
         if process.exitcode is None:
             process.kill()
             process.join()
+        print(
+            f"rank {rank} of {ranks} ended with {process.exitcode}:\n{output(folder, rank)[-3000:]}"
+        )  # shown on failure
     return codes
 
 
@@ -86,6 +97,7 @@ def _run(folder: Path, args: tuple[str, ...], rank: int, ranks: int, port: int) 
     sys.stdout = sys.stderr = open(f"output{rank}", "a", buffering=1)  # noqa: SIM115 (it ends with the process)
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
+    logging.basicConfig(force=True)
     torch.set_num_threads(1)
     if ranks > 1:
         os.environ |= {

@@ -61,7 +61,7 @@ def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: boo
     command = [
         *RUN[:2], *(["--config=configs/trainer/fsdp.yaml"] if sharded else ["--trainer.strategy=ddp"]), *RUN[2:],
         f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", f"--data.init_args.num_workers={WORKERS}",
-        "--data.init_args.preprocessing.image_size=32", f"--data.init_args.steps_per_epoch={max(5, steps // 12)}",
+        "--data.init_args.preprocessing.image_size=32", f"--data.init_args.steps_per_epoch={max(8, steps // 12)}",
         streams(*ALL_STREAMS, batch_size=BATCH), "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
         "--trainer.callbacks.dirpath=checkpoints", "--trainer.callbacks.filename=last",
         "--trainer.callbacks.enable_version_counter=false", f"--trainer.callbacks.every_n_train_steps={every}",

@@ -37,21 +37,6 @@ def tensors(path) -> dict[str, dict[str, torch.Tensor]]:
     return torch.load(path, weights_only=True)
 
 
-def test_two_processes_go_on_to_the_sample(two, toy_root, tmp_path):
-    folder = checkout(tmp_path / "again", toy_root)
-    go_on = f"--ckpt_path={two}/checkpoints/step=3.ckpt"
-    assert run(folder, *SHARDED, *callback("Dump"), go_on, ranks=2) == [0, 0]
-    for rank in range(2):
-        wanted, got = lines(two, rank), lines(folder, rank)
-        assert [line["step"] for line in got] == [4, 5, 6]
-        for line, expected in zip(got, wanted[3:], strict=True):
-            assert (line["keys"], line["lr"]) == (expected["keys"], expected["lr"])
-            assert line["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-    wanted, got = tensors(two / "ended.pt"), tensors(folder / "ended.pt")
-    for name, tensor in wanted["weights"].items():
-        torch.testing.assert_close(got["weights"][name], tensor, atol=1e-6, rtol=0, msg=name)
-
-
 @pytest.mark.parametrize(("ranks", "replicas"), [(1, 1), (4, 2)])
 def test_any_number_of_processes_takes_over_weights_and_optimizer(two, toy_root, tmp_path, ranks, replicas):
     folder = checkout(tmp_path / "other", toy_root)
@@ -75,13 +60,16 @@ def test_a_sharded_checkpoint_opens_as_a_model_and_converts(two, tmp_path, capsy
         assert torch.equal(tensor, wanted[f"model.{name}"]), name
     main(["convert", str(folder), "--out", str(tmp_path / "model")])
     again = OnePeace.from_pretrained(tmp_path / "model")
-    assert torch.equal(again.embed(text=["a red square"]), opened.embed(text=["a red square"]))
+    for name, tensor in opened.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+    torch.testing.assert_close(again.embed(text=["a red square"]), opened.embed(text=["a red square"]))
 
 
 def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, toy_root, tmp_path, monkeypatch):
     folder = checkout(tmp_path / "whole", toy_root)
     stage2 = [f"--model.init_args.init_from={two}/checkpoints/last.ckpt", "--model.init_args.trainable=[audio]",
-              "--trainer.max_steps=3", streams("audio-text")]  # fmt: skip
+              "--trainer.max_steps=3", streams("audio-text"),
+              "--model.init_args.optimization.warmup_steps=1"]  # fmt: skip
     assert run(folder, *SMALL, *callback("Dump"), *stage2) == [0]
     plain = tensors(folder / "started.pt")["weights"]
     trained = tensors(two / "ended.pt")["weights"]
@@ -114,40 +102,46 @@ def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, 
         main([*SMALL, f"--ckpt_path={two}/checkpoints/last.ckpt"])
 
 
-def test_a_process_that_dies_ends_the_others_with_a_line_that_says_so(toy_root, tmp_path):
+def test_a_process_that_dies_ends_the_others_and_both_go_on_to_the_sample(two, toy_root, tmp_path):
     folder = checkout(tmp_path / "dies", toy_root)
-    codes = run(folder, *SHARDED, *callback("Kill", step=4, rank=1), ranks=2, seconds=60)
+    codes = run(folder, *SHARDED, *callback("Kill", step=4, rank=1), ranks=2)
     assert codes[1] == -signal.SIGKILL
     assert codes[0] not in (0, None)
     assert "rank 0 of 2 stops at step 4: another process of this run has ended" in output(folder)
     assert "--ckpt_path last" in output(folder)
-    (folder / "rank0.jsonl").unlink()
-    assert run(folder, *SHARDED, "--ckpt_path=last", ranks=2) == [0, 0]
-    assert [line["step"] for line in lines(folder)] == [4, 5, 6]
+    for rank in range(2):
+        (folder / f"rank{rank}.jsonl").unlink()
+    assert run(folder, *SHARDED, *callback("Dump"), "--ckpt_path=last", ranks=2) == [0, 0]
+    for rank in range(2):
+        wanted, got = lines(two, rank), lines(folder, rank)
+        assert [line["step"] for line in got] == [4, 5, 6]
+        for line, expected in zip(got, wanted[3:], strict=True):
+            assert (line["keys"], line["lr"]) == (expected["keys"], expected["lr"])
+            assert line["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    wanted, got = tensors(two / "ended.pt"), tensors(folder / "ended.pt")
+    for name, tensor in wanted["weights"].items():
+        torch.testing.assert_close(got["weights"][name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
 def test_a_process_that_hangs_is_given_up_after_the_timeout(toy_root, tmp_path):
     folder = checkout(tmp_path / "hangs", toy_root)
     short = "--trainer.strategy.init_args.timeout_seconds=12"
-    codes = run(folder, *SHARDED, short, *callback("Kill", step=4, rank=1, signal="SIGSTOP"), ranks=2, seconds=40)
+    codes = run(folder, *SHARDED, short, *callback("Kill", step=4, rank=1, signal="SIGSTOP"), ranks=2, grace=1)
     assert codes[0] not in (0, None)
     assert codes[1] is None
     assert "another process of this run has ended or does not answer" in output(folder)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_full_disk_leaves_the_last_checkpoint(toy_root, tmp_path, ranks):
+def test_a_full_disk_leaves_the_last_checkpoint(toy_root, tmp_path):
     folder = checkout(tmp_path / "full", toy_root)
-    command = SHARDED if ranks > 1 else SMALL
-    codes = run(folder, *command, *callback("FullDisk", step=6, rank=ranks - 1), ranks=ranks, seconds=60)
+    codes = run(folder, *SHARDED, *callback("FullDisk", step=6, rank=1), ranks=2)
     assert all(code not in (0, None) for code in codes)
-    for rank in range(ranks):
+    for rank in range(2):
         assert "could not be written" in output(folder, rank)
         assert "the one written before it is unharmed" in output(folder, rank)
-    assert not [name for name in os.listdir(folder / "checkpoints") if "partial" in name or "old" in name]
-    for rank in range(ranks):
         (folder / f"rank{rank}.jsonl").unlink()
-    assert run(folder, *command, "--ckpt_path=last", ranks=ranks) == [0] * ranks
+    assert not [name for name in os.listdir(folder / "checkpoints") if "partial" in name or "old" in name]
+    assert run(folder, *SHARDED, "--ckpt_path=last", ranks=2) == [0, 0]
     assert [line["step"] for line in lines(folder)] == [4, 5, 6]
 
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from onepeace_lightning.models.encoder import Block
+from onepeace_lightning.models.encoder import Block, compile_blocks
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class ParallelConfig:
     Attributes:
         checkpoint_activations: keep only each block's input for the backward pass and compute the block again there;
             a third more arithmetic for a fraction of the memory.
+        compile: compile blocks with ``torch.compile``.
         reshard_after_forward: free a block's gathered weights after each pass, so that the backward pass gathers them
             once more; False keeps them until then. Without sharding it means nothing.
     """
 
     checkpoint_activations: bool = False
+    compile: bool = False
     reshard_after_forward: bool = True
 
 
@@ -69,6 +71,8 @@ def parallelize(
         for block in blocks:
             # The hooks that gather weights are outside of forward: computing it again does not gather again.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if settings.compile:
+        compile_blocks(module)
     if mesh is not None:
         # Inputs keep their type: the residual stream is float32, as under autocast alone.
         policy = MixedPrecisionPolicy(param_dtype=gather_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
