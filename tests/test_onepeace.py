@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.data.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
-from onepeace_lightning.data.transforms import MEAN, STD, Preprocessing
+from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel, TextConfig
+from onepeace_lightning.models.inputs import MEAN, STD
 from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks import Optimization, PretrainTask
 from tests.conftest import SHARED

@@ -295,9 +295,7 @@ class OnePeace:
             yield {name: readers[name].join(part) for name, part in zip(given, rows, strict=True)}
 
     def _placed(self, inputs: Text | Image | Audio) -> Text | Image | Audio:
-        """One batch on the model's device; pixels and samples in its type, ids and lengths stay whole numbers."""
-        if isinstance(inputs, Image):
-            return inputs.to(self.device, self.dtype)
+        """One batch on the model's device; samples in its type, while ids, lengths and pixels stay whole numbers."""
         if isinstance(inputs, Audio):
             audio = inputs.to(self.device)
             return replace(audio, waveforms_BN=audio.waveforms_BN.to(self.dtype))

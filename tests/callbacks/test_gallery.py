@@ -20,7 +20,7 @@ from onepeace_lightning.callbacks.gallery import (
     thumbnails,
 )
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.models.inputs import Audio, Image, Text
+from onepeace_lightning.models.inputs import MEAN, STD, Audio, Image, Text
 
 NAMES = ["a bell", "a drum", "<b>one</b> siren & more"]
 
@@ -28,7 +28,7 @@ NAMES = ["a bell", "a drum", "<b>one</b> siren & more"]
 def make_batch(modality, captions=NAMES, side=8):
     """Picture i is a flat grey, darker with i; sound i is a sine of 800·(i + 1) samples."""
     greys = torch.stack([torch.full((3, side, side), row / 5) for row in range(len(captions))])
-    mean, std = ((torch.tensor(v)[:, None, None]) for v in (gallery.OPENAI_CLIP_MEAN, gallery.OPENAI_CLIP_STD))
+    mean, std = ((torch.tensor(v)[:, None, None]) for v in (MEAN, STD))
     query = {
         "text": Text(torch.full((len(captions), 3), 2)),
         "audio": Audio.pad([3 * torch.sin(torch.arange(800.0 * (row + 1))) for row in range(len(captions))]),
@@ -70,6 +70,11 @@ def test_thumbnails_undo_the_normalisation():
     assert (first.shape, first.dtype) == ((3, 8, 8), torch.uint8)
     assert (first == 0).all()
     assert (second == 51).all()  # 0.2 × 255
+
+
+def test_thumbnails_of_8_bit_pictures_are_themselves():
+    pictures = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).to(torch.uint8)
+    assert torch.equal(torch.stack(thumbnails(pictures)), pictures)
 
 
 def test_thumbnails_bound_the_size():

@@ -58,6 +58,15 @@ def test_text_is_padded_with_pad_after_eos(tokenizer):
     assert list(batch.inputs) == ["text"]
 
 
+def test_pictures_are_joined_as_they_are(tokenizer):
+    samples = [raw() | {"png": picture(colour)} for colour in [(200, 30, 60), (0, 255, 1)]]
+    pixels = prepared("image-text", tokenizer, samples, train=False).inputs["image"].pixels
+    assert (pixels.shape, pixels.dtype) == ((2, 3, 64, 64), torch.uint8)
+    assert pixels[:, :, 5, 7].tolist() == [[200, 30, 60], [0, 255, 1]]
+    for index, sample in enumerate(samples):
+        assert torch.equal(pixels[index], prepared("image", None, [sample], train=False).inputs["image"].pixels[0])
+
+
 def test_sound_is_padded_with_zeros_and_equals_the_clip_alone(tokenizer):
     audio = prepared("audio-text", tokenizer).inputs["audio"]
     assert audio.lengths.tolist() == [4800, 11200, 17600]

@@ -1,13 +1,15 @@
 import pytest
 import torch
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize, to_dtype
 
 from onepeace_lightning.models import Audio, AudioConfig, ImageConfig, ModelConfig, Text
 from onepeace_lightning.models.adapters import Adapter, adapter_type, register_adapter
 from onepeace_lightning.models.adapters.audio import num_frames
 from onepeace_lightning.models.adapters.image import grid_positions
-from onepeace_lightning.models.inputs import EOS, PAD
+from onepeace_lightning.models.inputs import EOS, PAD, Image
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -91,6 +93,24 @@ def test_an_image_of_another_side_uses_resized_positions_in_float32_under_autoca
         torch.testing.assert_close(grid_positions(adapter.positions, 3), grid_positions(adapter.positions, 3).float())
         inside = grid_positions(adapter.positions, 3)
     torch.testing.assert_close(inside, grid_positions(adapter.positions, 3), atol=0, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_8_bit_pixels_are_normalised_on_the_way_in(dtype):
+    adapter = tiny_model().backbone.adapters["image"].to(dtype)
+    bytes_B3SS = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    floats = normalize(to_dtype(bytes_B3SS, torch.float32, scale=True), OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    torch.testing.assert_close(Image(bytes_B3SS).normalised(), floats, atol=1e-6, rtol=0)
+    tokens = [adapter.embed(Image(pixels)).values_TD for pixels in (bytes_B3SS, floats.to(dtype))]
+    assert tokens[0].dtype == dtype
+    torch.testing.assert_close(*tokens, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0)
+
+
+def test_pixels_of_other_whole_numbers_are_refused():
+    adapter = tiny_model().backbone.adapters["image"]
+    with pytest.raises(ValueError, match=r"images of torch.int64 pixels; give torch.uint8.*or floating-point"):
+        adapter.embed(Image(torch.zeros(1, 3, 48, 48, dtype=torch.int64)))
 
 
 def test_images_of_the_wrong_size_are_refused():

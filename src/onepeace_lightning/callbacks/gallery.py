@@ -17,12 +17,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
-from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from onepeace_lightning.callbacks.pages import INK, RIGHT, WRONG, answer_row, audio_tag, figure, image_tag, page
 from onepeace_lightning.callbacks.sheets import wrapped
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.models.inputs import MEAN, STD
+from onepeace_lightning.models.inputs import Image as Images
 
 THUMBNAIL = 96
 """Longest side of a picture kept, in pixels."""
@@ -174,18 +175,18 @@ class RetrievalGallery(L.Callback):
 
 
 def thumbnails(pixels: Tensor) -> list[Tensor]:
-    """Undo CLIP's normalisation and shrink.
+    """Shrink pictures, and undo CLIP's normalisation.
 
     Args:
-        pixels: (B, 3, S, S), normalised.
+        pixels: (B, 3, S, S), uint8 or normalised.
 
     Returns:
         B times (3, s, s) uint8 with s at most ``THUMBNAIL``; smaller pictures keep their size.
     """
-    pictures = pixels.float().cpu()
+    pictures = Images(pixels).normalised().float().cpu()
     if pictures.shape[-1] > THUMBNAIL:
         pictures = F.interpolate(pictures, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return list(((pictures * std + mean) * 255).round().clamp(0, 255).to(torch.uint8))
 
 

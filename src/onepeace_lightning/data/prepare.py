@@ -40,7 +40,7 @@ class Example:
 
     Attributes:
         key: the sample's key in its shard.
-        inputs: modality to token ids (a list of L), pixels (3, S, S) or a waveform (N,).
+        inputs: modality to token ids (a list of L), pixels (3, S, S) uint8 or a waveform (N,).
         caption: the raw text, "" where there is none.
         masks: modality to (P,) bool, for the student that sees this modality alone.
         fused_masks: the same for the student that sees both.
@@ -152,10 +152,15 @@ def encoded(raw: Mapping[str, Any], modality: str) -> bytes:
     return raw[endings[0]]
 
 
+def _stack_pixels(pixels: Sequence[Tensor]) -> Image:
+    """Join pictures; in a data worker, default_collate does it in memory that is shared already."""
+    # Pillow's pictures have their colours last. Stacking them so is one copy of plain bytes for each.
+    return Image(default_collate([picture.movedim(0, -1) for picture in pixels]).movedim(-1, 1))
+
+
 _JOIN: dict[str, Callable[[Sequence[Any]], Any]] = {
     "text": Text.pad,
-    # in a data worker, default_collate stacks straight into shared memory
-    "image": lambda pixels: Image(default_collate(list(pixels))),
+    "image": _stack_pixels,
     "audio": Audio.pad,
 }
 

@@ -18,11 +18,6 @@ from torchvision.transforms.v2 import functional as tvf
 from onepeace_lightning.data.decoding import SAMPLE_RATE
 from onepeace_lightning.models.config import PATCH
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of each colour over CLIP's training pictures."""
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of each colour over CLIP's training pictures."""
-
 # What the audio adapter's convolutions need for one frame.
 _MIN_SAMPLES = 400
 _NORMALISE_EPS = 1e-5
@@ -74,11 +69,11 @@ class Preprocessing:
         )
 
     def image(self, picture: Image.Image) -> Tensor:
-        """Prepare an RGB picture for evaluation: (3, S, S) float32; resized to the square, not cropped."""
-        return _normalise_image(_resize(picture, self.image_size))
+        """Prepare an RGB picture for evaluation: (3, S, S) uint8; resized to the square, not cropped."""
+        return tvf.pil_to_tensor(_resize(picture, self.image_size))
 
     def augmented_image(self, picture: Image.Image, rng: np.random.Generator) -> Tensor:
-        """Prepare an RGB picture for training: (3, S, S) float32 of a random crop.
+        """Prepare an RGB picture for training: (3, S, S) uint8 of a random crop.
 
         There are no flips: captions speak of left and right.
         """
@@ -87,7 +82,7 @@ class Preprocessing:
         # itself may run this, and its dropout on CUDA must not repeat.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            return _normalise_image(crop(picture))
+            return tvf.pil_to_tensor(crop(picture))
 
     def waveform(self, waveform: Tensor) -> Tensor:
         """Prepare a 16 kHz mono waveform (N,): normalise it, keep the first seconds, repeat it where too short.
@@ -105,8 +100,3 @@ class Preprocessing:
 
 def _resize(picture: Image.Image, side: int) -> Image.Image:
     return tvf.resize(picture, [side, side], interpolation=InterpolationMode.BICUBIC)
-
-
-def _normalise_image(picture: Image.Image) -> Tensor:
-    pixels = tvf.to_dtype(tvf.pil_to_tensor(picture), torch.float32, scale=True)
-    return tvf.normalize(pixels, MEAN, STD)

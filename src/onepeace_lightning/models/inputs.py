@@ -9,9 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 """Special token ids, the same in every vocabulary."""
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of each colour, from 0 to 1, over CLIP's training pictures."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of each colour over CLIP's training pictures."""
 
 
 @dataclass
@@ -42,9 +49,17 @@ class Text:
 
 @dataclass
 class Image:
-    """Square pictures (B, 3, S, S), normalised."""
+    """Square RGB pictures (B, 3, S, S): uint8, as they are decoded, or floating-point and normalised already."""
 
     pixels: Tensor
+
+    def normalised(self) -> Tensor:
+        """(B, 3, S, S) in units of CLIP's ``STD`` from its ``MEAN``; 8-bit pixels become float32."""
+        if self.pixels.dtype != torch.uint8:
+            return self.pixels
+        shares = self.pixels.float() / 255
+        # Numbers and not tensors, which would have to be copied to the device each time.
+        return torch.stack([(shares[:, colour] - MEAN[colour]) / STD[colour] for colour in range(3)], 1)
 
     def to(self, *args: Any, **kwargs: Any) -> "Image":
         """Move to a device."""
@@ -66,7 +81,10 @@ class Audio:
     def pad(cls, clips: Sequence[Tensor]) -> "Audio":
         """Join 1-D clips of any lengths."""
         lengths = torch.tensor([len(clip) for clip in clips])
-        return cls(torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True), lengths)
+        missing = (lengths.max() - lengths).tolist()
+        # default_collate and not pad_sequence: in a data worker it joins them in memory that is shared already.
+        rows = [F.pad(clip, (0, more)) if more else clip for clip, more in zip(clips, missing, strict=True)]
+        return cls(default_collate(rows), lengths)
 
     def to(self, *args: Any, **kwargs: Any) -> "Audio":
         """Move to a device."""

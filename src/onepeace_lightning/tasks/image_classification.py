@@ -51,7 +51,7 @@ class ImageClassificationTask(ClassificationTask):
         targets_BC = self.targets(batch)
         # The smoothing is the loss's, which mixed shares of classes are given to.
         mix = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=targets_BC.shape[1])
-        pixels, mixed_BC = mix(batch.inputs["image"].pixels.clone(), targets_BC.argmax(1))
+        pixels, mixed_BC = mix(batch.inputs["image"].normalised().clone(), targets_BC.argmax(1))
         return self.loss_of(self.model({"image": Image(pixels)}), mixed_BC)
 
     def predict(self, image: Sequence[ImageItem], *, top: int = 5, batch_size: int = 32) -> list[dict[str, float]]:

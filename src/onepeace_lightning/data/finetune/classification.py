@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import Compose, RandomErasing, RandomHorizontalFl
 from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_labels
 from onepeace_lightning.data.module import StreamConfig
 from onepeace_lightning.data.prepare import Example
-from onepeace_lightning.data.transforms import MEAN
+from onepeace_lightning.models.inputs import MEAN
 
 
 @dataclass(frozen=True)

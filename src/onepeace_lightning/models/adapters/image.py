@@ -76,7 +76,8 @@ class ImageAdapter(Adapter):
         """[CLS; patches] + positions.
 
         Raises:
-            ValueError: where the images are not of the side that the relative bias is made for.
+            ValueError: where the images are not of the side that the relative bias is made for, or not of a type that
+                ``Image`` names.
         """
         batch, _, height, width = inputs.pixels.shape
         if (height, width) != (self.config.image_size,) * 2:
@@ -84,7 +85,13 @@ class ImageAdapter(Adapter):
                 f"images of {height}×{width} pixels; this model takes {self.config.image_size}×{self.config.image_size}"
                 f" (a multiple of {PATCH}): set image_size in the data's preprocessing and in the model alike"
             )
-        patches_BND = self.stem(inputs.pixels).flatten(2).transpose(1, 2)
+        pixels = inputs.normalised()
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"images of {pixels.dtype} pixels; give torch.uint8, from 0 to 255, or floating-point pixels that are"
+                " normalised by CLIP's mean and standard deviation"
+            )
+        patches_BND = self.stem(pixels.to(self.positions.dtype)).flatten(2).transpose(1, 2)
         x_BLD = torch.cat([self.cls_token.expand(batch, 1, -1), patches_BND], 1)
         x_BLD = x_BLD + grid_positions(self.positions, self.config.grid)
         if self.config.type_embedding:
