@@ -179,11 +179,11 @@ def test_a_wrong_count_is_seen_when_the_end_is_read(tmp_path, listed, wanted):
         read(tmp_path, 0, wanted)
 
 
-def truncate(folder, size):
+def truncate(folder, size, samples=7):
     """Cut the only shard and let the manifest agree with its new size."""
     path = folder / "00000.tar"
     path.write_bytes(path.read_bytes()[:size])
-    edit(folder, shards=[{"name": "00000.tar", "samples": 7, "bytes": size}])
+    edit(folder, samples=samples, shards=[{"name": "00000.tar", "samples": samples, "bytes": size}])
 
 
 @pytest.mark.parametrize("size", [0, 100, 512, 700, 1024, 4096, 5000, 7 * 2048 - 512])
@@ -196,6 +196,34 @@ def test_truncated_shard(tmp_path, size):
         seen.extend(read_shard(tmp_path, read_manifest(tmp_path).shards[0], range(7)))
     assert [raw["__key__"] for _, raw in seen] == [raw["__key__"] for _, raw in whole[: len(seen)]]
     with pytest.raises(ShardError, match=r"00000.tar: damaged shard"):
+        write_manifest(tmp_path, "text", **ABOUT)
+
+
+def test_a_shard_cut_off_in_a_file_is_seen_when_that_is_read(tmp_path):
+    with ShardWriter(tmp_path, "text", **ABOUT) as writer:
+        writer.write("long", {"txt": b"x" * 5000})
+    truncate(tmp_path, 3000, samples=1)
+    with pytest.raises(ShardError, match=r"00000.tar: damaged shard \(unexpected end of data\)"):
+        read(tmp_path, 0, {0})
+
+
+def test_folders_and_notes_in_a_shard_belong_to_no_sample(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("__notes__", "__notes__/a.txt", "one.txt", "__more__/one.png", "one.json"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        folder = tarfile.TarInfo("two.txt")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert write_manifest(tmp_path, "text", **ABOUT).samples == 1
+    assert read(tmp_path, 0) == [(0, {"__key__": "one", "__shard__": "a.tar", "txt": b"", "json": b""})]
+
+
+def test_sparse_files_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        sparse = tarfile.TarInfo("one.txt")
+        sparse.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(sparse, io.BytesIO())
+    with pytest.raises(ShardError, match=r"damaged shard \(one.txt is stored as a sparse file"):
         write_manifest(tmp_path, "text", **ABOUT)
 
 

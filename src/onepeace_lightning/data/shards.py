@@ -7,12 +7,13 @@ sample known without opening a shard, which is what exact splitting and resuming
 
 import hashlib
 import json
+import re
 import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import webdataset as wds
 from webdataset import tariterators
@@ -51,6 +52,10 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "audio-choices": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
 }
 """Data type to what each of its samples must hold: exactly one file of every group."""
+
+
+# Files that webdataset takes for notes about a shard: in no sample.
+_META = re.compile(r"__[^/]*__($|/)")
 
 
 class ShardError(ValueError):
@@ -162,7 +167,7 @@ def write_manifest(
         _check_end(path)
         count = 0
         for sample in _samples(path):
-            _check_fields(sample["__key__"], sample, data_type)
+            _check_fields(sample.key, sample.members, data_type)
             count += 1
         shards.append(Shard(path.name, count, path.stat().st_size))
     if empty := [shard.name for shard in shards if not shard.samples]:
@@ -189,6 +194,7 @@ def read_shard(folder: Path, shard: Shard, wanted: Collection[int]) -> Iterator[
     samples = _samples(folder / shard.name)
     for index in range(max(wanted) + 1):
         sample = next(samples, None)
+        content = sample.read() if sample and index in wanted else None
         # Looking past the last sample before handing it out: nobody need ask for one more for the check to happen.
         found = index + 1 + sum(1 for _ in samples) if index == shard.samples - 1 and sample else index + 1
         if sample is None or found > shard.samples:
@@ -196,8 +202,8 @@ def read_shard(folder: Path, shard: Shard, wanted: Collection[int]) -> Iterator[
                 f"{folder / shard.name}: {shard.samples} samples listed in {MANIFEST}, "
                 f"the shard has {found if sample else index}: {_remake(folder)}"
             )
-        if index in wanted:
-            yield index, sample
+        if content:
+            yield index, content
 
 
 class ShardWriter:
@@ -309,18 +315,50 @@ def _tars(folder: Path) -> list[Path]:
     return tars
 
 
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Every sample of a tar, with webdataset's grouping of its members."""
+@dataclass(frozen=True)
+class _Sample:
+    """A sample whose place is known: its key, and its file name endings with where they lie in the open tar."""
+
+    key: str
+    members: dict[str, tarfile.TarInfo]
+    path: Path
+    stream: BinaryIO
+
+    def read(self) -> dict[str, Any]:
+        """``read_shard``'s sample."""
+        sample: dict[str, Any] = {"__key__": self.key, "__shard__": self.path.name}
+        for extension, member in self.members.items():
+            self.stream.seek(member.offset_data)
+            # All of it is there: the header that follows has been looked for.
+            sample[extension] = self.stream.read(member.size)
+        return sample
+
+
+def _samples(path: Path) -> Iterator[_Sample]:
+    """Every sample of a tar, with webdataset's grouping of its members. Only their headers are read."""
     try:
         with path.open("rb") as stream:
-            members = tariterators.tar_file_expander([{"url": path.name, "stream": stream}])
-            for sample in tariterators.group_by_keys(members):
-                sample["__shard__"] = sample.pop("__url__")
-                yield sample
+            for members in tariterators.group_by_keys(_members(path, stream)):
+                del members["__url__"]
+                yield _Sample(members.pop("__key__"), members, path, stream)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        # webdataset appends the stream to the error's arguments, which an OSError does not print.
+        # webdataset adds to the error's arguments, which an OSError does not print.
         reason = error if isinstance(error, OSError) else error.args[0]
         raise ShardError(f"{path}: damaged shard ({reason}): restore the file or write the shards again") from error
+
+
+def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """A tar's plain files in the form that webdataset groups, with their headers for their content.
+
+    webdataset's own reader copies every file, wanted or not, in pieces of 10 kB.
+    """
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            if member.isreg() and not _META.match(member.name):
+                if member.issparse():
+                    raise tarfile.ReadError(f"{member.name} is stored as a sparse file")
+                yield {"fname": member.name, "data": member, "__url__": path.name}
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
 
 
 def _check_end(path: Path) -> None:
