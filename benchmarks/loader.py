@@ -27,8 +27,8 @@ from PIL import Image
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.data.masking import PUBLISHED_RATIOS
-from onepeace_lightning.data.prepare import Prepare
 from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.prepare import Prepare
 from onepeace_lightning.data.pretrain import PretrainDataModule
 from onepeace_lightning.data.shards import ShardWriter, read_manifest
 from onepeace_lightning.data.stream import sample_rng

@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.parcel import Parcel
 from onepeace_lightning.data.shards import Manifest, read_manifest
 from onepeace_lightning.data.stream import (
     BadSample,
@@ -314,7 +315,14 @@ class _EvalBatches(IterableDataset[Batch]):
 def _batches(dataset: IterableDataset[Batch], num_workers: int, pin_memory: bool) -> Iterator[Batch]:
     # A DataLoader draws from torch's global generator unless it has one: a resumed run would see other numbers.
     generator = torch.Generator()
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, generator=generator)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=Parcel if num_workers else None,  # what is done to a batch before it leaves its worker
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=generator,
+    )
     try:
         yield from loader
     except Exception as error:

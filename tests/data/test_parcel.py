@@ -1,0 +1,43 @@
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+import torch
+
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.parcel import SMALL, Parcel
+from onepeace_lightning.models.inputs import Audio, Image
+
+
+def opened(batch):
+    return ForkingPickler.loads(ForkingPickler.dumps(Parcel(batch)))
+
+
+def test_what_arrives_is_the_batch():
+    pixels = torch.randint(0, 256, (2, 200, 200, 3), dtype=torch.uint8).movedim(-1, 1)
+    sound = Audio.pad([torch.randn(30_000), torch.randn(500)])
+    masks = {"image": torch.rand(2, 5) < 0.5, "audio": torch.zeros(0, 3, dtype=torch.bool)}
+    batch = Batch(["a", "b"], {"image": Image(pixels), "audio": sound}, masks, captions=["one", "two"], consumed=7)
+    found = opened(batch)
+    assert type(found) is Batch
+    assert (found.keys, found.captions, found.consumed) == (batch.keys, batch.captions, 7)
+    assert torch.equal(found.inputs["image"].pixels, pixels)
+    assert found.inputs["image"].pixels.stride() == pixels.stride()
+    assert torch.equal(found.inputs["audio"].waveforms_BN, sound.waveforms_BN)
+    assert torch.equal(found.inputs["audio"].lengths, sound.lengths)
+    assert {name: mask.tolist() for name, mask in found.masks.items()} == {
+        name: mask.tolist() for name, mask in masks.items()
+    }
+    assert found.masks["audio"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(("size", "shared"), [(SMALL, False), (SMALL + 1, True)])
+def test_only_large_tensors_take_shared_memory(size, shared):
+    found = opened(Batch(["a"], {"bytes": torch.ones(size, dtype=torch.uint8)})).inputs["bytes"]
+    assert found.is_shared() is shared
+    assert found.sum() == size
+    found += 1  # it can be written to
+
+
+def test_types_that_numpy_lacks_arrive_too():
+    values = torch.randn(3).bfloat16()
+    assert torch.equal(opened(Batch(["a"], {"x": values})).inputs["x"], values)
