@@ -25,11 +25,17 @@ from onepeace_lightning.checkpoints.original import (
 )
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.tokenizers import load_tokenizer
-from onepeace_lightning.losses.answers import box_loss, choice_hinge, soft_score_bce
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.models import Audio, Image, PretrainModel, Text
 from onepeace_lightning.models.pooling import ClassifyModel
 from onepeace_lightning.optim.parameters import layer_scales, stage2_trainable, weight_decays
+from onepeace_lightning.tasks import (
+    AudioQuestionAnsweringTask,
+    FinetuneTask,
+    VisualGroundingTask,
+    VisualQuestionAnsweringTask,
+    VisualReasoningTask,
+)
 
 TOLERANCE = 1e-4
 
@@ -208,27 +214,40 @@ def raw_inputs(golden: dict) -> dict[str, Text | Image | Audio]:
 
 @torch.no_grad()
 def classification(folder: Path, file: str) -> Iterator[Check]:
-    """Logits and, where the golden has one, the loss: a sum over the batch but for grounding."""
+    """Logits and, where the golden has one, the task's loss: a sum over the batch but for grounding."""
     checkpoint = read_original(folder / file)
     model, _ = model_from_original(checkpoint)
     assert isinstance(model, ClassifyModel)
     inputs, golden, wanted = raw_inputs(checkpoint["inputs"]), checkpoint["inputs"], checkpoint["output"]
-    batch, choices = len(wanted["logits"]), 1
-    if file == "aqa.pt":
-        # rows 4n ... 4n + 3 of the text are clip n's answers
-        choices = len(golden["tokens"]) // batch
-        inputs["audio"] = normalised([clip for clip in golden["waveforms"] for _ in range(choices)])
+    batch = len(wanted["logits"])
+    # rows 4n ... 4n + 3 of the text are clip n's answers
+    choices = len(golden["tokens"]) // batch if file == "aqa.pt" else 1
     second = Image(golden["images_2"]) if "images_2" in golden else None
-    logits = model.eval()(inputs, second)
-    if file == "aqa.pt":
-        logits = logits.view(batch, choices)
-    yield Check(file, "logits", gap(logits, wanted["logits"]))
-    if "loss_sum" in wanted:
-        yield Check(file, "loss", gap(soft_score_bce(logits, golden["target"]) * batch, wanted["loss_sum"]))
-    if "hinge_loss_sum" in wanted:
-        yield Check(file, "hinge loss", gap(choice_hinge(logits, golden["target"]) * batch, wanted["hinge_loss_sum"]))
-    if "loss" in wanted:
-        yield Check(file, "loss", gap(box_loss(logits, golden["target"]), wanted["loss"]))
+    logits = model.eval()(inputs, second, choices)
+    yield Check(file, "logits", gap(logits.view(batch, -1), wanted["logits"]))
+    names = [str(place) for place in range(logits.shape[1])]
+    tasks: dict[str, Callable[[], FinetuneTask]] = {
+        "grounding.pt": lambda: VisualGroundingTask(model.config, pooled=model.head.config.modality),
+        "vqa.pt": lambda: VisualQuestionAnsweringTask(model.config, answers=names),
+        "nlvr2.pt": lambda: VisualReasoningTask(model.config, classes=names),
+        "aqa.pt": lambda: AudioQuestionAnsweringTask(model.config),
+    }
+    if file not in tasks:
+        return
+    task = tasks[file]()
+    ours, theirs = ({name: p.shape for name, p in part.named_parameters()} for part in (task.build(), model))
+    differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    yield Check(file, f"parameters that the task has otherwise {differing[:3]}", float(len(differing)), 0)
+    task.model = model
+    targets = {
+        "grounding.pt": lambda: {"box": golden["target"]},
+        "vqa.pt": lambda: {"answers": [dict(zip(names, row, strict=True)) for row in golden["target"].tolist()]},
+        "aqa.pt": lambda: {"answer": golden["target"]},
+    }
+    for key, times in (("loss", 1), ("loss_sum", batch), ("hinge_loss_sum", batch)):
+        if key in wanted:
+            loss = task.loss(Batch([str(row) for row in range(batch)], inputs, targets=targets[file]()))
+            yield Check(file, "loss", gap(loss * times, wanted[key]))
 
 
 def bpe(folder: Path) -> Iterator[Check]:

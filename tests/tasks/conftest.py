@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from onepeace_lightning import OnePeace
+from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.models import PretrainModel, TextConfig
+from onepeace_lightning.tasks import FinetuneTask
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
 
 WORDS = ["a red square", "a green square", "a blue square", "a low tone", "a middle tone", "a high tone", "what is it?"]
@@ -45,3 +47,18 @@ def trainer(tmp_path):
         )  # fmt: skip
 
     return make
+
+
+def learn(task: FinetuneTask, batch: Batch, steps: int = 40, lr: float = 3e-3) -> tuple[float, float]:
+    """Train on one batch; the loss before and after."""
+    task.configure_model()
+    randomised(task.model.head)
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr)
+    losses = []
+    for _ in range(steps + 1):
+        loss = task.loss(batch)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses[0], losses[-1]
