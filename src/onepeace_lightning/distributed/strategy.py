@@ -1,17 +1,23 @@
 """Lightning's strategy for sharded models: all devices share the weights, checkpoints are folders of shards."""
 
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
 
 from onepeace_lightning.checkpoints.sharded import is_sharded, read_metadata
+from onepeace_lightning.checkpoints.weights import read_checkpoint
+from onepeace_lightning.distributed.plan import shard_like
 from onepeace_lightning.distributed.saving import failure, partial_of, publish, remove
 
 
@@ -64,9 +70,20 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Raises:
             ValueError: it is incomplete or damaged.
         """
-        if is_sharded(checkpoint_path):
-            read_metadata(checkpoint_path)
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if is_sharded(path):
+            read_metadata(path)
+            return super().load_checkpoint(path, weights_only)
+        # Lightning would number an optimizer's parameters as the model does, which groups of parameters do not.
+        checkpoint = read_checkpoint(path)
+        module = cast(LightningModule, self.lightning_module)
+        own = module.state_dict()
+        state = {n: shard_like(t, own[n]) if n in own else t for n, t in checkpoint.pop("state_dict").items()}
+        module.load_state_dict(state, strict=module.strict_loading)
+        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            named = _by_name(saved, optimizer, module)
+            set_optimizer_state_dict(module, optimizer, named, options=StateDictOptions(full_state_dict=True))
+        return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a folder of shards beside the one that it replaces, then exchange them.
@@ -95,6 +112,22 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if self.is_global_zero:
             publish(partial, path)
         self.barrier()
+
+
+def _by_name(saved: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
+    """An optimizer's state with its parameters called by name instead of by their place among all groups."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    ours = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+    theirs = [group["params"] for group in saved["param_groups"]]
+    sizes, wanted = ([len(group) for group in groups] for groups in (theirs, ours))
+    if sizes != wanted:
+        raise ValueError(
+            f"the checkpoint's optimizer has groups of {sizes} parameters, the configured one {wanted}: train the same"
+            " parameters, or start a new run from the checkpoint's weights (init_from)"
+        )
+    name_of = dict(zip(chain(*theirs), chain(*ours), strict=True))
+    groups = [{**group, "params": [name_of[i] for i in group["params"]]} for group in saved["param_groups"]]
+    return {"state": {name_of[i]: state for i, state in saved["state"].items()}, "param_groups": groups}
 
 
 def placement(task: LightningModule) -> dict[str, Any]:

@@ -181,11 +181,12 @@ class PretrainTask(L.LightningModule):
             prefix = "val/" if name == data_type else f"val/{name}/"
             scores = recall.compute()
             recall.reset()
-            self.log_dict({prefix + key: value for key, value in scores.items()})
+            # Every rank has the whole gallery's scores; Lightning would warn that they were not averaged.
+            self.log_dict({prefix + key: value for key, value in scores.items()}, sync_dist=True)
             if name in self.data_types:
                 trained += [value for key, value in scores.items() if key.endswith(SCORE) and "chance" not in key]
         if trained:
-            self.log(f"val/mean_{SCORE}", torch.stack(trained).mean(), prog_bar=True)
+            self.log(f"val/mean_{SCORE}", torch.stack(trained).mean(), prog_bar=True, sync_dist=True)
 
     def embed(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """(B, d) float32 unit-length embeddings of each modality, seen alone, in one pass."""
