@@ -48,7 +48,7 @@ def test_toy_configurations_fit_validate_and_resume(trained_checkout, path):
 def test_toy_zero_shot_prints_its_prompt_and_chance(trained_checkout, path, capsys):
     main(["validate", f"--config={path}", *LOCAL])
     printed = capsys.readouterr().out
-    assert "prompts: a small {label} | a big {label}" in printed
+    assert "prompts: a small {label} | two small {label}s" in printed
     assert "fingerprint" in printed
     assert "chance is" in printed
     assert "accuracy" in json.loads(
