@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
+from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel, TextConfig
@@ -74,7 +75,7 @@ def everything(pictures, sounds):
 
 
 def save_training_checkpoint(path: Path, model: PretrainModel, tokenizer, preprocessing: Preprocessing | None) -> None:
-    about = {"config": model.config.to_dict(), "tokenizer": tokenizer.to_files()}
+    about = {"config": model.config.to_dict(), "parts": model_parts(model), "tokenizer": tokenizer.to_files()}
     if preprocessing is not None:
         about["preprocessing"] = asdict(preprocessing)
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
