@@ -1,0 +1,38 @@
+import re
+
+import pytest
+import torch
+
+from benchmarks import bias_memory, timing
+
+
+def test_bias_memory_runs(monkeypatch, capsys):
+    monkeypatch.setattr(bias_memory, "in_fresh_process", lambda function, *case: timing._peak_of(function, case))
+    bias_memory.main(["--preset", "tiny", "--image_size", "48", "--blocks", "[2,3]"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0].strip() for line in lines[1:-1]] == ["inference"] * 2 + ["training step"] * 2
+    wanted = r"ratio: \d+\.\d\d \(memory of all first against one at a time, inference with 3 blocks\)"
+    assert re.fullmatch(wanted, lines[-1])
+
+
+def test_a_single_block_is_refused():
+    with pytest.raises(ValueError, match=r"blocks is \(1, 4\); give numbers of 2 or more"):
+        bias_memory.run(blocks=(1, 4))
+
+
+def test_other_features_are_not_compared(monkeypatch):
+    monkeypatch.setattr(bias_memory.AllFirst, "bias", lambda self, group, block: self.all[0][group])
+    with pytest.raises(RuntimeError, match="features of both ways differ"):
+        bias_memory.check_same("tiny", 48, 2)
+
+
+@torch.no_grad()
+def test_the_baseline_holds_the_biases_of_all_blocks():
+    backbone = bias_memory.make_backbone("tiny", 48, 3, bias_memory.ALL)
+    made = []
+    mixer = backbone.encoder.mixer
+    backbone.encoder.mixer = lambda *pass_: made.append(mixer(*pass_)) or made[-1]
+    backbone({"image": bias_memory.Image(torch.randn(2, 3, 48, 48))})
+    biases = [bias for block in made[0].all for bias in block]
+    assert [bias.shape for bias in biases] == [(1, 4, 10, 10)] * 3
+    assert len({bias.data_ptr() for bias in biases}) == 3
