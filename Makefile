@@ -44,5 +44,5 @@ data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json: $(READY) $(wi
 	$(BIN)/python -m data_recipes.toy_tasks --out data/toy/tasks --overwrite
 
 bench: $(READY)
-	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py,$(wildcard benchmarks/*.py))); do \
+	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py %/gpu.py,$(wildcard benchmarks/*.py))); do \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
