@@ -33,10 +33,9 @@ RUN = [
 EVERY_3_STEPS = [
     "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
     "--trainer.callbacks.dirpath=checkpoints",
-    "--trainer.callbacks.filename={step}",
+    "--trainer.callbacks.filename=last",
     "--trainer.callbacks.every_n_train_steps=3",
-    "--trainer.callbacks.save_top_k=-1",
-    "--trainer.callbacks.save_last=true",
+    "--trainer.callbacks.enable_version_counter=false",
 ]
 
 
@@ -120,14 +119,10 @@ def lines(folder: Path, rank: int = 0) -> list[dict]:
 
 
 def memory() -> float:
-    """Memory of this process and its children that no other process shares, in MiB."""
-    mine = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    private = 0
-    for process in mine:
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Private_"):
-                private += int(line.split()[1])
-    return private / 1024
+    """Memory of this process and its children in MiB, what several share divided among them."""
+    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    rollups = (Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes)
+    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1024
 
 
 class Record(L.Callback):

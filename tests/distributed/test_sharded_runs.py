@@ -162,4 +162,4 @@ def test_a_loss_that_is_no_number_ends_the_run_and_its_samples_are_kept(toy_root
     assert [step["step"] for step in steps] == [2, 3]
     assert [len(keys) for keys in steps[1]["keys"].values()] == [3, 3]
     assert steps[0]["keys"] == lines(folder)[1]["keys"]
-    assert not (folder / "checkpoints/step=3.ckpt").exists()
+    assert not (folder / "checkpoints/last.ckpt").exists()
