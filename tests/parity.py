@@ -226,11 +226,12 @@ def classification(folder: Path, file: str) -> Iterator[Check]:
     logits = model.eval()(inputs, second, choices)
     yield Check(file, "logits", gap(logits.view(batch, -1), wanted["logits"]))
     names = [str(place) for place in range(logits.shape[1])]
+    tables = {"per_block_tables": model.config.per_block_tables}
     tasks: dict[str, Callable[[], FinetuneTask]] = {
-        "grounding.pt": lambda: VisualGroundingTask(model.config, pooled=model.head.config.modality),
-        "vqa.pt": lambda: VisualQuestionAnsweringTask(model.config, answers=names),
-        "nlvr2.pt": lambda: VisualReasoningTask(model.config, classes=names),
-        "aqa.pt": lambda: AudioQuestionAnsweringTask(model.config),
+        "grounding.pt": lambda: VisualGroundingTask(model.config, pooled=model.head.config.modality, **tables),
+        "vqa.pt": lambda: VisualQuestionAnsweringTask(model.config, answers=names, **tables),
+        "nlvr2.pt": lambda: VisualReasoningTask(model.config, classes=names, **tables),
+        "aqa.pt": lambda: AudioQuestionAnsweringTask(model.config, **tables),
     }
     if file not in tasks:
         return
@@ -247,7 +248,7 @@ def classification(folder: Path, file: str) -> Iterator[Check]:
     for key, times in (("loss", 1), ("loss_sum", batch), ("hinge_loss_sum", batch)):
         if key in wanted:
             loss = task.loss(Batch([str(row) for row in range(batch)], inputs, targets=targets[file]()))
-            yield Check(file, "loss", gap(loss * times, wanted[key]))
+            yield Check(file, key.replace("_", " "), gap(loss * times, wanted[key]))
 
 
 def bpe(folder: Path) -> Iterator[Check]:
