@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_recipes import toy, toy_tasks
 from onepeace_lightning.cli import main
+
+# Some tests fork processes. A fork of a process whose OpenMP threads are running waits for them for ever.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
