@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 
 from onepeace_lightning.models import dense
 from onepeace_lightning.models.attention import RelativeBias
-from onepeace_lightning.models.dense import Dense, attend, bias_rows, dense_bias, groups_of_like_length, lay_out
+from onepeace_lightning.models.dense import WORTHWHILE, Dense, attend, bias_rows, dense_bias, groups_of_like_length, lay_out
 from onepeace_lightning.models.relative_position import sequence_buckets, sequence_rows
 from onepeace_lightning.models.tokens import Tokens, View, pack
 from tests.tiny import images, texts, tiny_model
@@ -106,25 +106,39 @@ def test_dense_bias_of_a_masked_view_goes_by_the_original_positions():
         torch.testing.assert_close(bias[row], relative["text"].table(0)[buckets].permute(2, 0, 1))
 
 
+@pytest.fixture
+def usual(monkeypatch):
+    monkeypatch.setattr(dense, "WORTHWHILE", WORTHWHILE)
+
+
+@pytest.mark.usefixtures("usual")
 @pytest.mark.parametrize(
     ("lengths", "groups"),
     [
-        ([[5, 5, 5]], [[0, 1, 2]]),
-        ([[7]], [[0]]),
-        ([[9, 2, 9, 3, 2]], [[1, 3, 4], [0, 2]]),
-        # what is saved must be worth a further call: 2 · 100² against 99² + 100²
+        ([[500, 500, 500]], [[0, 1, 2]]),
+        ([[700]], [[0]]),
+        ([[900, 200, 900, 300, 200]], [[1, 3, 4], [0, 2]]),
+        # what is saved must be worth a further call: 2 · 100² against 99² + 100², and what little a short view has
         ([[100, 99]], [[0, 1]]),
+        ([[9, 2, 9, 3, 2]], [[0, 1, 2, 3, 4]]),
         # modalities are padded one by one: grouping by the sum alone would save nothing
-        ([[1, 8, 1, 8], [3, 3, 3, 3]], [[0, 2], [1, 3]]),
+        ([[100, 800, 100, 800], [300, 300, 300, 300]], [[0, 2], [1, 3]]),
     ],
 )
 def test_sequences_of_like_length_are_grouped(lengths, groups):
-    assert groups_of_like_length(torch.tensor(lengths)) == groups
+    assert groups_of_like_length(torch.tensor(lengths), heads=2) == groups
 
 
+@pytest.mark.usefixtures("usual")
+def test_a_view_of_more_heads_is_worth_more_groups():
+    lengths = torch.tensor([[200, 200, 300, 300]])
+    assert len(groups_of_like_length(lengths, heads=1)) < len(groups_of_like_length(lengths, heads=12))
+
+
+@pytest.mark.usefixtures("usual")
 def test_grouping_loses_no_sequence_and_saves_most_of_the_padding():
     lengths = torch.randn(300, generator=torch.Generator().manual_seed(0)).mul(0.7).exp().mul(15).long().clamp(3, 70)
-    groups = groups_of_like_length(lengths[None])
+    groups = groups_of_like_length(lengths[None], heads=12)
     assert sorted(sample for group in groups for sample in group) == list(range(300))
     assert len(groups) < 8
     least = int((lengths**2).sum())
@@ -183,4 +197,4 @@ def test_tables_per_block_never_leave_two_biases_alive(monkeypatch):
     monkeypatch.setattr(dense, "dense_bias", recorded)
     model.backbone({"text": texts(3, 20, 4), "image": images(3)})
     groups = len(made) / model.config.encoder.depth
-    assert groups == 2
+    assert groups == 3
