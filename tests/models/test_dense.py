@@ -6,7 +6,15 @@ from torch.autograd import gradcheck
 
 from onepeace_lightning.models import dense
 from onepeace_lightning.models.attention import RelativeBias
-from onepeace_lightning.models.dense import WORTHWHILE, Dense, attend, bias_rows, dense_bias, groups_of_like_length, lay_out
+from onepeace_lightning.models.dense import (
+    WORTHWHILE,
+    Dense,
+    attend,
+    bias_rows,
+    dense_bias,
+    groups_of_like_length,
+    lay_out,
+)
 from onepeace_lightning.models.relative_position import sequence_buckets, sequence_rows
 from onepeace_lightning.models.tokens import Tokens, View, pack
 from tests.tiny import images, texts, tiny_model
