@@ -15,6 +15,7 @@ from onepeace_lightning.data.finetune.classification import (
 )
 from onepeace_lightning.data.module import StreamConfig
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks import AudioClassificationTask, ImageClassificationTask, Lora, load_task
 from tests.samples import COLOURS, as_json, labelled_images, labelled_sounds, png, wav, write
@@ -71,6 +72,12 @@ def test_only_the_needed_modality_is_kept_with_its_weights_and_a_table_for_each_
     assert torch.equal(
         ours["encoder.blocks.1.attention.query.weight"], theirs["encoder.blocks.1.attention.query.weight"]
     )
+
+
+def test_the_attention_is_the_chosen_one():
+    task = ImageClassificationTask("tiny", classes=["a", "b"], image_size=32, attention="flex")
+    task.configure_model()
+    assert {module.attention for module in task.model.modules() if isinstance(module, Encoder)} == {"flex"}
 
 
 def test_pictures_of_another_side_are_taken_after_resizing():

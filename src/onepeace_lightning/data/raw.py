@@ -175,3 +175,21 @@ def _pixels(image: Tensor) -> Tensor:
             f"a floating-point image tensor in [{low:g}, {high:g}], not [0, 1]; give it before any normalisation"
         )
     return (image * 255).round().to(torch.uint8)
+
+
+def batched(size: int, **items: Any) -> Iterator[tuple[int, list[list[Any]]]]:
+    """Consecutive parts of lists of equal length, with the number of their first item.
+
+    Args:
+        size: items in a part; the last one may have fewer.
+        **items: what each list holds (for messages) to the list.
+
+    Raises:
+        ValueError: the lists are empty or differ in length, or ``size`` is below 1.
+    """
+    lists = [as_items(name, values) for name, values in items.items()]
+    counts = {name: len(values) for name, values in zip(items, lists, strict=True)}
+    if size < 1 or len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f"{counts} items in batches of {size}; give equally many, and at least 1, of each")
+    for start in range(0, len(lists[0]), size):
+        yield start, [values[start : start + size] for values in lists]

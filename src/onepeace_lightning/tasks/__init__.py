@@ -3,11 +3,12 @@
 from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks.audio_classification import AudioClassificationTask
 from onepeace_lightning.tasks.audio_question_answering import AudioQuestionAnsweringTask
-from onepeace_lightning.tasks.base import FinetuneTask, load_task
+from onepeace_lightning.tasks.base import FinetuneTask
 from onepeace_lightning.tasks.image_classification import ImageClassificationTask
 from onepeace_lightning.tasks.lora import Lora
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import AudioTextRetrievalTask, ImageTextRetrievalTask
+from onepeace_lightning.tasks.saved import load_task
 from onepeace_lightning.tasks.semantic_segmentation import SemanticSegmentationTask
 from onepeace_lightning.tasks.visual_grounding import VisualGroundingTask
 from onepeace_lightning.tasks.visual_question_answering import VisualQuestionAnsweringTask

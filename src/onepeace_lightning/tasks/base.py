@@ -5,7 +5,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -14,18 +13,19 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from onepeace_lightning.checkpoints.pretrained import fitting, model_parts, preprocessing_from_dict
-from onepeace_lightning.checkpoints.weights import read_checkpoint
+from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.finetune.base import FinetuneDataModule
-from onepeace_lightning.data.raw import ImageItem, ItemReader, as_items, naming, to_picture
+from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.tokenizers import Tokenizer, tokenizer_from_files
+from onepeace_lightning.data.tokenizers import Tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
 from onepeace_lightning.distributed.seeding import seed_step
 from onepeace_lightning.distributed.strategy import placement
+from onepeace_lightning.models.attention import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.onepeace import OnePeace
 from onepeace_lightning.optim.adamw import Optimization, adamw
 from onepeace_lightning.optim.parameters import modality_trainable
@@ -35,7 +35,8 @@ from onepeace_lightning.tasks.source import BackboneSource, finetune_config, loa
 FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9)
 """Where a task is not told otherwise; the published choices are in ``configs/finetune``."""
 
-_TASKS: dict[str, type["FinetuneTask"]] = {}
+TASKS: dict[str, type["FinetuneTask"]] = {}
+"""Every task that has been imported, by the name of its class."""
 
 
 class FinetuneTask(L.LightningModule):
@@ -57,6 +58,7 @@ class FinetuneTask(L.LightningModule):
             final norms train with the head.
         lora: train low-rank updates of the encoder instead of its weights.
         parallel: how the model is laid out on its devices.
+        attention: "dense", "flex", or "auto" for what is faster on the device (``models.encoder.set_attention``).
 
     Raises:
         ValueError: the backbone lacks a modality, its vocabulary is another, or a setting is out of its range.
@@ -77,7 +79,7 @@ class FinetuneTask(L.LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _TASKS[cls.__name__] = cls
+        TASKS[cls.__name__] = cls
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class FinetuneTask(L.LightningModule):
         trainable: Literal["all", "head"] | Sequence[str] = "all",
         lora: Lora | None = None,
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 (frozen)
+        attention: AttentionChoice = "auto",
     ) -> None:
         super().__init__()
         _check_trainable(trainable, self.modalities, lora)
@@ -101,6 +104,7 @@ class FinetuneTask(L.LightningModule):
         )  # fmt: skip
         self.optimization = optimization
         self.trainable, self.lora, self.parallel = trainable, lora, parallel
+        self.attention: AttentionChoice = attention
         self.tokenizer: Tokenizer | None = self.source.tokenizer
         self.preprocessing: Preprocessing = fitting(self.source.preprocessing, self.config)
         self.model: Any = None
@@ -178,6 +182,7 @@ class FinetuneTask(L.LightningModule):
             return
         with torch.device("meta"):
             self.model = self.build()
+        set_attention(self.model, self.attention)
         if self.trainable != "all":
             own = () if self.trainable == "head" else self.trainable
             for name, parameter in self.model.backbone.named_parameters(prefix="backbone"):
@@ -358,98 +363,6 @@ class FinetuneTask(L.LightningModule):
         if trainer.max_epochs is None or trainer.max_epochs < 0 or not isinstance(data, FinetuneDataModule):
             return None
         return max(1, trainer.max_epochs * data.steps_per_epoch // trainer.accumulate_grad_batches)
-
-
-def load_task(path: str | Path) -> Any:
-    """Open a downstream task from its checkpoint alone, ready to ``predict`` or to be trained on.
-
-    Args:
-        path: a checkpoint (``.ckpt``) that training a ``FinetuneTask`` has written.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, refused, or no checkpoint of a known downstream task.
-    """
-    checkpoint = read_checkpoint(path)
-    about = checkpoint.get("onepeace", {})
-    task = about.get("task")
-    if task is None or task["name"] not in _TASKS:
-        found = "no downstream task" if task is None else f"the task {task['name']!r}, whose module must be imported"
-        raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(_TASKS))}")
-    settings = dict(task["settings"])
-    lora = settings.pop("lora")
-    config = ModelConfig.from_dict(about["config"])
-    opened = _TASKS[task["name"]](
-        config,
-        drop_path=config.encoder.drop_path,
-        per_block_tables=config.per_block_tables,
-        lora=None if lora is None else Lora(**{**lora, "targets": tuple(lora["targets"])}),
-        **settings,
-    )
-    opened.config = config
-    if about["tokenizer"] is not None:
-        opened.tokenizer = tokenizer_from_files(about["tokenizer"], source=str(path))
-    opened.preprocessing = preprocessing_from_dict(about["preprocessing"])
-    opened.configure_model()
-    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
-               if name.startswith("model.")}  # fmt: skip
-    opened.model.load_state_dict(weights, assign=True)
-    return opened
-
-
-def batched(size: int, **items: Any) -> Iterator[tuple[int, list[list[Any]]]]:
-    """Consecutive parts of lists of equal length, with the number of their first item.
-
-    Args:
-        size: items in a part; the last one may have fewer.
-        **items: what each list holds (for messages) to the list.
-
-    Raises:
-        ValueError: the lists are empty or differ in length, or ``size`` is below 1.
-    """
-    lists = [as_items(name, values) for name, values in items.items()]
-    counts = {name: len(values) for name, values in zip(items, lists, strict=True)}
-    if size < 1 or len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"{counts} items in batches of {size}; give equally many, and at least 1, of each")
-    for start in range(0, len(lists[0]), size):
-        yield start, [values[start : start + size] for values in lists]
-
-
-def vocabulary(given: Sequence[str] | None, listed: list[str] | None, kind: str) -> list[str]:
-    """The class names or answers of a task: those it was given, else those that its data list.
-
-    Raises:
-        ValueError: nobody names any, one is named twice, or the data list other ones.
-    """
-    if given is not None and listed is not None and list(given) != listed:
-        raise ValueError(
-            f"the data's {kind} ({len(listed)}: {', '.join(listed[:5])} …) are not the task's ({len(given)}:"
-            f" {', '.join(given[:5])} …)"
-        )
-    names = list(given) if given is not None else listed
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{kind}: give at least one name, none twice; got {names if names is None else names[:20]}")
-    return names
-
-
-def indices(names: Sequence[str], among: Mapping[str, int], kind: str) -> list[int]:
-    """Places of names in a vocabulary.
-
-    Raises:
-        ValueError: naming one that is not in it.
-    """
-    for name in names:
-        if name not in among:
-            some = ", ".join(list(among)[:10])
-            raise ValueError(f"{kind} {name!r} is none of the {len(among)} that this task knows ({some}, …)")
-    return [among[name] for name in names]
-
-
-def likeliest(probabilities_BC: Tensor, names: Sequence[str], top: int) -> list[dict[str, float]]:
-    """For each row the names of the greatest probabilities, greatest first; fewer than ``top`` if there are fewer."""
-    best = probabilities_BC.topk(min(top, len(names)))
-    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [{names[i]: value for i, value in zip(*row, strict=True)} for row in rows]
 
 
 def _named(where: str, corpora: Iterable[str]) -> str | None:

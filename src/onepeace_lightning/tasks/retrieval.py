@@ -8,12 +8,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import AudioItem, ImageItem
+from onepeace_lightning.data.raw import AudioItem, ImageItem, batched
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.optim.adamw import Optimization
-from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, batched
+from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem
+from onepeace_lightning.data.raw import ImageItem, batched
 from onepeace_lightning.losses.answers import box_loss
 from onepeace_lightning.metrics import BoxAccuracy
 from onepeace_lightning.metrics.boxes import THRESHOLD, overlap
 from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
 from onepeace_lightning.optim.adamw import Optimization
-from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, batched
+from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import GUESS, TRUE, Drawn, draw_box, picture_of
 from onepeace_lightning.tasks.source import BackboneSource
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem
+from onepeace_lightning.data.raw import ImageItem, batched
 from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
-from onepeace_lightning.tasks.base import batched, likeliest, vocabulary
 from onepeace_lightning.tasks.classification import ClassificationTask
 from onepeace_lightning.tasks.drawing import Drawn, picture_of
+from onepeace_lightning.tasks.vocabulary import likeliest, vocabulary
 
 
 class VisualReasoningTask(ClassificationTask):

@@ -13,11 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.finetune.base import FinetuneDataModule
-from onepeace_lightning.data.raw import AudioItem, ImageItem
+from onepeace_lightning.data.raw import AudioItem, ImageItem, batched
 from onepeace_lightning.models.inputs import Text
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.tasks.base import FinetuneTask, batched, indices, vocabulary
+from onepeace_lightning.tasks.base import FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.tasks.vocabulary import indices, vocabulary
 
 
 class ZeroShotTask(FinetuneTask):

@@ -179,3 +179,25 @@ class FinetuneDataModule(StreamDataModule):
                     f"make both folders with the same list"
                 )
         return next(iter(listed.values()), None)
+
+
+class CroppedDataModule(FinetuneDataModule):
+    """Data whose training pictures are cropped at random.
+
+    Args:
+        train: see ``FinetuneDataModule``, as all others.
+        augment: crop training pictures at random (``Preprocessing.crop_scale``).
+        **options: see ``FinetuneDataModule``.
+    """
+
+    def __init__(
+        self,
+        train: StreamConfig | None = None,
+        val: dict[str, StreamConfig] | None = None,
+        test: dict[str, StreamConfig] | None = None,
+        *,
+        augment: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(train, val, test, **options)
+        self.augment = augment

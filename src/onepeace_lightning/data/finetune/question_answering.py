@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_json
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.finetune.base import CroppedDataModule, Reader, read_json
 from onepeace_lightning.data.prepare import Example
 
 
@@ -44,28 +43,10 @@ class QuestionReader(Reader):
         return Example(raw["__key__"], {"text": self.ids(question), "image": pixels}, question, targets=targets)
 
 
-class VisualQuestionAnsweringDataModule(FinetuneDataModule):
-    """``image-question`` shards.
-
-    Args:
-        train: see ``FinetuneDataModule``, as all others.
-        augment: crop training pictures at random (``Preprocessing.crop_scale``).
-        **options: see ``FinetuneDataModule``.
-    """
+class VisualQuestionAnsweringDataModule(CroppedDataModule):
+    """``image-question`` shards."""
 
     train_types = ("image-question",)
-
-    def __init__(
-        self,
-        train: StreamConfig | None = None,
-        val: dict[str, StreamConfig] | None = None,
-        test: dict[str, StreamConfig] | None = None,
-        *,
-        augment: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(train, val, test, **options)
-        self.augment = augment
 
     def prepare(self, data_type: str, *, train: bool) -> QuestionReader:
         """What reads a sample."""

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from onepeace_lightning.data.decoding import decode_image
-from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_labels
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.finetune.base import CroppedDataModule, Reader, read_labels
 from onepeace_lightning.data.prepare import Example
 from onepeace_lightning.data.shards import SECOND_IMAGE_EXTENSIONS
 
@@ -59,28 +58,10 @@ class PairReader(Reader):
         )
 
 
-class VisualReasoningDataModule(FinetuneDataModule):
-    """``image-pair`` shards.
-
-    Args:
-        train: see ``FinetuneDataModule``, as all others.
-        augment: crop training pictures at random (``Preprocessing.crop_scale``).
-        **options: see ``FinetuneDataModule``.
-    """
+class VisualReasoningDataModule(CroppedDataModule):
+    """``image-pair`` shards."""
 
     train_types = ("image-pair",)
-
-    def __init__(
-        self,
-        train: StreamConfig | None = None,
-        val: dict[str, StreamConfig] | None = None,
-        test: dict[str, StreamConfig] | None = None,
-        *,
-        augment: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(train, val, test, **options)
-        self.augment = augment
 
     def prepare(self, data_type: str, *, train: bool) -> PairReader:
         """What reads a sample."""

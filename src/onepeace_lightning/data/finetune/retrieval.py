@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.base import FinetuneDataModule, Reader, read_json
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.finetune.base import CroppedDataModule, Reader, read_json
 from onepeace_lightning.data.prepare import Example, collate
 from onepeace_lightning.data.tokenizers.base import clean_text
 from onepeace_lightning.models.inputs import Text
@@ -55,29 +54,11 @@ def collate_captions(examples: Sequence[Example]) -> Batch:
     return batch
 
 
-class RetrievalDataModule(FinetuneDataModule):
-    """Pictures or sounds with captions.
-
-    Args:
-        train: see ``FinetuneDataModule``, as all others.
-        augment: crop training pictures at random (``Preprocessing.crop_scale``).
-        **options: see ``FinetuneDataModule``.
-    """
+class RetrievalDataModule(CroppedDataModule):
+    """Pictures or sounds with captions."""
 
     train_types = ("image-text", "image-captions", "audio-text", "audio-captions")
     collate = staticmethod(collate_captions)
-
-    def __init__(
-        self,
-        train: StreamConfig | None = None,
-        val: dict[str, StreamConfig] | None = None,
-        test: dict[str, StreamConfig] | None = None,
-        *,
-        augment: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(train, val, test, **options)
-        self.augment = augment
 
     def prepare(self, data_type: str, *, train: bool) -> CaptionsReader:
         """What reads a sample."""
