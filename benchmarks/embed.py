@@ -79,8 +79,8 @@ def _bare_from_files(root: Path, modality: str, batch_size: int) -> None:
 
 def run(
     preset: Preset = "base",
-    images: int = 96,
-    sounds: int = 48,
+    images: int = 32,
+    sounds: int = 16,
     batch_size: int = 16,
     repetitions: int = 3,
     image_side: int = 480,

@@ -18,6 +18,9 @@ Box = tuple[int, int, int, int]
 _APART = 6 / 96
 """Least distance between the centres of two things, in x and in y, as a share of the picture's side."""
 
+_LARGER = 1.4
+"""How much larger than in groups things are drawn: a patch of 16 pixels then lies within a thing somewhere."""
+
 _TRIES = 50  # places tried for one thing before the scene is begun again
 
 
@@ -84,7 +87,7 @@ def place_things(
     while True:
         scene: list[SceneThing] = []
         for index, (size, colour, thing) in enumerate(things):
-            paint, icon_side = draw_paint(colour, rng), draw_icon_side(size, side, rng)
+            paint, icon_side = draw_paint(colour, rng), round(_LARGER * draw_icon_side(size, side, rng))
             for _ in range(_TRIES):
                 left, top = (int(v) for v in rng.integers(0, side - icon_side + 1, 2))
                 icon = PlacedIcon(index, thing, left, top, icon_side, paint)

@@ -63,6 +63,7 @@ class Task:
         plan: makes a number of items.
         chance: the score without looking, from the training and the validation items.
         split_rule: which items are for validation.
+        items: how many times as many training items as are asked for; what relates words to places takes more.
         about: what else its manifests say.
     """
 
@@ -70,40 +71,46 @@ class Task:
     plan: Callable[[int, Draw], list[Item]]
     chance: Callable[[Sequence[Item], Sequence[Item]], chance.Chance]
     split_rule: str = SPLIT_RULE
+    items: int = 1
     about: dict[str, Any] = field(default_factory=dict)
 
 
 _THINGS = {"classes": list(THINGS)}
 
 TASKS = {
-    "image_classification": Task("image-label", image_classification, chance.classes, CLASSES_RULE, _THINGS),
-    "audio_classification": Task("audio-label", audio_classification, chance.classes, CLASSES_RULE, _THINGS),
+    "image_classification": Task("image-label", image_classification, chance.classes, CLASSES_RULE, about=_THINGS),
+    "audio_classification": Task("audio-label", audio_classification, chance.classes, CLASSES_RULE, about=_THINGS),
     "audio_tagging": Task("audio-label", audio_tagging, chance.tags, about=_THINGS),
     "image_text_retrieval": Task("image-captions", image_text_retrieval, chance.retrieval),
     "audio_text_retrieval": Task("audio-captions", audio_text_retrieval, chance.retrieval),
-    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE),
+    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=3),
     "semantic_segmentation": Task(
         "image-mask",
         semantic_segmentation,
         partial(chance.segmentation, classes=len(SEGMENTATION_CLASSES)),
         _SCENES_RULE,
-        {"classes": list(SEGMENTATION_CLASSES), "mask": "the pixels that a thing covers at least half"},
+        about={"classes": list(SEGMENTATION_CLASSES), "mask": "the pixels that a thing covers at least half"},
     ),
     "visual_question_answering": Task(
         "image-question",
         visual_question_answering,
         chance.questions,
         f"{SPLIT_RULE}; in pictures of single things each is a group of one",
-        {"answers": list(ANSWERS)},
+        items=3,
+        about={"answers": list(ANSWERS)},
     ),
     "visual_reasoning": Task(
         "image-pair",
         visual_reasoning,
         chance.statements,
         f"{SPLIT_RULE}; both pictures of an item are on the same side",
-        {"classes": list(STATEMENT_CLASSES), "statements": "counts are meant exactly; the first picture is the left"},
+        items=3,
+        about={
+            "classes": list(STATEMENT_CLASSES),
+            "statements": "counts are meant exactly; the first picture is the left",
+        },
     ),
-    "audio_question_answering": Task("audio-choices", audio_question_answering, chance.choices),
+    "audio_question_answering": Task("audio-choices", audio_question_answering, chance.choices, items=2),
 }
 """The tasks by the name of their folder."""
 
@@ -113,7 +120,7 @@ class ToyTasksConfig:
     """What to make.
 
     Attributes:
-        train: training items of each task.
+        train: training items of each task; some get several times as many (``Task.items``).
         val: validation items of each task.
         image_side: side of the pictures in pixels.
         seed: of everything drawn at random; the split does not depend on it.
@@ -190,7 +197,8 @@ def build(
 def plan(task: Task, split: str, seed: tuple[int, ...], config: ToyTasksConfig) -> list[Item]:
     """The items of one split of a task."""
     rng = np.random.default_rng((*seed, SPLITS.index(split)))
-    return task.plan(getattr(config, split), Draw(split == "val", config.image_side, rng))
+    count = config.val if split == "val" else config.train * task.items
+    return task.plan(count, Draw(split == "val", config.image_side, rng))
 
 
 def render(data_type: str, side: int, seeded: tuple[Item, tuple[int, ...]]) -> dict[str, bytes]:
@@ -227,7 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m data_recipes.toy_tasks", description="Make the toy versions of all downstream tasks."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for instance data/toy/tasks")
-    parser.add_argument("--train", type=int, default=default.train, help="training items of each task")
+    parser.add_argument(
+        "--train", type=int, default=default.train, help="training items of each task; some get several times as many"
+    )
     parser.add_argument("--val", type=int, default=default.val, help="validation items of each task")
     parser.add_argument("--image-side", type=int, default=default.image_side, help="side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything but the split")
@@ -241,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:  # a size out of bounds, or ShardError: the folder is in use
         parser.error(str(error))
     report(chances, Console())
-    print(f"wrote {out}: {len(TASKS)} tasks, {config.train} items for training and {config.val} for validation, each")
+    print(f"wrote {out}: {len(TASKS)} tasks")
 
 
 if __name__ == "__main__":

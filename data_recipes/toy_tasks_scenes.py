@@ -9,7 +9,7 @@ from data_recipes.toy_world import THINGS
 
 SEGMENTATION_CLASSES = ("background", *THINGS)
 
-_GROUNDING_THINGS = (3, 4, 5)
+_GROUNDING_THINGS = (2, 3, 4)
 _GROUNDING_RIVALS = (0, 1, 1, 2)
 """How many other things of a scene have the target's name; drawn evenly."""
 
