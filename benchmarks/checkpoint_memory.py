@@ -1,7 +1,7 @@
 """Memory that a large checkpoint takes to convert and to use, and the time to the first embedding.
 
 A checkpoint of the original's format with random weights in float32 is written to a temporary folder. At the published
-width, eleven blocks are 1.1 B parameters.
+width, twelve blocks are 1.2 B parameters.
 
 * Memory: the greatest resident memory (VmHWM, which counts the pages of mapped files that were touched) of a process
   that converts the checkpoint with ``onepeace convert`` and then embeds a text, a picture and a sound with the result,
@@ -89,7 +89,7 @@ def read_and_embed(path: Path, onepeace: OnePeace) -> None:
     embed_all(onepeace)
 
 
-def run(preset: Preset = "4b", depth: int = 11, repetitions: int = 3, folder: str | None = None) -> None:
+def run(preset: Preset = "4b", depth: int = 12, repetitions: int = 3, folder: str | None = None) -> None:
     """Measure memory and time.
 
     Args:

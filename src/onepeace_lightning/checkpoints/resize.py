@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor, nn
 
 from onepeace_lightning.models.adapters import ImageAdapter
@@ -62,6 +61,8 @@ def resize_grid_table(table_RH: Tensor, grid: int) -> Tensor:
             f"a relative bias table of {len(table_RH)} rows cannot be resized; it needs (2r-1)² + 3 rows, r at least 3"
         )
     at = geometric_coordinates(source, target)
+    from scipy.interpolate import RectBivariateSpline  # 35 MiB that opening a model would take without need
+
     wanted = np.arange(-(target // 2), target // 2 + 1).clip(at[0], at[-1])
     offsets_SSH = table_RH[:-_CLS_ROWS].detach().cpu().double().numpy().reshape(source, source, -1)
     heads = [
