@@ -8,7 +8,8 @@ by the GPUs under ``distributed.strategy.FullyShardedStrategy``. On top come, on
   makes;
 * activations: what autograd keeps of the learning pass for each token and block (``block_bytes``), or with activation
   checkpointing each block's input and one whole block; the pictures' stem; and the logits of the denoising contrast,
-  which grow with the square of the samples: every hidden token is compared with every token of the GPU's batch.
+  which grow with the square of the samples (every hidden token is compared with every token of the GPU's batch) until
+  a term has ``losses.denoising.LOGITS`` of them: from there on they are computed again in the backward pass.
 
 Attention is the kind that stores no logits (FlexAttention). Left out: the gradients of the largest logits while they
 exist, the CUDA context, libraries' workspaces, fragmentation, and what compilation saves by fusing; leave a tenth of
@@ -24,6 +25,7 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.packed import make_batch
+from onepeace_lightning.losses.denoising import LOGITS
 from onepeace_lightning.losses.flops import StepViews, step_views
 from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel
 from onepeace_lightning.models.config import Preset, TransformerConfig
@@ -95,6 +97,7 @@ class Work:
         learn: tokens of the learning pass.
         decode: tokens that the decoder sees.
         pairs: hidden tokens times candidates over all denoising terms; for B samples it is B² as many.
+        terms: denoising terms.
         learn_views: views of the learning pass.
         teach_views: of the pass without gradient.
         decode_views: of the decoder.
@@ -103,6 +106,7 @@ class Work:
     learn: float
     decode: float
     pairs: float
+    terms: int
     learn_views: int
     teach_views: int
     decode_views: int
@@ -119,7 +123,8 @@ def work(views: StepViews, samples: int) -> Work:
         for view, whole in zip(views.students, views.unmasked, strict=True)
         for name in view
     )
-    counts = (len(views.learn), len(views.teach), len(views.students))
+    terms = sum(map(len, views.students))
+    counts = (terms, len(views.learn), len(views.teach), len(views.students))
     return Work(tokens(views.learn), tokens(views.unmasked), pairs / samples**2, *counts)
 
 
@@ -188,14 +193,16 @@ def _image(config: ModelConfig) -> ImageConfig:
 
 
 def logits_bytes(step: Work, samples: float) -> float:
-    """What the denoising contrast keeps: the logarithms of all probabilities in float32."""
-    return 4 * step.pairs * samples**2
+    """What the denoising contrast keeps at most: the logarithms of all probabilities in float32."""
+    return 4 * min(step.pairs * samples**2, step.terms * LOGITS)
 
 
 def most_samples(config: ModelConfig, step: Work, free: float, *, checkpointing: bool) -> int:
     """The largest batch whose activations and logits fit; 0 where none does."""
-    linear, square = activation_bytes(config, step, 1, checkpointing=checkpointing), logits_bytes(step, 1)
-    return max(0, math.floor((math.sqrt(linear**2 + 4 * square * max(free, 0.0)) - linear) / (2 * square)))
+    linear, square = activation_bytes(config, step, 1, checkpointing=checkpointing), 4 * step.pairs
+    kept = (math.sqrt(linear**2 + 4 * square * max(free, 0.0)) - linear) / (2 * square)
+    again = (free - 4 * step.terms * LOGITS) / linear
+    return max(0, math.floor(max(kept, again)))
 
 
 def gathered_bytes(sizes: Parameters, step: Work, *, packed: bool) -> int:

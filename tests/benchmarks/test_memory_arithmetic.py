@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks import memory_arithmetic as arithmetic
 from benchmarks.memory_arithmetic import BF16_CPU, BF16_CUDA, FLOAT32
+from onepeace_lightning.losses import denoising
 from onepeace_lightning.losses.denoising import denoising_contrast
 from onepeace_lightning.losses.flops import step_views
 from onepeace_lightning.models import ImageConfig, ModelConfig, Tokens
@@ -96,6 +97,17 @@ def test_the_denoising_contrast_keeps_four_bytes_for_each_pair(half):
     assert (run(600) - run(200)) / (400 * 1000) == pytest.approx(4, rel=0.05)
 
 
+def test_the_denoising_contrast_keeps_no_more_than_its_limit(monkeypatch):
+    monkeypatch.setattr(denoising, "LOGITS", 100_000)
+
+    def run(hidden: int) -> int:
+        student, teacher = torch.randn(hidden, 8, requires_grad=True), torch.randn(1000, 8)
+        return kept(lambda: denoising_contrast(student, teacher, torch.arange(hidden)), half=False)
+
+    assert run(100) > 4 * 100_000
+    assert run(900) < 4 * 100_000
+
+
 def test_parameters_are_those_of_a_real_model():
     model = tiny_model()
     sizes = arithmetic.parameters(model.config)
@@ -128,7 +140,7 @@ def test_work_is_counted_from_the_masks():
     whole = int(text.sum()) + 3 * image
     hidden = {name: int(mask.sum()) for name, mask in one.masks.items()}
     fused = {name: int(mask.sum()) for name, mask in one.fused_masks.items()}
-    assert (step.learn_views, step.teach_views, step.decode_views) == (5, 1, 3)
+    assert (step.terms, step.learn_views, step.teach_views, step.decode_views) == (4, 5, 1, 3)
     # each alone, each masked, both masked
     assert 3 * step.learn == pytest.approx(3 * whole - sum(hidden.values()) - sum(fused.values()))
     assert 3 * step.decode == pytest.approx(2 * whole)
@@ -139,16 +151,17 @@ def test_work_is_counted_from_the_masks():
 
 def test_the_packed_pass_gathers_blocks_three_times_and_view_by_view_for_every_view():
     sizes = arithmetic.Parameters(encoder=1000, decoder=100, rest=10, block=250)
-    step = arithmetic.Work(learn=1, decode=1, pairs=1, learn_views=5, teach_views=1, decode_views=3)
+    step = arithmetic.Work(learn=1, decode=1, pairs=1, terms=4, learn_views=5, teach_views=1, decode_views=3)
     assert arithmetic.gathered_bytes(sizes, step, packed=True) == 2 * (3 * 1000 + 2 * 100) + 4 * 10
     assert arithmetic.gathered_bytes(sizes, step, packed=False) == 2 * (11 * 1000 + 6 * 100) + 4 * 10
 
 
+@pytest.mark.parametrize("pairs", [90_000, 90_000_000])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_the_largest_batch_fits_and_one_more_does_not(checkpointing):
+def test_the_largest_batch_fits_and_one_more_does_not(checkpointing, pairs):
     config = ModelConfig.preset("4b")
     assert isinstance(config.adapters["image"], ImageConfig)
-    step = arithmetic.Work(learn=450, decode=550, pairs=90_000, learn_views=5, teach_views=1, decode_views=3)
+    step = arithmetic.Work(learn=450, decode=550, pairs=pairs, terms=4, learn_views=5, teach_views=1, decode_views=3)
 
     def needed(samples: int) -> float:
         kept = arithmetic.activation_bytes(config, step, samples, checkpointing=checkpointing)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from onepeace_lightning.losses import denoising
 from onepeace_lightning.losses.denoising import denoising_contrast
 from tests.models.reference import literal_denoising
 
@@ -26,6 +27,19 @@ def test_the_loss_and_its_gradient_equal_the_literal_formula(smoothing, candidat
     loss.backward()
     wanted.backward()
     torch.testing.assert_close(ours.grad, literal.grad, **CLOSE)
+
+
+@pytest.mark.parametrize("limit", [1, 80, 119])
+def test_the_parts_of_many_logits_add_up_to_the_loss_and_its_gradient(monkeypatch, limit):
+    student, teacher, target = features(3, 40)
+    whole, parts = student.clone().requires_grad_(), student.clone().requires_grad_()
+    wanted = denoising_contrast(whole, teacher, target)
+    monkeypatch.setattr(denoising, "LOGITS", limit)
+    loss = denoising_contrast(parts, teacher, target)
+    torch.testing.assert_close(loss, wanted, **CLOSE)
+    loss.backward()
+    wanted.backward()
+    torch.testing.assert_close(parts.grad, whole.grad, **CLOSE)
 
 
 def test_smoothing_is_a_tenth_unless_said_otherwise():

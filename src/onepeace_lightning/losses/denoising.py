@@ -1,9 +1,15 @@
 """Intra-modal denoising contrast (paper section 3.3): find a hidden token's own teacher feature among all tokens."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 TEMPERATURE = 0.4
+
+LOGITS = 2**28
+"""What is kept for the backward pass at most, 1 GiB in float32. More are computed part by part, and once again then:
+they grow with the square of the batch."""
 
 
 def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -18,9 +24,20 @@ def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor,
         target_M: each hidden token's own row of ``teacher_ND``.
         smoothing: e.
     """
-    logits = F.normalize(student_MD, dim=-1) / TEMPERATURE @ F.normalize(teacher_ND.detach(), dim=-1).T
+    student_MD = F.normalize(student_MD, dim=-1) / TEMPERATURE
+    teacher_ND = F.normalize(teacher_ND.detach(), dim=-1)
     candidates = len(teacher_ND)
     # PyTorch spreads its smoothing over all N candidates, the target included.
     spread = smoothing * candidates / (candidates - 1) if candidates > 1 else 0.0
-    loss = F.cross_entropy(logits.float(), target_M, label_smoothing=spread, reduction="sum")
-    return loss / max(len(target_M), 1)
+
+    def total(student_PD: Tensor, target_P: Tensor) -> Tensor:
+        logits_PN = (student_PD @ teacher_ND.T).float()
+        return F.cross_entropy(logits_PN, target_P, label_smoothing=spread, reduction="sum")
+
+    hidden = len(target_M)
+    if hidden * candidates <= LOGITS:
+        return total(student_MD, target_M) / max(hidden, 1)
+    rows = max(1, LOGITS // candidates)
+    parts = zip(student_MD.split(rows), target_M.split(rows), strict=True)
+    losses = [checkpoint(total, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.stack(losses).sum() / hidden
