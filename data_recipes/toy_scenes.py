@@ -18,10 +18,11 @@ Box = tuple[int, int, int, int]
 _APART = 6 / 96
 """Least distance between the centres of two things, in x and in y, as a share of the picture's side."""
 
-_LARGER = 1.4
+_LARGER = 1.8
 """How much larger than in groups things are drawn: a patch of 16 pixels then lies within a thing somewhere."""
 
 _TRIES = 50  # places tried for one thing before the scene is begun again
+_SCENES = 1000  # begun before it is given up
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ def place_things(
         side: side of the picture in pixels.
         rng: draws places, shades and the jitter of sizes.
         apart: least distance between two centres, in x and in y, as a share of ``side``.
+
+    Raises:
+        ValueError: there is no room for them.
     """
-    while True:
+    for _ in range(_SCENES):
         scene: list[SceneThing] = []
         for index, (size, colour, thing) in enumerate(things):
             paint, icon_side = draw_paint(colour, rng), round(_LARGER * draw_icon_side(size, side, rng))
@@ -97,6 +101,7 @@ def place_things(
                     break
         if len(scene) == len(things):
             return scene
+    raise ValueError(f"{len(things)} things found no room in a picture of {side} pixels")
 
 
 def _are_apart(one: SceneThing, other: SceneThing, least: float) -> bool:

@@ -9,11 +9,11 @@ from data_recipes.toy_world import THINGS
 
 SEGMENTATION_CLASSES = ("background", *THINGS)
 
-_GROUNDING_THINGS = (2, 3, 4)
+_GROUNDING_THINGS = (2, 3)
 _GROUNDING_RIVALS = (0, 1, 1, 2)
 """How many other things of a scene have the target's name; drawn evenly."""
 
-_SEGMENTATION_THINGS = (2, 3, 4)
+_SEGMENTATION_THINGS = (2, 3)
 
 
 @dataclass(frozen=True)
