@@ -10,7 +10,7 @@ from data_recipes.toy_world import THINGS
 SEGMENTATION_CLASSES = ("background", *THINGS)
 
 _GROUNDING_THINGS = (2, 3)
-_GROUNDING_RIVALS = (0, 1, 1, 2)
+_GROUNDING_RIVALS = (0, 1, 1, 1)
 """How many other things of a scene have the target's name; drawn evenly."""
 
 _SEGMENTATION_THINGS = (2, 3)
