@@ -12,11 +12,9 @@ Every case runs in a process of its own. ``--device cpu --preset tiny`` runs all
 works: FlexAttention then runs forward only, and peak memory is that of the process.
 """
 
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -26,7 +24,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from benchmarks.packed import VOCAB_SIZE, make_batch, view_by_view
-from benchmarks.timing import _own_peak
+from benchmarks.timing import fresh, own_peak
 from onepeace_lightning.callbacks.peaks import peak_flops
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
@@ -63,12 +61,6 @@ class Measured:
     batch_size: int
 
 
-def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of this module returns in a new process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def largest_that_fits(case: Callable[..., Measured | None], *arguments: Any, batch_size: int) -> Measured | None:
     """Run a case with its batch halved until it fits; None where not even one sample does."""
     while batch_size:
@@ -93,7 +85,7 @@ def timed(device: Device, repetitions: int, run: Callable[[int], object]) -> tup
                 seconds.append(time.perf_counter() - start)
     except torch.OutOfMemoryError:
         return None
-    return median(seconds), torch.cuda.max_memory_allocated() if device == "cuda" else _own_peak()
+    return median(seconds), torch.cuda.max_memory_allocated() if device == "cuda" else own_peak()
 
 
 # attention

@@ -33,10 +33,15 @@ class PeakMemory:
     anonymous: int
 
 
+def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def in_fresh_process(function: Callable[..., object], *arguments: Any) -> PeakMemory:
     """Call a function of a module in a new process and give that process's peak resident memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_of, function, arguments).result()
+    return fresh(_peak_of, function, arguments)
 
 
 def _peak_of(function: Callable[..., object], arguments: tuple[Any, ...]) -> PeakMemory:
@@ -54,10 +59,11 @@ def _peak_of(function: Callable[..., object], arguments: tuple[Any, ...]) -> Pea
     finally:
         done.set()
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RSS_UNIT
-    return PeakMemory(_own_peak(), children, max(seen))
+    return PeakMemory(own_peak(), children, max(seen))
 
 
-def _own_peak() -> int:
+def own_peak() -> int:
+    """This process's greatest resident memory so far, in bytes."""
     if _STATUS.exists():
         # On Linux, ru_maxrss of a spawned process begins at the memory of the process that spawned it.
         return _status("VmHWM")
