@@ -77,6 +77,23 @@ class Reader(ABC):
         return self.tokenizer.encode(text).ids
 
 
+@dataclass(frozen=True)
+class CroppedReader(Reader):
+    """A reader whose training pictures are cropped at random; there are no flips.
+
+    Attributes:
+        augment: crop training pictures (``Preprocessing.crop_scale``).
+    """
+
+    augment: bool = True
+
+    def pixels(self, picture: Image.Image, rng: np.random.Generator) -> Tensor:
+        """(3, S, S) uint8 pixels of a picture or of a part of it."""
+        if self.train and self.augment:
+            return self.preprocessing.augmented_image(picture, rng)
+        return self.preprocessing.image(picture)
+
+
 def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
     """An entry of the sample's metadata.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from onepeace_lightning.data.finetune.base import CroppedDataModule, Reader, read_json
+from onepeace_lightning.data.finetune.base import CroppedDataModule, CroppedReader, read_json
 from onepeace_lightning.data.prepare import Example
 
 
@@ -25,22 +25,15 @@ def read_answers(raw: Mapping[str, Any]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class QuestionReader(Reader):
-    """Reads ``image-question`` samples.
-
-    Attributes:
-        augment: crop training pictures at random (``Preprocessing.crop_scale``); there are no flips.
-    """
-
-    augment: bool = True
+class QuestionReader(CroppedReader):
+    """Reads ``image-question`` samples."""
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """The picture and the question; targets are the answers, and the picture's width and height in pixels."""
         picture, question = self.picture(raw), self.text(raw)
-        prepare = self.preprocessing.image
-        pixels = self.preprocessing.augmented_image(picture, rng) if self.train and self.augment else prepare(picture)
         targets = {"answers": read_answers(raw), "size": torch.tensor(picture.size, dtype=torch.float32)}
-        return Example(raw["__key__"], {"text": self.ids(question), "image": pixels}, question, targets=targets)
+        inputs = {"text": self.ids(question), "image": self.pixels(picture, rng)}
+        return Example(raw["__key__"], inputs, question, targets=targets)
 
 
 class VisualQuestionAnsweringDataModule(CroppedDataModule):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from onepeace_lightning.data.decoding import decode_image
-from onepeace_lightning.data.finetune.base import CroppedDataModule, Reader, read_labels
+from onepeace_lightning.data.finetune.base import CroppedDataModule, CroppedReader, read_labels
 from onepeace_lightning.data.prepare import Example
 from onepeace_lightning.data.shards import SECOND_IMAGE_EXTENSIONS
 
@@ -30,24 +30,13 @@ def second_picture(raw: Mapping[str, Any]) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class PairReader(Reader):
-    """Reads ``image-pair`` samples.
-
-    Attributes:
-        augment: crop training pictures at random (``Preprocessing.crop_scale``), each its own way; there are no flips.
-    """
-
-    augment: bool = True
+class PairReader(CroppedReader):
+    """Reads ``image-pair`` samples; each picture is cropped its own way."""
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """Both pictures and the statement; targets are its class names, and (2, 2) widths and heights in pixels."""
         pictures, statement = [self.picture(raw), second_picture(raw)], self.text(raw)
-        first, second = (
-            self.preprocessing.augmented_image(picture, rng)
-            if self.train and self.augment
-            else self.preprocessing.image(picture)
-            for picture in pictures
-        )
+        first, second = (self.pixels(picture, rng) for picture in pictures)
         sizes = torch.tensor([picture.size for picture in pictures], dtype=torch.float32)
         return Example(
             raw["__key__"],

@@ -7,23 +7,21 @@ from typing import Any
 import numpy as np
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.base import CroppedDataModule, Reader, read_json
+from onepeace_lightning.data.finetune.base import CroppedDataModule, CroppedReader, read_json
 from onepeace_lightning.data.prepare import Example, collate
 from onepeace_lightning.data.tokenizers.base import clean_text
 from onepeace_lightning.models.inputs import Text
 
 
 @dataclass(frozen=True)
-class CaptionsReader(Reader):
+class CaptionsReader(CroppedReader):
     """Reads a picture or sound with its captions; in training one caption is drawn.
 
     Attributes:
         data_type: which of the module's data types.
-        augment: crop training pictures at random (``Preprocessing.crop_scale``).
     """
 
     data_type: str = "image-text"
-    augment: bool = True
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """Its targets are the captions, their token ids, and the name by which right answers are told."""
@@ -35,12 +33,7 @@ class CaptionsReader(Reader):
         answer = clean_text(captions[0]) if kind == "text" else f"{raw['__shard__']}/{raw['__key__']}"
         if self.train:
             captions = [captions[rng.integers(len(captions))]]
-        if modality == "audio":
-            item = self.waveform(raw)
-        elif self.train and self.augment:
-            item = self.preprocessing.augmented_image(self.picture(raw), rng)
-        else:
-            item = self.preprocessing.image(self.picture(raw))
+        item = self.waveform(raw) if modality == "audio" else self.pixels(self.picture(raw), rng)
         ids = [self.ids(caption) for caption in captions]
         targets = {"captions": captions, "ids": ids, "answer": answer}
         return Example(raw["__key__"], {modality: item}, captions[0], targets=targets)
@@ -62,4 +55,4 @@ class RetrievalDataModule(CroppedDataModule):
 
     def prepare(self, data_type: str, *, train: bool) -> CaptionsReader:
         """What reads a sample."""
-        return CaptionsReader(self.preprocessing, self.tokenizer, train, data_type, self.augment)
+        return CaptionsReader(self.preprocessing, self.tokenizer, train, self.augment, data_type)
