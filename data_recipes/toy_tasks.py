@@ -83,12 +83,13 @@ TASKS = {
     "audio_tagging": Task("audio-label", audio_tagging, chance.tags, about=_THINGS),
     "image_text_retrieval": Task("image-captions", image_text_retrieval, chance.retrieval),
     "audio_text_retrieval": Task("audio-captions", audio_text_retrieval, chance.retrieval),
-    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=3),
+    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=9),
     "semantic_segmentation": Task(
         "image-mask",
         semantic_segmentation,
         partial(chance.segmentation, classes=len(SEGMENTATION_CLASSES)),
         _SCENES_RULE,
+        items=2,
         about={"classes": list(SEGMENTATION_CLASSES), "mask": "the pixels that a thing covers at least half"},
     ),
     "visual_question_answering": Task(
@@ -96,7 +97,7 @@ TASKS = {
         visual_question_answering,
         chance.questions,
         f"{SPLIT_RULE}; in pictures of single things each is a group of one",
-        items=3,
+        items=9,
         about={"answers": list(ANSWERS)},
     ),
     "visual_reasoning": Task(
@@ -104,13 +105,13 @@ TASKS = {
         visual_reasoning,
         chance.statements,
         f"{SPLIT_RULE}; both pictures of an item are on the same side",
-        items=3,
+        items=9,
         about={
             "classes": list(STATEMENT_CLASSES),
             "statements": "counts are meant exactly; the first picture is the left",
         },
     ),
-    "audio_question_answering": Task("audio-choices", audio_question_answering, chance.choices, items=2),
+    "audio_question_answering": Task("audio-choices", audio_question_answering, chance.choices, items=3),
 }
 """The tasks by the name of their folder."""
 
