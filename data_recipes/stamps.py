@@ -35,11 +35,15 @@ from scipy.sparse.csgraph import connected_components
 
 from data_recipes.stamps_media import check_svg_support, encode_all
 from data_recipes.stamps_package import LICENSE, Clip, Package, Stamp, fetch, read_package, unpack
+from data_recipes.stamps_tasks_plans import sentences
 from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 
 MIN_SHARDS = 8
 """Shards per stream (as far as it has samples), so that that many workers or ranks get a share."""
+
+SENTENCES = 5
+"""How often the vocabulary's training reads each sentence of ``stamps_tasks_plans``."""
 
 Sample = tuple[str, dict[str, bytes]]
 
@@ -78,7 +82,7 @@ def build(
         source: the package's ``.deb``, or a folder that holds it unpacked or installed; None: download it (apt-get).
         image_size: most pixels of a picture's side.
         max_seconds: sounds are cut after this time.
-        vocab_size: of the SentencePiece vocabulary, trained on ``train/text``.
+        vocab_size: of the SentencePiece vocabulary, trained on ``train/text`` and the sentences of ``stamps_tasks_plans``.
         val_fraction: share of the stamps that is for validation, about.
         image_languages: a training picture is paired once with its caption in each of these. Most recordings are in
             other languages than English, so pictures meet them through text only where the languages are shared.
@@ -116,7 +120,9 @@ def build(
     for folder, samples in streams.items():
         _write(out / folder, samples, package.source, about, overwrite)
     captions = [fields["txt"].decode("utf-8") for _, fields in streams["train/text"]]
-    SentencePieceTokenizer.train(captions, vocab_size).save(out / "tokenizer")
+    # Few captions have the downstream tasks' words, and rare ones would be spelled in parts.
+    spoken = [*sentences()] * SENTENCES
+    SentencePieceTokenizer.train([*captions, *spoken], vocab_size).save(out / "tokenizer")
     return {folder: read_manifest(out / folder) for folder in streams}
 
 

@@ -32,7 +32,21 @@ _SEVERAL = {category: words[1] for category, words in CATEGORIES.items()}
 ANSWERS = (*(str(count) for count in _COUNTS), *_ONE.values(), "yes", "no")
 """Everything that a question about a scene can be answered with."""
 
+HOW_MANY, IS_THERE = "how many {} are there?", "is there a {}?"
+WHAT_IS_AT, WHAT_IS_BESIDE = "what is {}?", "what is {} the {}?"
+
 Sample = tuple[Item, dict[str, bytes]]
+
+
+def sentences() -> Iterator[str]:
+    """What is asked and said of categories, for a vocabulary that has its words."""
+    yield from (WHAT_IS_AT.format(place) for place in PLACES)
+    for category, one in _ONE.items():
+        yield from (HOW_MANY.format(_SEVERAL[category]), IS_THERE.format(one))
+        yield from (f"the {one} {place}" for place in PLACES)
+        for words in RELATIONS:
+            yield WHAT_IS_BESIDE.format(words, one)
+            yield from (f"the {one} {words} the {other}" for other in _ONE.values() if other != one)
 
 
 @dataclass
@@ -129,7 +143,7 @@ def _how_many(draw: Draw) -> Sample:
     count = draw.one_of(_COUNTS)
     others = draw.categories(int(draw.rng.integers(0, _COUNTS[-1] + 1 - count)), [asked])
     scene = draw.scene([asked] * count + others)
-    return draw.sample(scene, {"answers": {str(count): 1.0}}, f"how many {_SEVERAL[asked]} are there?")
+    return draw.sample(scene, {"answers": {str(count): 1.0}}, HOW_MANY.format(_SEVERAL[asked]))
 
 
 def _is_there(draw: Draw) -> Sample:
@@ -137,7 +151,7 @@ def _is_there(draw: Draw) -> Sample:
     number = draw.one_of((2, 3, 4))
     shown = [asked] * (answer == "yes")
     scene = draw.scene([*shown, *draw.categories(number - len(shown), [asked])])
-    return draw.sample(scene, {"answers": {answer: 1.0}}, f"is there a {_ONE[asked]}?")
+    return draw.sample(scene, {"answers": {answer: 1.0}}, IS_THERE.format(_ONE[asked]))
 
 
 def _what_is_beside(draw: Draw) -> Sample:
@@ -147,7 +161,7 @@ def _what_is_beside(draw: Draw) -> Sample:
     middle = sorted(scene, key=lambda placed: placed.x if words in ("left of", "right of") else placed.y)[1]
     (answer,) = (other for other in scene if other is not middle and RELATIONS[words](other, middle))
     facts = {"answers": {_ONE[answer.cutout.category]: 1.0}}
-    return draw.sample(scene, facts, f"what is {words} the {_ONE[middle.cutout.category]}?")
+    return draw.sample(scene, facts, WHAT_IS_BESIDE.format(words, _ONE[middle.cutout.category]))
 
 
 def _what_is_at(draw: Draw) -> Sample:
@@ -155,7 +169,7 @@ def _what_is_at(draw: Draw) -> Sample:
     scene = draw.scene(draw.categories(draw.one_of((2, 3, 4))))
     stands = RELATIONS[PLACES[place]]
     (answer,) = (one for one in scene if all(stands(one, other) for other in scene if other is not one))
-    return draw.sample(scene, {"answers": {_ONE[answer.cutout.category]: 1.0}}, f"what is {place}?")
+    return draw.sample(scene, {"answers": {_ONE[answer.cutout.category]: 1.0}}, WHAT_IS_AT.format(place))
 
 
 _QUESTIONS = (_how_many, _is_there, _what_is_beside, _what_is_at)

@@ -19,7 +19,11 @@ import numpy as np
 
 from data_recipes.toy_pictures import draw_picture, encode_png
 from data_recipes.toy_sounds import encode_wav, play_clip
+from data_recipes.toy_tasks_items import Draw
+from data_recipes.toy_tasks_questions import audio_question_answering, visual_question_answering, visual_reasoning
+from data_recipes.toy_tasks_scenes import visual_grounding
 from data_recipes.toy_world import COLOURS, SPLIT_RULE, THINGS, Combination, all_combinations, caption, is_held_out
+from onepeace_lightning.data.finetune.audio_choices import with_choice
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 
@@ -30,7 +34,8 @@ COLOURED_SHARE = 0.5
 SINGLE_GROUP_SHARE = 0.25
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
 
-VOCAB_SIZE = 512  # 260 bytes and special ids, the letters, and room for every word to be one piece
+VOCAB_SIZE = 1024  # 260 bytes and special ids, the letters, and room for every word to be one piece
+SENTENCES = 400  # of each downstream task, for the vocabulary
 TRAIN_SHARD, VAL_SHARD = 500, 64  # samples; several shards a stream, so that workers and ranks can share them
 
 
@@ -113,7 +118,16 @@ def build(out: Path, config: ToyConfig | None = None, *, overwrite: bool = False
                     writer.write(f"{index:06d}", fields)
                     if split == "train" and "txt" in fields:
                         captions.append(fields["txt"].decode())
-    SentencePieceTokenizer.train(captions, VOCAB_SIZE).save(out / "tokenizer")
+    SentencePieceTokenizer.train([*captions, *_sentences(config)], VOCAB_SIZE).save(out / "tokenizer")
+
+
+def _sentences(config: ToyConfig) -> list[str]:
+    """What the downstream tasks ask and say, so that the vocabulary has their words too; nothing else sees these."""
+    draw = Draw(False, config.image_side, np.random.default_rng((config.seed, len(TRAIN_TYPES) + 1)))
+    spoken = [item.text or "" for plan in (visual_question_answering, visual_reasoning, visual_grounding)
+              for item in plan(SENTENCES, draw)]  # fmt: skip
+    asked = audio_question_answering(SENTENCES, draw)
+    return spoken + [with_choice(item.text or "", choice) for item in asked for choice in item.facts["choices"]]
 
 
 def _plan(config: ToyConfig) -> dict[str, list[_Sample]]:

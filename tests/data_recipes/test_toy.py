@@ -256,6 +256,14 @@ def test_the_tokenizer_has_a_piece_for_every_word(tmp_path):
     for thing in THINGS:
         words = f"three small orange {thing}s and a big purple {thing}".split()
         assert len(tokenizer.encode(" ".join(words)).ids) == len(words) + 1
+        # Words of the downstream tasks; a question mark and a colon are pieces of their own.
+        for text in (
+            f"what sounds right after the {thing} ? answer : four",
+            f"how many {thing}s are there ?",
+            f"the left picture has more {thing}s than the right",
+            f"the small {thing} at the bottom",
+        ):
+            assert len(tokenizer.encode(text.replace(" ?", "?").replace(" :", ":")).ids) == len(text.split()) + 1
 
 
 @pytest.mark.parametrize(

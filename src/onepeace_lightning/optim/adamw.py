@@ -54,7 +54,6 @@ def adamw(module: nn.Module, settings: Optimization, total_steps: int | None = N
     groups = parameter_groups(
         module, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
-    # One kernel a parameter instead of a dozen: of a step at ``tiny``, a tenth.
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     schedule = warmup_cosine(optimizer, total_steps=total, warmup_steps=warmup, min_lr=settings.min_lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
