@@ -35,7 +35,7 @@ from data_recipes.toy_tasks_groups import (
     image_classification,
     image_text_retrieval,
 )
-from data_recipes.toy_tasks_items import Draw, Item
+from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
 from data_recipes.toy_tasks_questions import (
     ANSWERS,
     STATEMENT_CLASSES,
@@ -64,6 +64,7 @@ class Task:
         chance: the score without looking, from the training and the validation items.
         split_rule: which items are for validation.
         items: how many times as many training items as are asked for; what relates words to places takes more.
+        things: that its items show.
         about: what else its manifests say.
     """
 
@@ -72,6 +73,7 @@ class Task:
     chance: Callable[[Sequence[Item], Sequence[Item]], chance.Chance]
     split_rule: str = SPLIT_RULE
     items: int = 1
+    things: Sequence[str] = THINGS
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,13 +85,14 @@ TASKS = {
     "audio_tagging": Task("audio-label", audio_tagging, chance.tags, about=_THINGS),
     "image_text_retrieval": Task("image-captions", image_text_retrieval, chance.retrieval),
     "audio_text_retrieval": Task("audio-captions", audio_text_retrieval, chance.retrieval),
-    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=9),
+    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=9, things=ASKED_THINGS),
     "semantic_segmentation": Task(
         "image-mask",
         semantic_segmentation,
         partial(chance.segmentation, classes=len(SEGMENTATION_CLASSES)),
         _SCENES_RULE,
         items=2,
+        things=ASKED_THINGS,
         about={"classes": list(SEGMENTATION_CLASSES), "mask": "the pixels that a thing covers at least half"},
     ),
     "visual_question_answering": Task(
@@ -98,6 +101,7 @@ TASKS = {
         chance.questions,
         f"{SPLIT_RULE}; in pictures of single things each is a group of one",
         items=9,
+        things=ASKED_THINGS,
         about={"answers": list(ANSWERS)},
     ),
     "visual_reasoning": Task(
@@ -106,12 +110,15 @@ TASKS = {
         chance.statements,
         f"{SPLIT_RULE}; both pictures of an item are on the same side",
         items=9,
+        things=ASKED_THINGS,
         about={
             "classes": list(STATEMENT_CLASSES),
             "statements": "counts are meant exactly; the first picture is the left",
         },
     ),
-    "audio_question_answering": Task("audio-choices", audio_question_answering, chance.choices, items=3),
+    "audio_question_answering": Task(
+        "audio-choices", audio_question_answering, chance.choices, items=3, things=ASKED_THINGS
+    ),
 }
 """The tasks by the name of their folder."""
 
@@ -199,7 +206,7 @@ def plan(task: Task, split: str, seed: tuple[int, ...], config: ToyTasksConfig) 
     """The items of one split of a task."""
     rng = np.random.default_rng((*seed, SPLITS.index(split)))
     count = config.val if split == "val" else config.train * task.items
-    return task.plan(count, Draw(split == "val", config.image_side, rng))
+    return task.plan(count, Draw(split == "val", config.image_side, rng, task.things))
 
 
 def render(data_type: str, side: int, seeded: tuple[Item, tuple[int, ...]]) -> dict[str, bytes]:

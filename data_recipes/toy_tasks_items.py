@@ -12,6 +12,9 @@ from data_recipes.toy_world import COLOURS, COUNT_WORDS, SIZES, THINGS, Combinat
 
 COUNTS = tuple(COUNT_WORDS)
 COLOUR_NAMES = tuple(COLOURS)
+ASKED_THINGS = THINGS[:8]
+"""What expressions, questions, statements and masks are about: that a word means what is seen must be learned for every
+word by itself, and takes a tiny model thousands of examples each."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Draw:
         held_out: whether the items are for validation.
         image_side: side of the pictures in pixels.
         rng: of everything that is drawn.
+        names: the things that may be drawn.
     """
 
     held_out: bool
     image_side: int
     rng: np.random.Generator
+    names: Sequence[str] = THINGS
 
     def one_of(self, values: Sequence[Any]) -> Any:
         """Any of some values."""
@@ -59,12 +64,12 @@ class Draw:
 
     def things(self, count: int, without: Sequence[str] = ()) -> list[str]:
         """Different things, none of them ``without``."""
-        return self.shuffled([thing for thing in THINGS if thing not in without])[:count]
+        return self.shuffled([thing for thing in self.names if thing not in without])[:count]
 
     def combination(
         self,
         *fixed: Group,
-        number: int = 2,
+        numbers: Sequence[int] = (2,),
         without: Sequence[str] = (),
         counts: Sequence[int] = COUNTS,
     ) -> Combination:
@@ -72,7 +77,7 @@ class Draw:
 
         Args:
             fixed: groups that must be among them.
-            number: of groups.
+            numbers: of groups; one of them.
             without: things that must not be among them.
             counts: that the other groups may have.
         """
@@ -80,7 +85,7 @@ class Draw:
         while True:
             others = [
                 Group(self.one_of(counts), self.one_of(SIZES), thing)
-                for thing in self.things(number - len(fixed), taken)
+                for thing in self.things(self.one_of(numbers) - len(fixed), taken)
             ]
             groups = tuple(self.shuffled([*fixed, *others]))
             if is_held_out(groups) == self.held_out:

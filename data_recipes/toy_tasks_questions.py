@@ -6,41 +6,50 @@ What is asked, and about what, is drawn before the right answer, and the answer 
 from collections.abc import Callable
 
 from data_recipes.toy_scenes import RELATIONS
-from data_recipes.toy_tasks_items import COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
-from data_recipes.toy_world import SIZES, THINGS, Combination, Group
+from data_recipes.toy_tasks_items import ASKED_THINGS, COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
+from data_recipes.toy_world import SIZES, Combination, Group
 
-ANSWERS = (*(str(count) for count in COUNTS), *COLOUR_NAMES, *THINGS, "yes", "no")
+ANSWERS = (*(str(count) for count in COUNTS), *COLOUR_NAMES, *ASKED_THINGS, "yes", "no")
 """Everything that a question about a picture can be answered with."""
 
 STATEMENT_CLASSES = ("True", "False")
 
 _CHOICES = 4
 _SIDES = ("left", "right")
+_GROUPS = (1, 2)
+"""In pictures of which a thing is named; where there is one group, the word is learned without having to choose."""
 
 
 def visual_question_answering(count: int, draw: Draw) -> list[Item]:
-    """Questions about pictures of two groups or of three single things; one right answer each."""
+    """Questions about pictures of one or two groups or of three single things; one right answer each."""
     return [ask(draw) for ask in draw.balanced(_QUESTIONS, count)]
 
 
 def _how_many(draw: Draw) -> Item:
     group = _any_group(draw)
-    return _about_groups(f"how many {group.thing}s are there?", str(group.count), draw.combination(group), draw)
+    groups = draw.combination(group, numbers=_GROUPS)
+    return _about_groups(f"how many {group.thing}s are there?", str(group.count), groups, draw)
 
 
 def _what_colour(draw: Draw) -> Item:
     group, colour = _any_group(draw), draw.one_of(COLOUR_NAMES)
     subject = f"is the {group.thing}" if group.count == 1 else f"are the {group.thing}s"
-    return _about_groups(f"what colour {subject}?", colour, draw.combination(group), draw, known={group.thing: colour})
+    groups = draw.combination(group, numbers=_GROUPS)
+    return _about_groups(f"what colour {subject}?", colour, groups, draw, known={group.thing: colour})
 
 
 def _is_there(draw: Draw) -> Item:
-    thing, answer = draw.one_of(THINGS), draw.one_of(("yes", "no"))
+    thing, answer = draw.one_of(draw.names), draw.one_of(("yes", "no"))
     if answer == "yes":
-        groups = draw.combination(Group(draw.one_of(COUNTS), draw.one_of(SIZES), thing))
+        groups = draw.combination(Group(draw.one_of(COUNTS), draw.one_of(SIZES), thing), numbers=_GROUPS)
     else:
-        groups = draw.combination(without=[thing])
+        groups = draw.combination(without=[thing], numbers=_GROUPS)
     return _about_groups(f"is there a {thing}?", answer, groups, draw)
+
+
+def _what_is_there(draw: Draw) -> Item:
+    groups = draw.combination(numbers=(1,))
+    return _about_groups("what is there?", groups[0].thing, groups, draw)
 
 
 def _on_which_side(draw: Draw) -> Item:
@@ -63,13 +72,14 @@ _QUESTIONS: tuple[Callable[[Draw], Item], ...] = (
     _how_many,
     _what_colour,
     _is_there,
+    _what_is_there,
     _on_which_side,
     _what_is_beside,
 )
 
 
 def _any_group(draw: Draw) -> Group:
-    return Group(draw.one_of(COUNTS), draw.one_of(SIZES), draw.one_of(THINGS))
+    return Group(draw.one_of(COUNTS), draw.one_of(SIZES), draw.one_of(draw.names))
 
 
 def _about_groups(
@@ -80,7 +90,7 @@ def _about_groups(
 
 
 def visual_reasoning(count: int, draw: Draw) -> list[Item]:
-    """Statements about two pictures of two groups each; half of the statements of each form are true."""
+    """Statements about two pictures of one or two groups each; half of the statements of each form are true."""
     forms = draw.balanced(
         [(state, true) for state in _STATEMENTS for true in (True, False)], count
     )  # fmt: skip
@@ -104,7 +114,7 @@ def _one_side_has_count(true: bool, draw: Draw) -> Item:
 
 
 def _one_side_has_more(true: bool, draw: Draw) -> Item:
-    thing, side = draw.one_of(THINGS), draw.one_of((0, 1))
+    thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
     few, many = sorted(draw.shuffled(COUNTS)[:2])
     pictures = [_with(thing, few, draw)] * 2
     pictures[side if true else 1 - side] = _with(thing, many, draw)
@@ -113,15 +123,15 @@ def _one_side_has_more(true: bool, draw: Draw) -> Item:
 
 
 def _only_one_has(true: bool, draw: Draw) -> Item:
-    thing = draw.one_of(THINGS)
+    thing = draw.one_of(draw.names)
     with_it = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
-    without = [draw.combination(without=[thing]) for _ in range(2)]
+    without = [draw.combination(without=[thing], numbers=_GROUPS) for _ in range(2)]
     pictures = draw.shuffled([with_it[0], without[0]]) if true else draw.one_of((with_it, without))
     return _statement(f"only one picture has {thing}s", true, pictures, draw)
 
 
 def _both_have_colour(true: bool, draw: Draw) -> Item:
-    thing, (colour, other) = draw.one_of(THINGS), draw.shuffled(COLOUR_NAMES)[:2]
+    thing, (colour, other) = draw.one_of(draw.names), draw.shuffled(COLOUR_NAMES)[:2]
     pictures = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
     colours = [colour, colour] if true else draw.shuffled([colour, other])
     return _statement(f"both pictures have {colour} {thing}s", true, pictures, draw, [{thing: c} for c in colours])
@@ -137,12 +147,12 @@ _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
 
 
 def _with(thing: str, count: int, draw: Draw) -> Combination:
-    return draw.combination(Group(count, draw.one_of(SIZES), thing))
+    return draw.combination(Group(count, draw.one_of(SIZES), thing), numbers=_GROUPS)
 
 
 def _other_count_or_none(group: Group, draw: Draw) -> Combination:
     if draw.one_of((True, False)):
-        return draw.combination(without=[group.thing])
+        return draw.combination(without=[group.thing], numbers=_GROUPS)
     return _with(group.thing, draw.one_of([count for count in COUNTS if count != group.count]), draw)
 
 
@@ -207,7 +217,7 @@ _SOUND_QUESTIONS: tuple[Callable[[int, Draw], Item], ...] = (
 
 def _sequence(number: int, draw: Draw) -> Combination:
     """Groups that one clip has time for: of three, none has more than two sounds."""
-    return draw.combination(number=number, counts=COUNTS if number == 2 else COUNTS[:2])
+    return draw.combination(numbers=(number,), counts=COUNTS if number == 2 else COUNTS[:2])
 
 
 def _choose(

