@@ -82,7 +82,7 @@ def build(
         source: the package's ``.deb``, or a folder that holds it unpacked or installed; None: download it (apt-get).
         image_size: most pixels of a picture's side.
         max_seconds: sounds are cut after this time.
-        vocab_size: of the SentencePiece vocabulary, trained on ``train/text`` and the sentences of ``stamps_tasks_plans``.
+        vocab_size: of the SentencePiece vocabulary, trained on ``train/text`` and what the downstream tasks say.
         val_fraction: share of the stamps that is for validation, about.
         image_languages: a training picture is paired once with its caption in each of these. Most recordings are in
             other languages than English, so pictures meet them through text only where the languages are shared.

@@ -85,7 +85,9 @@ TASKS = {
     "audio_tagging": Task("audio-label", audio_tagging, chance.tags, about=_THINGS),
     "image_text_retrieval": Task("image-captions", image_text_retrieval, chance.retrieval),
     "audio_text_retrieval": Task("audio-captions", audio_text_retrieval, chance.retrieval),
-    "visual_grounding": Task("image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=9, things=ASKED_THINGS),
+    "visual_grounding": Task(
+        "image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=9, things=ASKED_THINGS
+    ),
     "semantic_segmentation": Task(
         "image-mask",
         semantic_segmentation,

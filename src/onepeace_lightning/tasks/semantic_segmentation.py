@@ -199,7 +199,7 @@ class SemanticSegmentationTask(FinetuneTask):
 
 
 def painted(classes_YX: np.ndarray, classes: int) -> np.ndarray:
-    """(Y, X, 3) uint8: each class in a colour of its own, the first (often the background) in grey, no class in black."""
+    """(Y, X, 3) uint8: each class in a colour of its own, the first (often background) in grey, no class in black."""
     colours = np.zeros((UNLABELLED + 1, 3))
     for index in range(classes):
         # Hues a golden section apart are never close, however many there are.
