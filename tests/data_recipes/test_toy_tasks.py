@@ -195,7 +195,7 @@ def test_an_expression_means_one_thing_alone_and_its_box_is_tight(tasks):
         assert all(side.any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
         for one in scene:  # outside all boxes there is nothing but pixels that are less than half covered
             differs[one["box"][1] : one["box"][3], one["box"][0] : one["box"][2]] = 0
-        assert differs.max() < 120
+        assert differs.max() < 115
     assert {"left", "right", "above", "below", "top", "bottom", *SIZES, *COLOURS} <= set(words)
 
 
@@ -230,7 +230,8 @@ def test_masks_agree_with_the_pictures(tasks):
             assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
         differs = difference_from_ground(picture(sample["png"]))
         assert (differs[mask > 0] > 5).mean() > 0.93  # drawing leaves a pixel out here and there, within a thing
-        assert differs[mask == 0].max() < 120  # about half of the ink's, that is less than half covered
+        # Less than half covered; a pixel that is covered wholly differs most. Rounding adds one.
+        assert differs[mask == 0].max() <= differs.max() / 2 + 1
 
 
 def answer(question, facts):
