@@ -97,6 +97,23 @@ def visual_reasoning(count: int, draw: Draw) -> list[Item]:
     return [state(true, draw) for state, true in forms]
 
 
+def _one_side_has_colour(true: bool, draw: Draw) -> Item:
+    """No thing is named: what left and right mean, and a word for what is seen, are learned from this first."""
+    side, (colour, *others) = draw.one_of((0, 1)), draw.shuffled(COLOUR_NAMES)
+    pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
+    colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
+    shown = side if true else 1 - side
+    colours[shown][draw.one_of(pictures[shown]).thing] = colour
+    return _statement(f"the {_SIDES[side]} picture has something {colour}", true, pictures, draw, colours)
+
+
+def _one_side_has(true: bool, draw: Draw) -> Item:
+    thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
+    pictures = [draw.combination(without=[thing], numbers=_GROUPS) for _ in _SIDES]
+    pictures[side if true else 1 - side] = _with(thing, draw.one_of(COUNTS), draw)
+    return _statement(f"the {_SIDES[side]} picture has {thing}s", true, pictures, draw)
+
+
 def _both_have_count(true: bool, draw: Draw) -> Item:
     group = _any_group(draw)
     pictures = [_with(group.thing, group.count, draw), _with(group.thing, group.count, draw)]
@@ -138,6 +155,8 @@ def _both_have_colour(true: bool, draw: Draw) -> Item:
 
 
 _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
+    _one_side_has_colour,
+    _one_side_has,
     _both_have_count,
     _one_side_has_count,
     _one_side_has_more,

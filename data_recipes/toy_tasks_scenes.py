@@ -12,25 +12,28 @@ _GROUNDING_THINGS = (2, 3)
 _GROUNDING_RIVALS = (0, 1, 1, 1)
 """How many other things of a scene have the target's name; drawn evenly."""
 
+_UNNAMED_SHARE = 1 / 3
+"""Of the expressions. That a word means what is seen is learned from a colour first, and then sooner from a noun."""
+
 _SEGMENTATION_THINGS = (2, 3)
 
 
 @dataclass(frozen=True)
 class Expression:
-    """What is said of one thing of a scene: its name, and any of size, colour, place and a relation to another thing.
+    """What is said of one thing of a scene: its name if any, and any of size, colour, place and relation to another.
 
     A place is among the things that name, size and colour leave: "the big bird at the top" is the topmost big bird, and
-    is not said where there is one big bird alone.
+    is not said where there is one big bird alone. Without a name it is "the big one at the top".
     """
 
-    thing: str
+    thing: str | None
     size: str | None = None
     colour: str | None = None
     place: str | None = None
     relation: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        words = ["the", self.size, self.colour, self.thing, self.place]
+        words = ["the", self.size, self.colour, self.thing or "one", self.place]
         if self.relation:
             words += [self.relation[0], "the", self.relation[1]]
         return " ".join(word for word in words if word)
@@ -40,7 +43,7 @@ class Expression:
         left = [
             one
             for one in scene
-            if one.thing == self.thing and self.size in (None, one.size) and self.colour in (None, one.colour)
+            if self.thing in (None, one.thing) and self.size in (None, one.size) and self.colour in (None, one.colour)
         ]
         if self.place:
             stands = RELATIONS[PLACES[self.place]]
@@ -59,7 +62,7 @@ def visual_grounding(count: int, draw: Draw) -> list[Item]:
         scene = draw.scene(lambda: _target_and_others(draw))
         # The forms that fit come evenly, so that the rare ones are learned too.
         forms: dict[tuple[bool, ...], list[Expression]] = {}
-        for expression in _expressions(scene[0], scene):
+        for expression in _expressions(scene[0], scene, named=draw.rng.random() >= _UNNAMED_SHARE):
             if expression.meant(scene) == [scene[0]]:
                 parts = (expression.size, expression.colour, expression.place, expression.relation)
                 forms.setdefault(tuple(part is not None for part in parts), []).append(expression)
@@ -78,22 +81,23 @@ def _target_and_others(draw: Draw) -> list[str]:
     return [target] * same + draw.things(number - same, [target])
 
 
-def _expressions(target: SceneThing, scene: list[SceneThing]) -> Iterator[Expression]:
-    """Everything true that can be said of a thing, in at most two parts beside its name."""
+def _expressions(target: SceneThing, scene: list[SceneThing], *, named: bool) -> Iterator[Expression]:
+    """Everything true that can be said of a thing, by its name or without, in at most two parts beside the name."""
+    noun = target.thing if named else None
     names = [one.thing for one in scene]
     anchors = [one for one in scene if names.count(one.thing) == 1 and one is not target]
     relations = [(words, one.thing) for one in anchors for words, stands in RELATIONS.items() if stands(target, one)]
-    rivals = [one for one in scene if one.thing == target.thing and one is not target]
+    rivals = [one for one in scene if noun in (None, one.thing) and one is not target]
     if not rivals:
-        yield Expression(target.thing)
+        yield Expression(noun)
     for size, colour in ((None, None), (target.size, None), (None, target.colour)):
         if size or colour:
-            yield Expression(target.thing, size, colour)
+            yield Expression(noun, size, colour)
         if rivals:
             for place in PLACES:
-                yield Expression(target.thing, size, colour, place)
+                yield Expression(noun, size, colour, place)
         for relation in relations:
-            yield Expression(target.thing, size, colour, relation=relation)
+            yield Expression(noun, size, colour, relation=relation)
 
 
 def semantic_segmentation(count: int, draw: Draw) -> list[Item]:

@@ -161,7 +161,7 @@ def fits(text, scene):
     """The things that an expression means, found by its words; independent of how it was made."""
     colours, things = "|".join(COLOURS), "|".join(THINGS)
     match = re.fullmatch(
-        rf"the (?:({'|'.join(SIZES)}) )?(?:({colours}) )?({things})"
+        rf"the (?:({'|'.join(SIZES)}) )?(?:({colours}) )?({things}|one)"
         rf"(?: (on the left|on the right|at the top|at the bottom)| ({'|'.join(STANDS)}) the ({things}))?",
         text,
     )
@@ -169,7 +169,7 @@ def fits(text, scene):
     size, colour, thing, place, relation, anchor = match.groups()
     found = [
         one for one in scene
-        if one["thing"] == thing and size in (None, one["size"]) and colour in (None, one["colour"])
+        if thing in ("one", one["thing"]) and size in (None, one["size"]) and colour in (None, one["colour"])
     ]  # fmt: skip
     if place:
         axis, pick = {"on the left": (0, min), "on the right": (0, max), "at the top": (1, min)}.get(place, (1, max))
@@ -196,7 +196,8 @@ def test_an_expression_means_one_thing_alone_and_its_box_is_tight(tasks):
         for one in scene:  # outside all boxes there is nothing but pixels that are less than half covered
             differs[one["box"][1] : one["box"][3], one["box"][0] : one["box"][2]] = 0
         assert differs.max() < 115
-    assert {"left", "right", "above", "below", "top", "bottom", *SIZES, *COLOURS} <= set(words)
+    assert {"left", "right", "above", "below", "top", "bottom", "one", *SIZES, *COLOURS} <= set(words)
+    assert 0.2 < words["one"] / words["the"] < 0.35
 
 
 def test_the_things_of_a_scene_are_apart_and_inside():
@@ -282,6 +283,10 @@ def is_true(statement, left, right):
         return counts[sides.index(match[1])][thing] == COUNTS[match[2]]
     if match := re.fullmatch(r"the (\w+) picture has more (\w+)s than the (\w+)", statement):
         return counts[sides.index(match[1])][match[2]] > counts[sides.index(match[3])][match[2]]
+    if match := re.fullmatch(r"the (\w+) picture has something (\w+)", statement):
+        return match[2] in {group["colour"] for group in (left, right)[sides.index(match[1])]}
+    if match := re.fullmatch(r"the (\w+) picture has (\w+)s", statement):
+        return match[2] in counts[sides.index(match[1])]
     match = re.fullmatch(r"only one picture has (\w+)s", statement)
     assert match, statement
     return sum(match[1] in count for count in counts) == 1
