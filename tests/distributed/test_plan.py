@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -118,7 +119,7 @@ def train(case: Case, rank: int | None, device: torch.device = CPU) -> dict:
     dtype = torch.bfloat16 if case.bf16 else None
     parallelize(step, case.settings, device=device, mesh=mesh, gather_dtype=dtype, entries=["rank_loss"])
     optimizer = adamw(step.model, Optimization(total_steps=20, lr=1e-3, warmup_steps=0))["optimizer"]
-    losses = []
+    losses, kept = [], []
     for index in range(STEPS):
         if index == 1:
             count_gathers(step, gathers)
@@ -132,11 +133,12 @@ def train(case: Case, rank: int | None, device: torch.device = CPU) -> dict:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
+        kept.append(FakeTensorMode.cache_info().size)
     weights = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in step.model.named_parameters()}
     kinds = {str(p.dtype) for p in step.parameters()}
     per_step = {name: count / (STEPS - 1) for name, count in gathers.items()}
     return {"losses": losses, "weights": {n: p.detach().clone() for n, p in weights.items()}, "gathers": per_step,
-            "kinds": kinds}  # fmt: skip
+            "kinds": kinds, "kept": kept}  # fmt: skip
 
 
 def count_gathers(step: nn.Module, gathers: Counter) -> None:
@@ -210,6 +212,12 @@ def test_a_block_s_weights_are_gathered_once_per_pass(ranks, name):
         assert len(blocks) == 3
         assert set(blocks.values()) == {CASES[name].gathers}
         assert set(gathers.values()) <= {1, 2, 3}  # the root once; the decoder forward and backward
+
+
+def test_nothing_is_kept_of_a_step(ranks):
+    for rank in ranks:
+        first, *_, last = rank["packed"]["kept"][1:]
+        assert first == last > 0  # plans of operations on sharded tensors
 
 
 def test_computing_blocks_again_changes_nothing(ranks):

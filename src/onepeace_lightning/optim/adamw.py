@@ -54,6 +54,7 @@ def adamw(module: nn.Module, settings: Optimization, total_steps: int | None = N
     groups = parameter_groups(
         module, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    # All parameters at once: one by one, DTensor would keep a plan of every update for ever, for the step size in it.
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, foreach=True)
     schedule = warmup_cosine(optimizer, total_steps=total, warmup_steps=warmup, min_lr=settings.min_lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
