@@ -119,10 +119,11 @@ def lines(folder: Path, rank: int = 0) -> list[dict]:
 
 
 def memory() -> float:
-    """Memory of this process and its children in MiB, what several share divided among them."""
+    """Memory of this process and its children in MiB, what several share divided among them; no files' pages."""
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     rollups = (Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes)
-    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1024
+    own = ("Pss_Anon:", "Pss_Shmem:")  # a library's pages are shared with any process that happens to run
+    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith(own)) / 1024
 
 
 class Record(L.Callback):

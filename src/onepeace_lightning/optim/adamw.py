@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.optim.parameters import parameter_groups
 from onepeace_lightning.optim.schedule import warmup_cosine
@@ -36,6 +37,20 @@ class Optimization:
     eps: float = 1e-8
 
 
+class ShardAdamW(torch.optim.AdamW):
+    """AdamW that updates each process's own shards as plain tensors.
+
+    DTensor keeps a plan of every operation by its numbers, and AdamW's step sizes are new ones each step: memory would
+    grow without end (pytorch/pytorch#178276).
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+        return has_complex
+
+
 def adamw(module: nn.Module, settings: Optimization, total_steps: int | None = None) -> dict[str, Any]:
     """Optimizer and schedule of a module's trainable parameters, as ``configure_optimizers`` returns them.
 
@@ -54,7 +69,6 @@ def adamw(module: nn.Module, settings: Optimization, total_steps: int | None = N
     groups = parameter_groups(
         module, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
-    # All parameters at once: one by one, DTensor would keep a plan of every update for ever, for the step size in it.
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, foreach=True)
+    optimizer = ShardAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     schedule = warmup_cosine(optimizer, total_steps=total, warmup_steps=warmup, min_lr=settings.min_lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
