@@ -6,7 +6,8 @@ It fails where a sample of any pass over any stream was not seen exactly once, a
 
 Memory grows over some hundred steps after a start for a reason that ends by itself: oneDNN compiles each new shape of a
 matrix product and keeps 1 024 of them. Here it keeps 16, so that anything else that grew would be seen. The run goes on
-undisturbed after the last kill, and the slope is that of the second half of this stretch.
+undisturbed after the last kill; the slope is that of the second half of this stretch, from the least memory in each
+epoch: within one, workers hold more and more of what their process has changed since it started them.
 """
 
 import argparse
@@ -37,7 +38,7 @@ class Soak:
         steps: distinct steps, of each rank, undisturbed ones included.
         repeated: steps that a resumed run did again, having been killed after their last checkpoint.
         passes: of each stream.
-        slope: growth of a rank's memory with its workers at last, in MiB per 100 steps.
+        slope: growth of the least memory of a rank with its workers in an epoch, at last, in MiB per 100 steps.
         memory: at the end, in MiB.
     """
 
@@ -110,9 +111,11 @@ def check(folder: Path, steps: int, watched: int) -> Soak:
             orders.add(tuple(keys))
         passes[stream] = steps // length
         assert len(orders) == passes[stream], f"{stream}: two passes had the same order"
-    memory = np.array([line["memory"] for line in lines(folder, 0)[-watched:]])
-    slope = np.polyfit(np.arange(len(memory)), memory, 1)[0] * 100
-    return Soak(steps, repeated, passes, float(slope), float(memory[-1]))
+    lowest: dict[int, dict] = {}
+    for line in lines(folder, 0)[-watched:]:
+        lowest[line["epoch"]] = min(line, lowest.get(line["epoch"], line), key=lambda one: one["memory"])
+    slope = np.polyfit([line["step"] for line in lowest.values()], [line["memory"] for line in lowest.values()], 1)[0]
+    return Soak(steps, repeated, passes, 100 * float(slope), lines(folder, 0)[-1]["memory"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.data.tokenizers import Tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
-from onepeace_lightning.distributed.seeding import seed_step
 from onepeace_lightning.distributed.strategy import placement
 from onepeace_lightning.models.attention import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig
@@ -31,6 +29,7 @@ from onepeace_lightning.optim.adamw import Optimization, adamw
 from onepeace_lightning.optim.parameters import modality_trainable
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_source
+from onepeace_lightning.tasks.training import TrainedModule
 
 FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9)
 """Where a task is not told otherwise; the published choices are in ``configs/finetune``."""
@@ -39,7 +38,7 @@ TASKS: dict[str, type["FinetuneTask"]] = {}
 """Every task that has been imported, by the name of its class."""
 
 
-class FinetuneTask(L.LightningModule):
+class FinetuneTask(TrainedModule):
     """A downstream task.
 
     A subclass sets the class attributes and implements ``build``, ``loss``, ``make_metrics``, ``measure`` and
@@ -194,14 +193,6 @@ class FinetuneTask(L.LightningModule):
         load_source(self.model, self.source, self.carried)
         if self.lora is not None:
             add_lora(self.model.backbone, self.lora)
-
-    def on_fit_start(self) -> None:
-        """Remember the run's seed, which every step's random numbers are derived from."""
-        self.seed = torch.initial_seed()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give the step random numbers (stochastic depth) that do not depend on where the run was started."""
-        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.data.tokenizers.base import clean_text
 from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
-from onepeace_lightning.distributed.seeding import seed_step
 from onepeace_lightning.distributed.strategy import placement
 from onepeace_lightning.losses.flops import step_flops, total_flops
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
@@ -26,12 +24,13 @@ from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.optim.adamw import Optimization, adamw
 from onepeace_lightning.optim.parameters import modality_trainable, stage2_trainable
+from onepeace_lightning.tasks.training import TrainedModule
 
 SCORE = "R@1"
 """What the mean over trained pairs is taken of: the monitored ``val/mean_R@1``."""
 
 
-class PretrainTask(L.LightningModule):
+class PretrainTask(TrainedModule):
     """Trains a model from scratch (stage 1), or new modalities of a trained one with all else frozen (stage 2).
 
     Args:
@@ -104,14 +103,6 @@ class PretrainTask(L.LightningModule):
             new = self.trainable or ()
             load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
             self.model.heads.reset_parameters()
-
-    def on_fit_start(self) -> None:
-        """Remember the run's seed, which every step's random numbers are derived from."""
-        self.seed = torch.initial_seed()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give the step random numbers (stochastic depth) that do not depend on where the run was started."""
-        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def setup(self, stage: str) -> None:
         """Make one recall metric per validation gallery.
