@@ -76,7 +76,7 @@ def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: boo
     rng = random.Random(seed)
     for at in sorted(rng.sample(range(2, steps), kills)):
         victim, where = rng.randrange(RANKS), rng.choice(HOOKS)
-        codes = run(folder, *command, *callback("Kill", step=at, rank=victim, where=where), ranks=RANKS)
+        codes = run(folder, *command, *callback("Kill", step=at, rank=victim, where=where), ranks=RANKS, seconds=3600)
         assert codes[victim] == -signal.SIGKILL, output(folder, victim)[-3000:]
         assert 0 not in codes, "the other process went on alone"
     codes = run(folder, *command, ranks=RANKS, seconds=3600)
