@@ -122,7 +122,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--kills", type=int, default=8)
-    parser.add_argument("--undisturbed", type=int, default=300)
+    parser.add_argument("--undisturbed", type=int, default=900)
     parser.add_argument("--strategy", choices=("fsdp", "ddp"), default="fsdp")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
