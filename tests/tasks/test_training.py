@@ -1,0 +1,39 @@
+import lightning as L
+import pytest
+import torch
+
+from onepeace_lightning.tasks.training import TrainedModule
+
+
+class Falling(TrainedModule):
+    """A step of gradient (3, 4, 0) at learning rate 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3))
+
+    def training_step(self, batch, batch_idx):
+        return (self.weight * torch.tensor([3.0, 4.0, 0.0])).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "algorithm", "moved"),
+    [
+        (None, None, [3.0, 4.0, 0.0]),
+        (1.0, None, [0.6, 0.8, 0.0]),
+        (1.0, "norm", [0.6, 0.8, 0.0]),
+        (10.0, "norm", [3.0, 4.0, 0.0]),
+        (3.5, "value", [3.0, 3.5, 0.0]),
+    ],
+)
+def test_gradients_are_clipped_as_the_trainer_says(limit, algorithm, moved, tmp_path):
+    task = Falling()
+    trainer = L.Trainer(
+        max_steps=1, gradient_clip_val=limit, gradient_clip_algorithm=algorithm, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(task, [0])
+    assert (-task.weight).tolist() == pytest.approx(moved, abs=1e-5)
