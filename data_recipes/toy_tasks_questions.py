@@ -98,7 +98,7 @@ def visual_reasoning(count: int, draw: Draw) -> list[Item]:
 
 
 def _one_side_has_colour(true: bool, draw: Draw) -> Item:
-    """No thing is named: what left and right mean, and a word for what is seen, are learned from this first."""
+    """No thing is named: colours are learned long before nouns."""
     side, (colour, *others) = draw.one_of((0, 1)), draw.shuffled(COLOUR_NAMES)
     pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
     colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
