@@ -91,9 +91,7 @@ def _about_groups(
 
 def visual_reasoning(count: int, draw: Draw) -> list[Item]:
     """Statements about two pictures of one or two groups each; half of the statements of each form are true."""
-    forms = draw.balanced(
-        [(state, true) for state in _STATEMENTS for true in (True, False)], count
-    )  # fmt: skip
+    forms = draw.balanced([(state, true) for state in _STATEMENTS for true in (True, False)], count)
     return [state(true, draw) for state, true in forms]
 
 
@@ -109,8 +107,8 @@ def _one_side_has_colour(true: bool, draw: Draw) -> Item:
 
 def _one_side_has(true: bool, draw: Draw) -> Item:
     thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
-    pictures = [draw.combination(without=[thing], numbers=_GROUPS) for _ in _SIDES]
-    pictures[side if true else 1 - side] = _with(thing, draw.one_of(COUNTS), draw)
+    other = draw.combination(without=[thing], numbers=_GROUPS)
+    pictures = _stated(true, side, _with(thing, draw.one_of(COUNTS), draw), other)
     return _statement(f"the {_SIDES[side]} picture has {thing}s", true, pictures, draw)
 
 
@@ -125,16 +123,14 @@ def _both_have_count(true: bool, draw: Draw) -> Item:
 def _one_side_has_count(true: bool, draw: Draw) -> Item:
     """The other picture of a false statement is what the statement's would be: which is which must be seen."""
     group, side = _any_group(draw), draw.one_of((0, 1))
-    pictures = [_other_count_or_none(group, draw)] * 2
-    pictures[side if true else 1 - side] = _with(group.thing, group.count, draw)
+    pictures = _stated(true, side, _with(group.thing, group.count, draw), _other_count_or_none(group, draw))
     return _statement(f"the {_SIDES[side]} picture has {_counted(group)}", true, pictures, draw)
 
 
 def _one_side_has_more(true: bool, draw: Draw) -> Item:
     thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
     few, many = sorted(draw.shuffled(COUNTS)[:2])
-    pictures = [_with(thing, few, draw)] * 2
-    pictures[side if true else 1 - side] = _with(thing, many, draw)
+    pictures = _stated(true, side, _with(thing, many, draw), _with(thing, few, draw))
     text = f"the {_SIDES[side]} picture has more {thing}s than the {_SIDES[1 - side]}"
     return _statement(text, true, pictures, draw)
 
@@ -163,6 +159,11 @@ _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
     _only_one_has,
     _both_have_colour,
 )
+
+
+def _stated(true: bool, side: int, this: Combination, other: Combination) -> list[Combination]:
+    """Two pictures, of which the one on a side is as stated, if that is true; else the other is."""
+    return [this, other] if true == (side == 0) else [other, this]
 
 
 def _with(thing: str, count: int, draw: Draw) -> Combination:

@@ -250,8 +250,8 @@ def test_a_picture_holds_the_colours_of_its_groups_on_the_right_side():
 
 
 def test_the_tokenizer_has_a_piece_for_every_word_and_one_for_the_plural(tmp_path):
-    # The default sizes: words are whole only if the corpus shows them often enough.
-    build(tmp_path, ToyConfig(gallery=2))
+    # Sizes near the default's: rare words are whole only if the corpus shows them often enough.
+    build(tmp_path, ToyConfig(pairs=600, singles=10, gallery=2))
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     for thing in THINGS:
         words = f"three small orange {thing}s and a big purple {thing}".split()
@@ -263,6 +263,7 @@ def test_the_tokenizer_has_a_piece_for_every_word_and_one_for_the_plural(tmp_pat
             f"how many {thing}s are there ?",
             f"the left picture has more {thing}s than the right",
             f"the small {thing} at the bottom",
+            f"what is above the {thing} ?",
         ):
             pieces = len(text.split()) + text.count(f"{thing}s")
             assert len(tokenizer.encode(text.replace(" ?", "?").replace(" :", ":")).ids) == pieces + 1

@@ -27,6 +27,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
                 torch.distributed.all_reduce(square, group=mesh.get_group(dimension))
     norm = (square + nn.utils.get_total_norm(whole) ** 2).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in (*shards, *whole):
-        gradient.mul_(factor)
+    if gradients:
+        torch._foreach_mul_([*shards, *whole], factor)
     return norm

@@ -1,6 +1,7 @@
 """SentencePiece: a vocabulary trained on one's own captions."""
 
 import io
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
@@ -50,15 +51,24 @@ class SentencePieceTokenizer(Tokenizer):
         self.max_length = check_max_length(max_length)
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int, *, max_length: int = DEFAULT_MAX_LENGTH) -> Self:
+    def train(
+        cls,
+        captions: Iterable[str],
+        vocab_size: int,
+        *,
+        stems: Iterable[str] = (),
+        max_length: int = DEFAULT_MAX_LENGTH,
+    ) -> Self:
         """Train a BPE vocabulary; the same captions in the same order give the same bytes.
 
-        Characters that are too rare for a piece of their own are spelled as bytes, so any language can be encoded. 256
-        pieces are kept for that.
+        Characters that are too rare for a piece of their own, other than a to z, are spelled as bytes, so any language can
+        be encoded. 256 pieces are kept for that.
 
         Args:
             captions: texts; those without a word are passed over.
             vocab_size: the most ids wanted; a small corpus gives fewer.
+            stems: what a word may begin with that is then a piece of its own, so that "bell" in "bells" is the piece of
+                "bell" whatever the corpus's statistics.
             max_length: ids kept of a caption, eos not counted.
 
         Raises:
@@ -76,6 +86,8 @@ class SentencePieceTokenizer(Tokenizer):
                 model_type="bpe",  # unigram prunes a small corpus down to letters
                 hard_vocab_limit=False,
                 byte_fallback=True,
+                required_chars=string.ascii_lowercase,
+                user_defined_symbols=[_SPACE + stem for stem in stems],
                 bos_id=BOS,
                 pad_id=PAD,
                 eos_id=EOS,
