@@ -22,7 +22,16 @@ from data_recipes.toy_sounds import encode_wav, play_clip
 from data_recipes.toy_tasks_items import Draw
 from data_recipes.toy_tasks_questions import audio_question_answering, visual_question_answering, visual_reasoning
 from data_recipes.toy_tasks_scenes import visual_grounding
-from data_recipes.toy_world import COLOURS, SPLIT_RULE, THINGS, Combination, all_combinations, caption, is_held_out
+from data_recipes.toy_world import (
+    COLOURS,
+    SPLIT_RULE,
+    THINGS,
+    Combination,
+    all_combinations,
+    caption,
+    colours_alone,
+    is_held_out,
+)
 from onepeace_lightning.data.finetune.audio_choices import with_choice
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
@@ -31,6 +40,10 @@ TRAIN_TYPES = ("image-text", "audio-text", "image", "audio", "text")
 VAL_TYPES = ("image-text", "audio-text", "audio-image")
 
 COLOURED_SHARE = 0.5
+COLOURS_ALONE_SHARE = 0.5
+"""Share of training captions with colours that speak of nothing else. Where things are named too, a picture is found by
+them, and colours are never learned."""
+
 SINGLE_GROUP_SHARE = 0.25
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
 
@@ -75,6 +88,7 @@ class ToyConfig:
 class _Sample:
     """What one sample shows and the seed of its rendering; made first, rendered by any process."""
 
+    split: str
     data_type: str
     combination: Combination
     seed: tuple[int, ...]
@@ -147,7 +161,7 @@ def _plan(config: ToyConfig) -> dict[str, list[_Sample]]:
     chosen |= {f"val/{data_type}": gallery for data_type in VAL_TYPES}
     return {
         stream: [
-            _Sample(stream.split("/")[1], combination, (config.seed, number, index), config.image_side)
+            _Sample(*stream.split("/"), combination, (config.seed, number, index), config.image_side)
             for index, combination in enumerate(combinations)
         ]
         for number, (stream, combinations) in enumerate(chosen.items(), 1)
@@ -177,7 +191,9 @@ def _render(sample: _Sample) -> dict[str, bytes]:
         # Half of the captions of pictures do not mention colours: these are what pictures and sounds have in common.
         # A text alone speaks of a picture or of a sound; audio-image has the caption that fits both.
         coloured = sample.data_type in ("image-text", "text") and rng.random() < COLOURED_SHARE
-        fields["txt"] = caption(sample.combination, colours if coloured else None).encode()
+        alone = coloured and sample.split == "train" and rng.random() < COLOURS_ALONE_SHARE
+        named = caption(sample.combination, colours if coloured else None)
+        fields["txt"] = (colours_alone(colours) if alone else named).encode()
     return fields
 
 

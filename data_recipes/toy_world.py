@@ -101,3 +101,8 @@ def caption(combination: Combination, colours: Sequence[str] | None = None) -> s
         f"{COUNT_WORDS[group.count]} {group.size} {colour}{group.thing}{'s' if group.count > 1 else ''}"
         for group, colour in zip(combination, words, strict=True)
     )
+
+
+def colours_alone(colours: Sequence[str]) -> str:
+    """Say of a picture nothing but its groups' colours: "something red and something blue"."""
+    return " and ".join(f"something {colour}" for colour in colours)
