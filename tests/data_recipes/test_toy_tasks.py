@@ -284,7 +284,7 @@ def has(picture, words):
 def is_true(statement, left, right):
     """Judge a statement from the groups of both pictures."""
     match = re.fullmatch(
-        r"(the left picture has|the right picture has|both pictures have|only one picture has) (.+)", statement
+        r"(the left picture has|the right picture has|both pictures have|no picture has) (.+)", statement
     )
     assert match, statement
     shown = [has(picture, match[2]) for picture in (left, right)]
@@ -294,7 +294,7 @@ def is_true(statement, left, right):
         case ["both", _]:
             return all(shown)
         case _:
-            return sum(shown) == 1
+            return not any(shown)
 
 
 def test_statements_about_two_pictures_are_judged_right_and_balanced(tasks):
