@@ -4,7 +4,6 @@ What is asked, and about what, is drawn before the right answer, and the answer 
 """
 
 from collections.abc import Callable
-from itertools import product
 
 from data_recipes.toy_scenes import RELATIONS
 from data_recipes.toy_tasks_items import ASKED_THINGS, COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
@@ -92,97 +91,101 @@ def _about_groups(
 
 def visual_reasoning(count: int, draw: Draw) -> list[Item]:
     """Statements about two pictures of one or two groups each; half of the statements of each form are true."""
-    kinds = product(_STATEMENTS, _SUBJECTS, (True, False))
-    return [state(true, *about(draw), draw) for state, about, true in draw.balanced(list(kinds), count)]
+    forms = draw.balanced([(state, true) for state in _STATEMENTS for true in (True, False)], count)
+    return [state(true, draw) for state, true in forms]
 
 
-Shown = tuple[Combination, dict[str, str]]
-"""The groups of a picture, and the colours of those whose colour is not left to chance."""
-
-Drawing = Callable[[bool], Shown]
-"""Draws a picture that has what is spoken of, or one that lacks it."""
-
-
-def _something_coloured(draw: Draw) -> tuple[str, Drawing]:
-    """No thing is named: colours are learned long before nouns, and with them what is said of pictures."""
-    colour, *others = draw.shuffled(COLOUR_NAMES)
-
-    def picture(has: bool) -> Shown:
-        groups = draw.combination(numbers=_GROUPS)
-        colours = {group.thing: draw.one_of(others) for group in groups}
-        return groups, colours | {draw.one_of(groups).thing: colour} if has else colours
-
-    return f"something {colour}", picture
+def _one_side_has_colour(true: bool, draw: Draw) -> Item:
+    """No thing is named: colours are learned long before nouns."""
+    side, (colour, *others) = draw.one_of((0, 1)), draw.shuffled(COLOUR_NAMES)
+    pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
+    colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
+    shown = side if true else 1 - side
+    colours[shown][draw.one_of(pictures[shown]).thing] = colour
+    return _statement(f"the {_SIDES[side]} picture has something {colour}", true, pictures, draw, colours)
 
 
-def _thing(draw: Draw) -> tuple[str, Drawing]:
-    thing = draw.one_of(draw.names)
-
-    def picture(has: bool) -> Shown:
-        return _with(thing, draw.one_of(COUNTS), draw) if has else _without(thing, draw), {}
-
-    return f"a {thing}", picture
+def _one_side_has(true: bool, draw: Draw) -> Item:
+    thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
+    other = draw.combination(without=[thing], numbers=_GROUPS)
+    pictures = _stated(true, side, _with(thing, draw.one_of(COUNTS), draw), other)
+    return _statement(f"the {_SIDES[side]} picture has {thing}s", true, pictures, draw)
 
 
-def _so_many(draw: Draw) -> tuple[str, Drawing]:
+def _both_have_count(true: bool, draw: Draw) -> Item:
     group = _any_group(draw)
-    others = [count for count in COUNTS if count != group.count]
-
-    def picture(has: bool) -> Shown:
-        if has:
-            return _with(group.thing, group.count, draw), {}
-        other = draw.one_of((True, False))
-        return _with(group.thing, draw.one_of(others), draw) if other else _without(group.thing, draw), {}
-
-    return f"{count_word(group.count)} {group.thing}{'s' if group.count > 1 else ''}", picture
+    pictures = [_with(group.thing, group.count, draw), _with(group.thing, group.count, draw)]
+    if not true:
+        pictures[draw.one_of((0, 1))] = _other_count_or_none(group, draw)
+    return _statement(f"both pictures have {_counted(group)}", true, pictures, draw)
 
 
-def _coloured_things(draw: Draw) -> tuple[str, Drawing]:
-    thing, (colour, *others) = draw.one_of(draw.names), draw.shuffled(COLOUR_NAMES)
-
-    def picture(has: bool) -> Shown:
-        return _with(thing, draw.one_of(COUNTS[1:]), draw), {thing: colour if has else draw.one_of(others)}
-
-    return f"{colour} {thing}s", picture
+def _one_side_has_count(true: bool, draw: Draw) -> Item:
+    """The other picture of a false statement is what the statement's would be: which is which must be seen."""
+    group, side = _any_group(draw), draw.one_of((0, 1))
+    pictures = _stated(true, side, _with(group.thing, group.count, draw), _other_count_or_none(group, draw))
+    return _statement(f"the {_SIDES[side]} picture has {_counted(group)}", true, pictures, draw)
 
 
-_SUBJECTS: tuple[Callable[[Draw], tuple[str, Drawing]], ...] = (_something_coloured, _thing, _so_many, _coloured_things)
+def _one_side_has_more(true: bool, draw: Draw) -> Item:
+    thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
+    few, many = sorted(draw.shuffled(COUNTS)[:2])
+    pictures = _stated(true, side, _with(thing, many, draw), _with(thing, few, draw))
+    text = f"the {_SIDES[side]} picture has more {thing}s than the {_SIDES[1 - side]}"
+    return _statement(text, true, pictures, draw)
 
 
-# What one picture shows tells something of the truth by itself. Where it tells nothing without the other picture, as in
-# "only one picture has a bell", small models do not begin to learn.
+def _only_one_has(true: bool, draw: Draw) -> Item:
+    thing = draw.one_of(draw.names)
+    with_it = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
+    without = [draw.combination(without=[thing], numbers=_GROUPS) for _ in range(2)]
+    pictures = draw.shuffled([with_it[0], without[0]]) if true else draw.one_of((with_it, without))
+    return _statement(f"only one picture has {thing}s", true, pictures, draw)
 
 
-def _one_side_has(true: bool, words: str, picture: Drawing, draw: Draw) -> Item:
-    stated, other = picture(true), picture(draw.one_of((True, False)))
-    side = draw.one_of((0, 1))
-    shown = [other, stated] if side else [stated, other]
-    return _statement(f"the {_SIDES[side]} picture has {words}", true, shown, draw)
+def _both_have_colour(true: bool, draw: Draw) -> Item:
+    thing, (colour, other) = draw.one_of(draw.names), draw.shuffled(COLOUR_NAMES)[:2]
+    pictures = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
+    colours = [colour, colour] if true else draw.shuffled([colour, other])
+    return _statement(f"both pictures have {colour} {thing}s", true, pictures, draw, [{thing: c} for c in colours])
 
 
-def _both_have(true: bool, words: str, picture: Drawing, draw: Draw) -> Item:
-    have = (True, True) if true else draw.one_of(((True, False), (False, True), (False, False)))
-    return _statement(f"both pictures have {words}", true, [picture(has) for has in have], draw)
+_STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
+    _one_side_has_colour,
+    _one_side_has,
+    _both_have_count,
+    _one_side_has_count,
+    _one_side_has_more,
+    _only_one_has,
+    _both_have_colour,
+)
 
 
-def _none_has(true: bool, words: str, picture: Drawing, draw: Draw) -> Item:
-    have = (False, False) if true else draw.one_of(((True, False), (False, True), (True, True)))
-    return _statement(f"no picture has {words}", true, [picture(has) for has in have], draw)
-
-
-_STATEMENTS: tuple[Callable[[bool, str, Drawing, Draw], Item], ...] = (_one_side_has, _both_have, _none_has)
+def _stated(true: bool, side: int, this: Combination, other: Combination) -> list[Combination]:
+    """Two pictures, of which the one on a side is as stated, if that is true; else the other is."""
+    return [this, other] if true == (side == 0) else [other, this]
 
 
 def _with(thing: str, count: int, draw: Draw) -> Combination:
     return draw.combination(Group(count, draw.one_of(SIZES), thing), numbers=_GROUPS)
 
 
-def _without(thing: str, draw: Draw) -> Combination:
-    return draw.combination(without=[thing], numbers=_GROUPS)
+def _other_count_or_none(group: Group, draw: Draw) -> Combination:
+    if draw.one_of((True, False)):
+        return draw.combination(without=[group.thing], numbers=_GROUPS)
+    return _with(group.thing, draw.one_of([count for count in COUNTS if count != group.count]), draw)
 
 
-def _statement(text: str, true: bool, pictures: list[Shown], draw: Draw) -> Item:
-    (left, left_facts), (right, right_facts) = (draw.picture(*shown) for shown in pictures)
+def _counted(group: Group) -> str:
+    return f"{count_word(group.count)} {group.thing}{'s' if group.count > 1 else ''}"
+
+
+def _statement(
+    text: str, true: bool, pictures: list[Combination], draw: Draw, known: list[dict[str, str]] | None = None
+) -> Item:
+    (left, left_facts), (right, right_facts) = (
+        draw.picture(groups, colours) for groups, colours in zip(pictures, known or [{}, {}], strict=True)
+    )
     facts = {"labels": [str(true)], "groups": left_facts, "second_groups": right_facts}
     return Item(facts, (left, right), text=text)
 

@@ -279,7 +279,7 @@ def test_the_tokenizer_has_a_piece_for_every_word_and_one_for_the_plural(tmp_pat
         for text in (
             f"what sounds right after the {thing} ? answer : four",
             f"how many {thing}s are there ?",
-            f"no picture has three {thing}s",
+            f"the left picture has more {thing}s than the right",
             f"the small {thing} at the bottom",
             f"what is above the {thing} ?",
         ):

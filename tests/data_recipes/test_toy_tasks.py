@@ -269,32 +269,27 @@ def test_questions_about_pictures_are_answered_by_what_is_there(tasks):
     assert max(given.values()) < 0.2 * sum(given.values())
 
 
-def has(picture, words):
-    """Whether the groups of a picture have what a statement speaks of."""
-    if match := re.fullmatch(r"something (\w+)", words):
-        return match[1] in {group["colour"] for group in picture}
-    if match := re.fullmatch(r"a (\w+)", words):
-        return match[1] in {group["thing"] for group in picture}
-    word, things = words.split()
-    if word in COLOURS:
-        return (word, things) in {(group["colour"], group["thing"] + "s") for group in picture if group["count"] > 1}
-    return (COUNTS[word], things.removesuffix("s")) in {(group["count"], group["thing"]) for group in picture}
-
-
 def is_true(statement, left, right):
     """Judge a statement from the groups of both pictures."""
-    match = re.fullmatch(
-        r"(the left picture has|the right picture has|both pictures have|no picture has) (.+)", statement
-    )
+    counts = [Counter({group["thing"]: group["count"] for group in groups}) for groups in (left, right)]
+    sides = ("left", "right")
+    if match := re.fullmatch(r"both pictures have (\w+) (\w+)", statement):
+        if match[1] in COLOURS:
+            return all((match[2], match[1]) in [(g["thing"] + "s", g["colour"]) for g in one] for one in (left, right))
+        thing = match[2] if match[1] == "one" else match[2][:-1]
+        return all(count[thing] == COUNTS[match[1]] for count in counts)
+    if match := re.fullmatch(r"the (\w+) picture has (one|two|three|four) (\w+)", statement):
+        thing = match[3] if match[2] == "one" else match[3][:-1]
+        return counts[sides.index(match[1])][thing] == COUNTS[match[2]]
+    if match := re.fullmatch(r"the (\w+) picture has more (\w+)s than the (\w+)", statement):
+        return counts[sides.index(match[1])][match[2]] > counts[sides.index(match[3])][match[2]]
+    if match := re.fullmatch(r"the (\w+) picture has something (\w+)", statement):
+        return match[2] in {group["colour"] for group in (left, right)[sides.index(match[1])]}
+    if match := re.fullmatch(r"the (\w+) picture has (\w+)s", statement):
+        return match[2] in counts[sides.index(match[1])]
+    match = re.fullmatch(r"only one picture has (\w+)s", statement)
     assert match, statement
-    shown = [has(picture, match[2]) for picture in (left, right)]
-    match match[1].split()[:2]:
-        case ["the", side]:
-            return shown[("left", "right").index(side)]
-        case ["both", _]:
-            return all(shown)
-        case _:
-            return not any(shown)
+    return sum(match[1] in count for count in counts) == 1
 
 
 def test_statements_about_two_pictures_are_judged_right_and_balanced(tasks):
