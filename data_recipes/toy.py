@@ -159,13 +159,14 @@ def _plan(config: ToyConfig) -> dict[str, list[_Sample]]:
         rng = np.random.default_rng((config.seed, 0, number))
         chosen[f"train/{data_type}"] = list(islice(_draw(training, rng), count))
     chosen |= {f"val/{data_type}": gallery for data_type in VAL_TYPES}
-    return {
-        stream: [
-            _Sample(*stream.split("/"), combination, (config.seed, number, index), config.image_side)
+    plan = {}
+    for number, (stream, combinations) in enumerate(chosen.items(), 1):
+        split, data_type = stream.split("/")
+        plan[stream] = [
+            _Sample(split, data_type, combination, (config.seed, number, index), config.image_side)
             for index, combination in enumerate(combinations)
         ]
-        for number, (stream, combinations) in enumerate(chosen.items(), 1)
-    }
+    return plan
 
 
 def _draw(combinations: list[Combination], rng: np.random.Generator) -> Iterator[Combination]:

@@ -61,7 +61,7 @@ class SentencePieceTokenizer(Tokenizer):
     ) -> Self:
         """Train a BPE vocabulary; the same captions in the same order give the same bytes.
 
-        Characters that are too rare for a piece of their own, other than a to z, are spelled as bytes, so any language can
+        Characters other than a to z that are too rare for a piece of their own are spelled as bytes, so any language can
         be encoded. 256 pieces are kept for that.
 
         Args:
