@@ -61,8 +61,8 @@ class SentencePieceTokenizer(Tokenizer):
     ) -> Self:
         """Train a BPE vocabulary; the same captions in the same order give the same bytes.
 
-        Characters other than a to z that are too rare for a piece of their own are spelled as bytes, so any language can
-        be encoded. 256 pieces are kept for that.
+        Characters other than a to z that are too rare for a piece of their own are spelled as bytes, so any language
+        can be encoded. 256 pieces are kept for that.
 
         Args:
             captions: texts; those without a word are passed over.
