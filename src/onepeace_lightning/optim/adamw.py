@@ -1,6 +1,5 @@
 """AdamW over parameter groups, its learning rate by step: what every task trains with (paper appendix A)."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +43,6 @@ class ShardAdamW(torch.optim.AdamW):
     DTensor keeps a plan of every operation by its numbers, and AdamW's step sizes are new ones each step: memory would
     grow without end (pytorch/pytorch#178276).
     """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], **settings: Any) -> None:
-        super().__init__(groups, fused=True, **settings)
-        # Gradients are clipped before the step: a scaler (16-mixed) must have unscaled them by then.
-        self._step_supports_amp_scaling = False
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         has_complex = super()._init_group(group, *lists)

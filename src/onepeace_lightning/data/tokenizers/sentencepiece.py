@@ -1,7 +1,6 @@
 """SentencePiece: a vocabulary trained on one's own captions."""
 
 import io
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
@@ -61,8 +60,8 @@ class SentencePieceTokenizer(Tokenizer):
     ) -> Self:
         """Train a BPE vocabulary; the same captions in the same order give the same bytes.
 
-        Characters other than a to z that are too rare for a piece of their own are spelled as bytes, so any language
-        can be encoded. 256 pieces are kept for that.
+        Characters that are too rare for a piece of their own are spelled as bytes, so any language can be encoded. 256
+        pieces are kept for that.
 
         Args:
             captions: texts; those without a word are passed over.
@@ -86,7 +85,6 @@ class SentencePieceTokenizer(Tokenizer):
                 model_type="bpe",  # unigram prunes a small corpus down to letters
                 hard_vocab_limit=False,
                 byte_fallback=True,
-                required_chars=string.ascii_lowercase,
                 user_defined_symbols=[_SPACE + stem for stem in stems],
                 bos_id=BOS,
                 pad_id=PAD,
