@@ -204,5 +204,16 @@ def test_shard_commands_end_with_what_is_wrong(checkout):
         main(["shards", "from-csv", "pairs.csv", "--image-col", "path", "--text-col", "caption", "--out", "data2"])
 
 
-def test_precision_is_one_that_the_machine_multiplies():
-    assert best_precision() in ("bf16-mixed", "32-true")
+@pytest.mark.parametrize(
+    ("abilities", "precision"),
+    [
+        ({}, "32-true"),
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": True, "avx512_fp16": True}, "32-true"),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True}, "bf16-mixed"),
+    ],
+)
+def test_precision_is_the_one_that_the_processor_is_fast_at(abilities, precision, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: abilities)
+    assert best_precision() == precision
