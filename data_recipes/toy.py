@@ -40,7 +40,7 @@ TRAIN_TYPES = ("image-text", "audio-text", "image", "audio", "text")
 VAL_TYPES = ("image-text", "audio-text", "audio-image")
 
 COLOURED_SHARE = 0.5
-COLOURS_ALONE_SHARE = 0.5
+COLOURS_ALONE_SHARE = 0.25
 """Share of training captions with colours that speak of nothing else. Where things are named too, a picture is found by
 them, and colours are never learned."""
 
