@@ -18,7 +18,8 @@ from data_recipes.toy_world import COLOURS, Combination
 INK = (30, 30, 40)
 WHITE = (255, 255, 255)
 ICON_SIDE = {"small": 17 / 96, "big": 22 / 96}
-"""Side of an icon as a share of the picture's side. At 14 / 96 a tiny model did not learn in time what small icons show."""
+"""Side of an icon as a share of the picture's side. Small ones of 14 / 96 a tiny model did not learn in time to tell
+from each other."""
 
 _SUPERSAMPLING = 8
 _CELL_X, _CELL_Y = 0.125, 0.25

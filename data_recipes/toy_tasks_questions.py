@@ -100,16 +100,41 @@ def _one_side_has_colour(true: bool, draw: Draw) -> Item:
     side, (colour, *others) = draw.one_of((0, 1)), draw.shuffled(COLOUR_NAMES)
     pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
     colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
-    shown = side if true else 1 - side
-    colours[shown][draw.one_of(pictures[shown]).thing] = colour
+    for groups, known, has in zip(pictures, colours, _who_has(true, side, draw), strict=True):
+        if has:
+            known[draw.one_of(groups).thing] = colour
     return _statement(f"the {_SIDES[side]} picture has something {colour}", true, pictures, draw, colours)
 
 
 def _one_side_has(true: bool, draw: Draw) -> Item:
     thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
-    other = draw.combination(without=[thing], numbers=_GROUPS)
-    pictures = _stated(true, side, _with(thing, draw.one_of(COUNTS), draw), other)
+    pictures = [_with_or_without(thing, has, draw) for has in _who_has(true, side, draw)]
     return _statement(f"the {_SIDES[side]} picture has {thing}s", true, pictures, draw)
+
+
+def _one_side_has_count(true: bool, draw: Draw) -> Item:
+    group, side = _any_group(draw), draw.one_of((0, 1))
+    pictures = [
+        _with(group.thing, group.count, draw) if has else _other_count_or_none(group, draw)
+        for has in _who_has(true, side, draw)
+    ]
+    return _statement(f"the {_SIDES[side]} picture has {_counted(group)}", true, pictures, draw)
+
+
+def _one_side_has_more(true: bool, draw: Draw) -> Item:
+    thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
+    few, many = sorted(draw.shuffled(COUNTS)[:2])
+    counts = (many, few) if true == (side == 0) else (few, many)
+    pictures = [_with(thing, count, draw) for count in counts]
+    text = f"the {_SIDES[side]} picture has more {thing}s than the {_SIDES[1 - side]}"
+    return _statement(text, true, pictures, draw)
+
+
+def _both_have(true: bool, draw: Draw) -> Item:
+    thing = draw.one_of(draw.names)
+    who = (True, True) if true else draw.one_of(((True, False), (False, True), (False, False)))
+    pictures = [_with_or_without(thing, has, draw) for has in who]
+    return _statement(f"both pictures have {thing}s", true, pictures, draw)
 
 
 def _both_have_count(true: bool, draw: Draw) -> Item:
@@ -118,29 +143,6 @@ def _both_have_count(true: bool, draw: Draw) -> Item:
     if not true:
         pictures[draw.one_of((0, 1))] = _other_count_or_none(group, draw)
     return _statement(f"both pictures have {_counted(group)}", true, pictures, draw)
-
-
-def _one_side_has_count(true: bool, draw: Draw) -> Item:
-    """The other picture of a false statement is what the statement's would be: which is which must be seen."""
-    group, side = _any_group(draw), draw.one_of((0, 1))
-    pictures = _stated(true, side, _with(group.thing, group.count, draw), _other_count_or_none(group, draw))
-    return _statement(f"the {_SIDES[side]} picture has {_counted(group)}", true, pictures, draw)
-
-
-def _one_side_has_more(true: bool, draw: Draw) -> Item:
-    thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
-    few, many = sorted(draw.shuffled(COUNTS)[:2])
-    pictures = _stated(true, side, _with(thing, many, draw), _with(thing, few, draw))
-    text = f"the {_SIDES[side]} picture has more {thing}s than the {_SIDES[1 - side]}"
-    return _statement(text, true, pictures, draw)
-
-
-def _only_one_has(true: bool, draw: Draw) -> Item:
-    thing = draw.one_of(draw.names)
-    with_it = [_with(thing, draw.one_of(COUNTS), draw) for _ in range(2)]
-    without = [draw.combination(without=[thing], numbers=_GROUPS) for _ in range(2)]
-    pictures = draw.shuffled([with_it[0], without[0]]) if true else draw.one_of((with_it, without))
-    return _statement(f"only one picture has {thing}s", true, pictures, draw)
 
 
 def _both_have_colour(true: bool, draw: Draw) -> Item:
@@ -153,17 +155,29 @@ def _both_have_colour(true: bool, draw: Draw) -> Item:
 _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
     _one_side_has_colour,
     _one_side_has,
-    _both_have_count,
     _one_side_has_count,
     _one_side_has_more,
-    _only_one_has,
+    _both_have,
+    _both_have_count,
     _both_have_colour,
 )
 
 
-def _stated(true: bool, side: int, this: Combination, other: Combination) -> list[Combination]:
-    """Two pictures, of which the one on a side is as stated, if that is true; else the other is."""
-    return [this, other] if true == (side == 0) else [other, this]
+def _who_has(true: bool, side: int, draw: Draw) -> list[bool]:
+    """Whether each picture has what is stated of the one on a side.
+
+    The other has it half of the times, whatever is true. Were it to have it just where the statement is false, nothing
+    short of all at once (what is meant, where it is, which side is meant) would be right more often than a coin.
+    """
+    who = [draw.one_of((True, False)) for _ in _SIDES]
+    who[side] = true
+    return who
+
+
+def _with_or_without(thing: str, has: bool, draw: Draw) -> Combination:
+    if has:
+        return _with(thing, draw.one_of(COUNTS), draw)
+    return draw.combination(without=[thing], numbers=_GROUPS)
 
 
 def _with(thing: str, count: int, draw: Draw) -> Combination:
