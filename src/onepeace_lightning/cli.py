@@ -41,7 +41,7 @@ def best_precision() -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     abilities = torch.cpu.get_capabilities()
-    # Processors with avx512_fp16 are made to do this in AMX; where a virtual machine hides it, float32 is the faster one.
+    # Processors with avx512_fp16 are made to do this in AMX; where a virtual machine hides it, float32 is faster.
     vectors = abilities.get("avx512_bf16") and not abilities.get("avx512_fp16")
     return "bf16-mixed" if abilities.get("amx_bf16") or vectors else "32-true"
 
