@@ -17,13 +17,12 @@ from data_recipes.toy_world import COLOURS, Combination
 
 INK = (30, 30, 40)
 WHITE = (255, 255, 255)
-ICON_SIDE = {"small": 17 / 96, "big": 22 / 96}
-"""Side of an icon as a share of the picture's side. Small ones of 14 / 96 a tiny model did not learn in time to tell
-from each other."""
+ICON_SIDE = {"small": 20 / 96, "big": 28 / 96}
+"""Side of an icon as a share of the picture's side. What small ones show is learned late where they are smaller."""
 
 _SUPERSAMPLING = 8
-_CELL_X, _CELL_Y = 0.125, 0.25
-"""Half the distance between the columns and between the rows of a group, as a share of the picture's side."""
+_ROW = 0.32
+"""Distance between the icons of a group, as a share of the picture's side."""
 
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
@@ -255,7 +254,7 @@ class PlacedIcon:
 def place_icons(
     combination: Combination, colours: Sequence[str], side: int, rng: np.random.Generator
 ) -> list[PlacedIcon]:
-    """Lay a combination out: each group on its own two by two grid, filled row by row, with a little jitter.
+    """Lay a combination out: each group in a column, around the middle of the height, with a little jitter.
 
     A single group stands in the middle; of two, the first stands in the left half, the second in the right.
 
@@ -274,10 +273,9 @@ def place_icons(
     for index, (group, colour, centre) in enumerate(zip(combination, colours, centres, strict=True)):
         paint = draw_paint(colour, rng)
         icon_side = draw_icon_side(group.size, side, rng)
-        for cell in range(group.count):
-            row, column = divmod(cell, 2)
-            x = (centre + (2 * column - 1) * _CELL_X) * side - icon_side / 2
-            y = (0.5 + (2 * row - 1) * _CELL_Y) * side - icon_side / 2
+        for row in range(group.count):
+            x = centre * side - icon_side / 2
+            y = (0.5 + (row - (group.count - 1) / 2) * _ROW) * side - icon_side / 2
             left, top = (
                 int(np.clip(round(v) + rng.integers(-jitter, jitter + 1), 0, side - icon_side)) for v in (x, y)
             )

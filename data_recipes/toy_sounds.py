@@ -17,10 +17,10 @@ SAMPLE_RATE = 16_000
 PITCH = {"small": 2.3, "big": 1.0}
 """Factor on every frequency of a thing's sound."""
 
-MIN_SECONDS, MAX_SECONDS = 0.4, 1.25
+MIN_SECONDS, MAX_SECONDS = 0.4, 1.15
 """Bounds of a clip's length."""
 
-_EVENT_SECONDS = (0.09, 0.1)
+_EVENT_SECONDS = (0.12, 0.13)
 _GAP_SECONDS = (0.035, 0.045)  # between the repetitions of a group
 _PAUSE_SECONDS = (0.07, 0.09)  # between two groups
 _EDGE_SECONDS = (0.015, 0.03)
@@ -155,7 +155,7 @@ def play_event(thing: str, size: str, rng: np.random.Generator) -> Wave:
     Args:
         thing: one of ``THINGS``.
         size: "small" for the high, "big" for the low version.
-        rng: draws length (90 to 100 ms), pitch (±3 %), gain (±2 dB) and noise.
+        rng: draws length (120 to 130 ms), pitch (±3 %), gain (±2 dB) and noise.
 
     Returns:
         (samples,) float64 at 16 kHz.

@@ -3,7 +3,7 @@
 What is asked, and about what, is drawn before the right answer, and the answer evenly: the words alone tell nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data_recipes.toy_scenes import RELATIONS
 from data_recipes.toy_tasks_items import ASKED_THINGS, COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
@@ -96,29 +96,34 @@ def visual_reasoning(count: int, draw: Draw) -> list[Item]:
 
 
 def _one_side_has_colour(true: bool, draw: Draw) -> Item:
-    """No thing is named: colours are learned long before nouns."""
-    side, (colour, *others) = draw.one_of((0, 1)), draw.shuffled(COLOUR_NAMES)
+    side, colour = draw.one_of((0, 1)), draw.one_of(COLOUR_NAMES)
     pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
-    colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
-    for groups, known, has in zip(pictures, colours, _who_has(true, side, draw), strict=True):
-        if has:
-            known[draw.one_of(groups).thing] = colour
+    colours = _with_or_without_colour(pictures, colour, _who_has(true, side, draw), draw)
     return _statement(f"the {_SIDES[side]} picture has something {colour}", true, pictures, draw, colours)
+
+
+def _both_have_something(true: bool, draw: Draw) -> Item:
+    colour = draw.one_of(COLOUR_NAMES)
+    pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
+    colours = _with_or_without_colour(pictures, colour, _both_or_not(true, draw), draw)
+    return _statement(f"both pictures have something {colour}", true, pictures, draw, colours)
+
+
+def _one_side_has_more_things(true: bool, draw: Draw) -> Item:
+    side = draw.one_of((0, 1))
+    while True:
+        pictures = [draw.combination(numbers=_GROUPS) for _ in _SIDES]
+        here, there = (sum(group.count for group in pictures[i]) for i in (side, 1 - side))
+        if (here > there) == true and here != there:
+            break
+    text = f"the {_SIDES[side]} picture has more things than the {_SIDES[1 - side]}"
+    return _statement(text, true, pictures, draw)
 
 
 def _one_side_has(true: bool, draw: Draw) -> Item:
     thing, side = draw.one_of(draw.names), draw.one_of((0, 1))
     pictures = [_with_or_without(thing, has, draw) for has in _who_has(true, side, draw)]
     return _statement(f"the {_SIDES[side]} picture has {thing}s", true, pictures, draw)
-
-
-def _one_side_has_count(true: bool, draw: Draw) -> Item:
-    group, side = _any_group(draw), draw.one_of((0, 1))
-    pictures = [
-        _with(group.thing, group.count, draw) if has else _other_count_or_none(group, draw)
-        for has in _who_has(true, side, draw)
-    ]
-    return _statement(f"the {_SIDES[side]} picture has {_counted(group)}", true, pictures, draw)
 
 
 def _one_side_has_more(true: bool, draw: Draw) -> Item:
@@ -132,17 +137,8 @@ def _one_side_has_more(true: bool, draw: Draw) -> Item:
 
 def _both_have(true: bool, draw: Draw) -> Item:
     thing = draw.one_of(draw.names)
-    who = (True, True) if true else draw.one_of(((True, False), (False, True), (False, False)))
-    pictures = [_with_or_without(thing, has, draw) for has in who]
+    pictures = [_with_or_without(thing, has, draw) for has in _both_or_not(true, draw)]
     return _statement(f"both pictures have {thing}s", true, pictures, draw)
-
-
-def _both_have_count(true: bool, draw: Draw) -> Item:
-    group = _any_group(draw)
-    pictures = [_with(group.thing, group.count, draw), _with(group.thing, group.count, draw)]
-    if not true:
-        pictures[draw.one_of((0, 1))] = _other_count_or_none(group, draw)
-    return _statement(f"both pictures have {_counted(group)}", true, pictures, draw)
 
 
 def _both_have_colour(true: bool, draw: Draw) -> Item:
@@ -153,12 +149,13 @@ def _both_have_colour(true: bool, draw: Draw) -> Item:
 
 
 _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
+    # No thing is named: colours and numbers are learned long before names.
     _one_side_has_colour,
+    _both_have_something,
+    _one_side_has_more_things,
     _one_side_has,
-    _one_side_has_count,
     _one_side_has_more,
     _both_have,
-    _both_have_count,
     _both_have_colour,
 )
 
@@ -174,6 +171,23 @@ def _who_has(true: bool, side: int, draw: Draw) -> list[bool]:
     return who
 
 
+def _both_or_not(true: bool, draw: Draw) -> tuple[bool, bool]:
+    """Whether each picture has what is stated of both."""
+    return (True, True) if true else draw.one_of(((True, False), (False, True), (False, False)))
+
+
+def _with_or_without_colour(
+    pictures: Sequence[Combination], colour: str, who: Sequence[bool], draw: Draw
+) -> list[dict[str, str]]:
+    """By picture, each thing's colour; a picture that has the colour has it at least once."""
+    others = [name for name in COLOUR_NAMES if name != colour]
+    colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
+    for groups, known, has in zip(pictures, colours, who, strict=True):
+        if has:
+            known[draw.one_of(groups).thing] = colour
+    return colours
+
+
 def _with_or_without(thing: str, has: bool, draw: Draw) -> Combination:
     if has:
         return _with(thing, draw.one_of(COUNTS), draw)
@@ -182,16 +196,6 @@ def _with_or_without(thing: str, has: bool, draw: Draw) -> Combination:
 
 def _with(thing: str, count: int, draw: Draw) -> Combination:
     return draw.combination(Group(count, draw.one_of(SIZES), thing), numbers=_GROUPS)
-
-
-def _other_count_or_none(group: Group, draw: Draw) -> Combination:
-    if draw.one_of((True, False)):
-        return draw.combination(without=[group.thing], numbers=_GROUPS)
-    return _with(group.thing, draw.one_of([count for count in COUNTS if count != group.count]), draw)
-
-
-def _counted(group: Group) -> str:
-    return f"{count_word(group.count)} {group.thing}{'s' if group.count > 1 else ''}"
 
 
 def _statement(
@@ -235,7 +239,7 @@ def _next_to(words: str, step: int) -> Callable[[int, Draw], Item]:
 
 def _how_many_times(place: int, draw: Draw) -> Item:
     group = _any_group(draw)
-    others = [count_word(count) for count in COUNTS if count != group.count]
+    others = [*(count_word(count) for count in COUNTS if count != group.count), "four"]
     question = f"how many times does the {group.thing} sound?"
     return _choose(question, count_word(group.count), others, place, draw.combination(group), draw)
 

@@ -32,7 +32,7 @@ THINGS = (
 SIZES = ("small", "big")
 """Small is a small icon and a high pitch, big a big icon and a low pitch."""
 
-COUNT_WORDS = {1: "a", 2: "two", 3: "three", 4: "four"}
+COUNT_WORDS = {1: "a", 2: "two", 3: "three"}
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -49,7 +49,7 @@ SPLIT_RULE = "sha256 of the combination's groups in sorted order, as text; held 
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """Some equal things: ``count`` (1 to 4) of one ``size`` and one ``thing``."""
+    """Some equal things: ``count`` (1 to 3) of one ``size`` and one ``thing``."""
 
     count: int
     size: str
@@ -70,7 +70,7 @@ Combination = tuple[Group, ...]
 
 
 def all_combinations() -> list[Combination]:
-    """Every combination of the world, in a fixed order: 128 of one group, 15 872 of two."""
+    """Every combination of the world, in a fixed order: 96 of one group, 8 928 of two."""
     groups = [Group(*parts) for parts in itertools.product(COUNT_WORDS, SIZES, THINGS)]
     pairs = [(a, b) for a, b in itertools.permutations(groups, 2) if (a.size, a.thing) != (b.size, b.thing)]
     return [*((group,) for group in groups), *pairs]
@@ -101,8 +101,3 @@ def caption(combination: Combination, colours: Sequence[str] | None = None) -> s
         f"{COUNT_WORDS[group.count]} {group.size} {colour}{group.thing}{'s' if group.count > 1 else ''}"
         for group, colour in zip(combination, words, strict=True)
     )
-
-
-def colours_alone(colours: Sequence[str]) -> str:
-    """Say of a picture nothing but its groups' colours: "something red and something blue"."""
-    return " and ".join(f"something {colour}" for colour in colours)

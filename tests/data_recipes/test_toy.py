@@ -19,8 +19,8 @@ from onepeace_lightning.data.tokenizers import load_tokenizer
 SMALL = ToyConfig(pairs=150, singles=60, gallery=40)
 STREAMS = [f"train/{kind}" for kind in TRAIN_TYPES] + [f"val/{kind}" for kind in VAL_TYPES]
 
-GROUP = rf"(a|two|three|four) (small|big) (?:({'|'.join(COLOURS)}) )?({'|'.join(THINGS)})(s?)"
-COUNTS = {"a": 1, "two": 2, "three": 3, "four": 4}
+GROUP = rf"(a|two|three) (small|big) (?:({'|'.join(COLOURS)}) )?({'|'.join(THINGS)})(s?)"
+COUNTS = {"a": 1, "two": 2, "three": 3}
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,6 @@ def test_captions_name_the_groups_in_order_and_colours_only_where_seen(toy):
     coloured = {}
     for stream in ("train/image-text", "train/audio-text", "train/text", *(f"val/{kind}" for kind in VAL_TYPES)):
         for sample in samples(toy / stream).values():
-            if b"something" in sample["txt"]:
-                continue  # see the next test
             groups, colours = parse(sample["txt"].decode())
             assert groups == combination(sample)
             assert len({colour is None for colour in colours}) == 1  # all groups' or none's
@@ -117,22 +115,6 @@ def test_captions_name_the_groups_in_order_and_colours_only_where_seen(toy):
     assert coloured == {
         "image-text": {True, False}, "text": {True, False}, "audio-text": {False}, "audio-image": {False},
     }  # fmt: skip
-
-
-def test_some_training_captions_of_pictures_say_the_colours_alone_and_none_of_the_galleries(toy):
-    found = {}
-    for stream in ("train/image-text", "train/audio-text", "train/text", *(f"val/{kind}" for kind in VAL_TYPES)):
-        texts = {key: sample["txt"].decode() for key, sample in samples(toy / stream).items()}
-        found[stream] = {key: re.findall(r"(?:^| and )something (\w+)", text) for key, text in texts.items()
-                         if "something" in text}  # fmt: skip
-    assert {stream for stream, alone in found.items() if alone} == {"train/image-text", "train/text"}
-    pairs = samples(toy / "train/image-text")
-    for key, colours in found["train/image-text"].items():
-        sample = pairs[key]
-        assert len(colours) == len(combination(sample))
-        pixels = np.asarray(Image.open(io.BytesIO(sample["png"])), int).reshape(-1, 3)
-        for colour in colours:
-            assert (abs(pixels - COLOURS[colour]).max(1) <= 12).sum() > 5
 
 
 def test_caption_examples():
@@ -152,7 +134,7 @@ def test_training_draws_broadly(toy):
 
 def test_the_world_has_thousands_of_combinations_and_holds_out_a_tenth():
     combinations = all_combinations()
-    assert len(set(combinations)) == len(combinations) == 128 + 128 * 124
+    assert len(set(combinations)) == len(combinations) == 96 + 96 * 93
     assert 0.07 < np.mean([is_held_out(c) for c in combinations]) < 0.13
     assert all(is_held_out(c) == is_held_out(c[::-1]) for c in combinations)
     assert not any((c[0].size, c[0].thing) == (c[-1].size, c[-1].thing) for c in combinations if len(c) == 2)
@@ -205,18 +187,18 @@ def bursts(wave):
 
 
 @pytest.mark.parametrize("thing", ["bell", "siren", "wave", "guitar", "cricket"])
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_repetitions_can_be_counted_by_ear(thing, count):
     for size, seed in itertools.product(SIZES, range(3)):
         assert bursts(play_clip((Group(count, size, thing),), np.random.default_rng(seed))) == count
 
 
 def test_the_longest_clip_fits_and_the_second_group_comes_second():
-    four_each = (Group(4, "small", "cricket"), Group(4, "big", "drum"))
+    three_each = (Group(3, "small", "cricket"), Group(3, "big", "drum"))
     for seed in range(20):
-        wave = play_clip(four_each, np.random.default_rng(seed))
+        wave = play_clip(three_each, np.random.default_rng(seed))
         assert len(wave) / SAMPLE_RATE <= MAX_SECONDS
-        assert bursts(wave) == 8
+        assert bursts(wave) == 6
     halves = np.array_split(wave, 2)
     crossings = [np.count_nonzero(np.diff(np.sign(half[np.abs(half) > 0.01]))) for half in halves]
     assert crossings[0] > 5 * crossings[1]
@@ -267,14 +249,13 @@ def test_a_picture_holds_the_colours_of_its_groups_on_the_right_side():
     assert (difference[:, 48:] < -100).sum() > 200
 
 
-def test_the_tokenizer_has_a_piece_for_every_word_and_one_for_the_plural(tmp_path):
+def test_the_tokenizer_has_a_piece_for_every_word(tmp_path):
     # Sizes near the default's: rare words are whole only if the corpus shows them often enough.
     build(tmp_path, ToyConfig(pairs=600, singles=10, gallery=2))
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     for thing in THINGS:
         words = f"three small orange {thing}s and a big purple {thing}".split()
-        assert len(tokenizer.encode(" ".join(words)).ids) == len(words) + 2  # the s, the end
-        assert tokenizer.encode(f"{thing}s").ids[0] == tokenizer.encode(thing).ids[0]
+        assert len(tokenizer.encode(" ".join(words)).ids) == len(words) + 1
         # Words of the downstream tasks; a question mark and a colon are pieces of their own.
         for text in (
             f"what sounds right after the {thing} ? answer : four",
@@ -283,8 +264,7 @@ def test_the_tokenizer_has_a_piece_for_every_word_and_one_for_the_plural(tmp_pat
             f"the small {thing} at the bottom",
             f"what is above the {thing} ?",
         ):
-            pieces = len(text.split()) + text.count(f"{thing}s")
-            assert len(tokenizer.encode(text.replace(" ?", "?").replace(" :", ":")).ids) == pieces + 1
+            assert len(tokenizer.encode(text.replace(" ?", "?").replace(" :", ":")).ids) == len(text.split()) + 1
 
 
 @pytest.mark.parametrize(

@@ -50,14 +50,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.max_length = check_max_length(max_length)
 
     @classmethod
-    def train(
-        cls,
-        captions: Iterable[str],
-        vocab_size: int,
-        *,
-        stems: Iterable[str] = (),
-        max_length: int = DEFAULT_MAX_LENGTH,
-    ) -> Self:
+    def train(cls, captions: Iterable[str], vocab_size: int, *, max_length: int = DEFAULT_MAX_LENGTH) -> Self:
         """Train a BPE vocabulary; the same captions in the same order give the same bytes.
 
         Characters that are too rare for a piece of their own are spelled as bytes, so any language can be encoded. 256
@@ -66,8 +59,6 @@ class SentencePieceTokenizer(Tokenizer):
         Args:
             captions: texts; those without a word are passed over.
             vocab_size: the most ids wanted; a small corpus gives fewer.
-            stems: what a word may begin with that is then a piece of its own, so that "bell" in "bells" is the piece of
-                "bell" whatever the corpus's statistics.
             max_length: ids kept of a caption, eos not counted.
 
         Raises:
@@ -85,7 +76,6 @@ class SentencePieceTokenizer(Tokenizer):
                 model_type="bpe",  # unigram prunes a small corpus down to letters
                 hard_vocab_limit=False,
                 byte_fallback=True,
-                user_defined_symbols=[_SPACE + stem for stem in stems],
                 bos_id=BOS,
                 pad_id=PAD,
                 eos_id=EOS,
