@@ -1,5 +1,6 @@
 """What the toy versions of the downstream tasks are planned from: items, and the draws that fill them."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,6 +66,14 @@ class Draw:
     def things(self, count: int, without: Sequence[str] = ()) -> list[str]:
         """Different things, none of them ``without``."""
         return self.shuffled([thing for thing in self.names if thing not in without])[:count]
+
+    def group(self, thing: str | None = None, count: int | None = None) -> Group:
+        """Any group, or one of a thing or a count, that is together with some other on this side of the split."""
+        while True:
+            group = Group(count or self.one_of(COUNTS), self.one_of(SIZES), thing or self.one_of(self.names))
+            others = itertools.product(COUNTS, SIZES, (name for name in self.names if name != group.thing))
+            if any(is_held_out((group, Group(*other))) == self.held_out for other in others):
+                return group
 
     def combination(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from data_recipes.toy_scenes import RELATIONS
 from data_recipes.toy_tasks_items import ASKED_THINGS, COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
-from data_recipes.toy_world import SIZES, Combination, Group
+from data_recipes.toy_world import Combination
 
 ANSWERS = (*(str(count) for count in COUNTS), *COLOUR_NAMES, *ASKED_THINGS, "yes", "no")
 """Everything that a question about a picture can be answered with."""
@@ -26,13 +26,13 @@ def visual_question_answering(count: int, draw: Draw) -> list[Item]:
 
 
 def _how_many(draw: Draw) -> Item:
-    group = _any_group(draw)
+    group = draw.group()
     groups = draw.combination(group, numbers=_GROUPS)
     return _about_groups(f"how many {group.thing}s are there?", str(group.count), groups, draw)
 
 
 def _what_colour(draw: Draw) -> Item:
-    group, colour = _any_group(draw), draw.one_of(COLOUR_NAMES)
+    group, colour = draw.group(), draw.one_of(COLOUR_NAMES)
     subject = f"is the {group.thing}" if group.count == 1 else f"are the {group.thing}s"
     groups = draw.combination(group, numbers=_GROUPS)
     return _about_groups(f"what colour {subject}?", colour, groups, draw, known={group.thing: colour})
@@ -41,7 +41,7 @@ def _what_colour(draw: Draw) -> Item:
 def _is_there(draw: Draw) -> Item:
     thing, answer = draw.one_of(draw.names), draw.one_of(("yes", "no"))
     if answer == "yes":
-        groups = draw.combination(Group(draw.one_of(COUNTS), draw.one_of(SIZES), thing), numbers=_GROUPS)
+        groups = draw.combination(draw.group(thing), numbers=_GROUPS)
     else:
         groups = draw.combination(without=[thing], numbers=_GROUPS)
     return _about_groups(f"is there a {thing}?", answer, groups, draw)
@@ -76,10 +76,6 @@ _QUESTIONS: tuple[Callable[[Draw], Item], ...] = (
     _on_which_side,
     _what_is_beside,
 )
-
-
-def _any_group(draw: Draw) -> Group:
-    return Group(draw.one_of(COUNTS), draw.one_of(SIZES), draw.one_of(draw.names))
 
 
 def _about_groups(
@@ -195,7 +191,7 @@ def _with_or_without(thing: str, has: bool, draw: Draw) -> Combination:
 
 
 def _with(thing: str, count: int, draw: Draw) -> Combination:
-    return draw.combination(Group(count, draw.one_of(SIZES), thing), numbers=_GROUPS)
+    return draw.combination(draw.group(thing, count), numbers=_GROUPS)
 
 
 def _statement(
@@ -238,7 +234,7 @@ def _next_to(words: str, step: int) -> Callable[[int, Draw], Item]:
 
 
 def _how_many_times(place: int, draw: Draw) -> Item:
-    group = _any_group(draw)
+    group = draw.group()
     others = [*(count_word(count) for count in COUNTS if count != group.count), "four"]
     question = f"how many times does the {group.thing} sound?"
     return _choose(question, count_word(group.count), others, place, draw.combination(group), draw)
