@@ -270,7 +270,7 @@ def test_the_tokenizer_has_a_piece_for_every_word(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gallery", "100000"], r"gallery is 100000; choose 2 to 1\d\d\d"),
+        (["--gallery", "100000"], r"gallery is 100000; choose 2 to 8\d\d"),
         (["--pairs", "0"], "pairs is 0; choose at least 1"),
         (["--image-side", "8"], "image_side is 8; choose at least 48"),
     ],

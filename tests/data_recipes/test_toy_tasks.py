@@ -354,7 +354,7 @@ def test_nothing_is_learned_from_words_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--val", "100000"], r"val is 100000; choose 1 to 1\d\d\d"),
+        (["--val", "100000"], r"val is 100000; choose 1 to 8\d\d"),
         (["--train", "0"], "train is 0; choose 1 to"),
         (["--image-side", "8"], "image_side is 8; choose at least 96"),
     ],
