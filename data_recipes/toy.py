@@ -42,7 +42,7 @@ COLOURED_SHARE = 0.5
 """Share of the captions of pictures that mention colours. Captions of colours alone would teach these sooner, and names
 so much later that 400 steps do not reach them."""
 
-SINGLE_GROUP_SHARE = 0.25
+SINGLE_GROUP_SHARE = 0.5
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
 
 VOCAB_SIZE = 1024  # 260 bytes and special ids, the letters, and room for every word to be one piece

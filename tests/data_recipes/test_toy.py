@@ -129,7 +129,7 @@ def test_training_draws_broadly(toy):
     seen = [combination(sample) for sample in samples(toy / "train/image-text").values()]
     assert len(set(seen)) == len(seen), "a combination came again before all had come"
     assert {(group.size, group.thing) for c in seen for group in c} == set(itertools.product(SIZES, THINGS))
-    assert 0.1 < np.mean([len(c) == 1 for c in seen]) < 0.4
+    assert 0.35 < np.mean([len(c) == 1 for c in seen]) < 0.65
 
 
 def test_the_world_has_thousands_of_combinations_and_holds_out_a_tenth():
