@@ -39,8 +39,7 @@ TRAIN_TYPES = ("image-text", "audio-text", "image", "audio", "text")
 VAL_TYPES = ("image-text", "audio-text", "audio-image")
 
 COLOURED_SHARE = 0.5
-"""Share of the captions of pictures that mention colours. Captions of colours alone would teach these sooner, and names
-so much later that 400 steps do not reach them."""
+"""Share of the captions of pictures that mention colours. With some of colours alone, names came later."""
 
 SINGLE_GROUP_SHARE = 0.5
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
