@@ -145,7 +145,7 @@ def _both_have_colour(true: bool, draw: Draw) -> Item:
 
 
 _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
-    # No thing is named: colours and numbers are learned long before names.
+    # Three that name no thing: numbers are learned long before names.
     _one_side_has_colour,
     _both_have_something,
     _one_side_has_more_things,

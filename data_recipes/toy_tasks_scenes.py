@@ -13,7 +13,7 @@ _GROUNDING_RIVALS = (0, 1, 1, 1)
 """How many other things of a scene have the target's name; drawn evenly."""
 
 _UNNAMED_SHARE = 1 / 3
-"""Of the expressions: colours, sizes and places are learned long before nouns."""
+"""Of the expressions: places are learned long before nouns."""
 
 _SEGMENTATION_THINGS = (2, 3)
 
