@@ -19,7 +19,7 @@ _APART = 6 / 96
 """Least distance between the centres of two things, in x and in y, as a share of the picture's side."""
 
 _LARGER = 1.4
-"""How much larger than in groups things are drawn: a patch of 16 pixels then lies within a thing somewhere."""
+"""How much larger than in groups things are drawn."""
 
 _TRIES = 50  # places tried for one thing before the scene is begun again
 _SCENES = 1000  # begun before it is given up
