@@ -273,8 +273,8 @@ def place_icons(
     for index, (group, colour, centre) in enumerate(zip(combination, colours, centres, strict=True)):
         paint = draw_paint(colour, rng)
         icon_side = draw_icon_side(group.size, side, rng)
+        x = centre * side - icon_side / 2
         for row in range(group.count):
-            x = centre * side - icon_side / 2
             y = (0.5 + (row - (group.count - 1) / 2) * _ROW) * side - icon_side / 2
             left, top = (
                 int(np.clip(round(v) + rng.integers(-jitter, jitter + 1), 0, side - icon_side)) for v in (x, y)

@@ -235,6 +235,7 @@ def _next_to(words: str, step: int) -> Callable[[int, Draw], Item]:
 
 def _how_many_times(place: int, draw: Draw) -> Item:
     group = draw.group()
+    # The world counts to three: the fourth choice is never right.
     others = [*(count_word(count) for count in COUNTS if count != group.count), "four"]
     question = f"how many times does the {group.thing} sound?"
     return _choose(question, count_word(group.count), others, place, draw.combination(group), draw)
