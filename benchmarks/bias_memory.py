@@ -3,8 +3,9 @@
 Fine-tuning gives each block tables of its own. What runs is the image branch in float32, without gradient or for a
 whole training step:
 
-* One at a time: the model as it is. A block writes out its bias (1, H, L, L) when it attends, and drops it.
+* One at a time: dense attention. A block writes out its bias (1, H, L, L) when it attends, and drops it.
 * Baseline: the same model, but the biases of all blocks are written out before the first block runs.
+* In the kernel, on CUDA alone: FlexAttention, which reads the tables and writes no bias out.
 
 Each case runs in a process of its own. What a process needs that only builds the model and the pictures is taken off.
 """
@@ -13,23 +14,34 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from benchmarks.timing import in_fresh_process
+from benchmarks.timing import fresh, own_peak
 from onepeace_lightning.models import Image, ModelConfig
 from onepeace_lightning.models.attention import RelativeBias
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import Preset
 from onepeace_lightning.models.dense import Dense, dense_bias
+from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.tokens import Packed, View
+
+Device = Literal["cuda", "cpu"]
 
 ONE = "one at a time"
 ALL = "all first"
+KERNEL = "in the kernel"
 NOTHING = "model and pictures"
+VARIANTS: Mapping[Device, Sequence[str]] = {"cpu": (ONE, ALL), "cuda": (KERNEL, ONE, ALL)}
+"""On the processor FlexAttention has no backward pass."""
 MODES = {"inference": False, "training step": True}
+CLAIMS: Mapping[Device, tuple[str, str, str]] = {"cpu": ("inference", ONE, ALL), "cuda": ("training step", KERNEL, ONE)}
+"""By device: the mode, the way and its baseline whose ratio is printed."""
+TOLERANCE: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
+"""Of the features, between ways."""
 
 
 class AllFirst(Dense):
@@ -62,15 +74,19 @@ def make_backbone(preset: Preset, image_size: int, blocks: int, variant: str) ->
     for name, parameter in backbone.named_parameters():
         if "bias_tables" in name:
             torch.nn.init.normal_(parameter)
+    set_attention(backbone, "flex" if variant == KERNEL else "dense")
     if variant == ALL:
         backbone.encoder.mixer = partial(AllFirst, heads=config.encoder.heads)  # type: ignore[method-assign]
     return backbone
 
 
-def run_case(variant: str, preset: Preset, image_size: int, blocks: int, batch_size: int, learn: bool) -> Tensor:
+def run_case(
+    variant: str, preset: Preset, image_size: int, batch_size: int, device: Device, blocks: int, learn: bool
+) -> Tensor:
     """One pass: (B · L, D) features, after the backward pass if ``learn``."""
-    backbone = make_backbone(preset, image_size, blocks, variant)
-    pixels = torch.randn(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
+    backbone = make_backbone(preset, image_size, blocks, variant).to(device)
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)
     if variant == NOTHING:
         return pixels
     with torch.set_grad_enabled(learn):
@@ -80,16 +96,28 @@ def run_case(variant: str, preset: Preset, image_size: int, blocks: int, batch_s
     return features.detach()
 
 
-def check_same(preset: Preset, image_size: int, batch_size: int) -> float:
-    """The greatest difference between both ways' features.
+def peak(*case: Any) -> int:
+    """Peak memory in bytes of ``run_case``, in a process of its own: of the GPU, or of the process."""
+    return fresh(_peak, case)
+
+
+def _peak(case: tuple[Any, ...]) -> int:
+    on_cuda = run_case(*case).is_cuda
+    return torch.cuda.max_memory_allocated() if on_cuda else own_peak()
+
+
+def check_same(preset: Preset, image_size: int, batch_size: int, device: Device) -> float:
+    """The greatest difference between features of the ways.
 
     Raises:
-        RuntimeError: where it is past 1e-5.
+        RuntimeError: where it is past the device's ``TOLERANCE``.
     """
-    ours, theirs = (run_case(variant, preset, image_size, 2, batch_size, False) for variant in (ONE, ALL))
-    difference = float((ours - theirs).abs().max())
-    if not difference <= 1e-5:
-        raise RuntimeError(f"features of both ways differ by {difference:.1e}; at most 1e-5 is expected")
+    ours, *others = (
+        run_case(variant, preset, image_size, batch_size, device, 2, False) for variant in VARIANTS[device]
+    )
+    difference = max(float((ours - theirs).abs().max()) for theirs in others)
+    if not difference <= TOLERANCE[device]:
+        raise RuntimeError(f"features of the ways differ by {difference:.1e}; at most {TOLERANCE[device]} is expected")
     return difference
 
 
@@ -98,37 +126,41 @@ def run(
     image_size: int = 384,
     batch_size: int = 2,
     blocks: tuple[int, ...] = (4, 8, 16),
+    device: Device = "cpu",
 ) -> None:
-    """Measure peak memory both ways.
+    """Measure peak memory every way.
 
     Args:
         preset: width and heads of the model.
         image_size: side of the pictures in pixels.
         batch_size: pictures.
         blocks: numbers of blocks, each measured.
+        device: cuda, whose own memory is then meant, or cpu.
 
     Raises:
         ValueError: for a single block, whose table is shared by all blocks.
     """
     if min(blocks) < 2:
         raise ValueError(f"blocks is {blocks}; give numbers of 2 or more: a single block has nothing to keep or drop")
-    difference = check_same(preset, image_size, batch_size)
+    case = (preset, image_size, batch_size, device)
+    difference = check_same(*case)
     length = (image_size // 16) ** 2 + 1
     heads = ModelConfig.preset(preset).encoder.heads
     print(
         f"image branch at {preset!r} in float32, {batch_size} pictures of {image_size} pixels ({length} tokens, bias "
-        f"of {heads * length**2 * 4 / 2**20:.0f} MiB); features of both ways agree within {difference:.0e}"
+        f"of {heads * length**2 * 4 / 2**20:.0f} MiB); features of all ways agree within {difference:.0e}"
     )
-    ratio = 0.0
+    found: dict[tuple[str, str], int] = {}
     for mode, learn in MODES.items():
         for count in blocks:
-            case = (preset, image_size, count, batch_size, learn)
-            floor = in_fresh_process(run_case, NOTHING, *case).process
-            one, every = (in_fresh_process(run_case, variant, *case).process - floor for variant in (ONE, ALL))
-            print(f"{mode:13}  {count:3} blocks  {ONE} {one / 2**20:.0f} MiB, {ALL} {every / 2**20:.0f} MiB")
-            if not learn:
-                ratio = every / max(one, 1)
-    print(f"ratio: {ratio:.2f} (memory of {ALL} against {ONE}, inference with {blocks[-1]} blocks)")
+            floor = peak(NOTHING, *case, count, learn)
+            for variant in VARIANTS[device]:
+                found[mode, variant] = peak(variant, *case, count, learn) - floor
+            sizes = ", ".join(f"{variant} {found[mode, variant] / 2**20:.0f} MiB" for variant in VARIANTS[device])
+            print(f"{mode:13}  {count:3} blocks  {sizes}", flush=True)
+    mode, ours, baseline = CLAIMS[device]
+    ratio = found[mode, baseline] / max(found[mode, ours], 1)
+    print(f"ratio: {ratio:.2f} (memory of {baseline} against {ours}, {mode} with {blocks[-1]} blocks)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import auto_cli
@@ -41,6 +41,7 @@ from onepeace_lightning.models.relative_position import grid_buckets, grid_rows,
 from onepeace_lightning.models.tokens import View, pack
 
 Device = Literal["cuda", "cpu"]
+Table = Literal["attention", "training", "embedding"]
 
 MODALITIES = ("text", "image", "audio")
 TEXT_BUCKETS = 256
@@ -349,6 +350,7 @@ def _row(*cells: object) -> str:
 
 def run(
     device: Device = "cuda",
+    tables: tuple[Table, ...] = get_args(Table),
     preset: Preset | None = None,
     sides: tuple[int, ...] = (256, 384, 512),
     attention_pairs: int = 32,
@@ -361,6 +363,7 @@ def run(
 
     Args:
         device: cuda, or cpu to see that it works.
+        tables: which of them, in their order.
         preset: one size for everything; None: attention at base and 4b, the others at large and 4b.
         sides: of the pictures in fine-tuning, in pixels; pretraining takes the first.
         attention_pairs: image-text pairs that attention alone is measured on.
@@ -382,12 +385,16 @@ def run(
     ]
     where = torch.cuda.get_device_name() if device == "cuda" else "processor"
     print(f"{time.strftime('%Y-%m-%d')}, {where}, torch {torch.__version__}\n")
-    sections: Mapping[str, Callable[[], list[str]]] = {
-        f"Attention of {ATTENTION_BLOCKS} blocks": lambda: attention_table(cases, device, repetitions),
-        "Training step, image-text": lambda: training_table(presets, device, backend, repetitions, training_pairs),
-        "Embedding": lambda: embedding_table(presets, device, repetitions, embedded_items),
+    sections: Mapping[Table, tuple[str, Callable[[], list[str]]]] = {
+        "attention": (f"Attention of {ATTENTION_BLOCKS} blocks", lambda: attention_table(cases, device, repetitions)),
+        "training": (
+            "Training step, image-text",
+            lambda: training_table(presets, device, backend, repetitions, training_pairs),
+        ),
+        "embedding": ("Embedding", lambda: embedding_table(presets, device, repetitions, embedded_items)),
     }
-    for title, table in sections.items():
+    for name in tables:
+        title, table = sections[name]
         print(f"### {title}\n", *table(), "", sep="\n", flush=True)
 
 
