@@ -35,7 +35,14 @@ from data_recipes.toy_tasks_groups import (
     image_classification,
     image_text_retrieval,
 )
-from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
+from data_recipes.toy_tasks_items import (
+    ASKED_THINGS,
+    COLOUR_NAMES,
+    TOLD_APART_COLOURS,
+    TOLD_APART_THINGS,
+    Draw,
+    Item,
+)
 from data_recipes.toy_tasks_questions import (
     ANSWERS,
     STATEMENT_CLASSES,
@@ -52,6 +59,7 @@ SPLITS = ("train", "val")
 _PICTURES = ("png", "second.png")
 
 _SCENES_RULE = f"{SPLIT_RULE}; the groups are the scene's things with their sizes, each counted once"
+_COLOURED_RULE = f"{SPLIT_RULE}; the groups are the scene's things with their sizes and colours"
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Task:
         split_rule: which items are for validation.
         items: how many times as many training items as are asked for; what relates words to places takes more.
         things: that its items show.
+        colours: of the things in pictures.
         about: what else its manifests say.
     """
 
@@ -74,6 +83,7 @@ class Task:
     split_rule: str = SPLIT_RULE
     items: int = 1
     things: Sequence[str] = THINGS
+    colours: Sequence[str] = COLOUR_NAMES
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +96,13 @@ TASKS = {
     "image_text_retrieval": Task("image-captions", image_text_retrieval, chance.retrieval),
     "audio_text_retrieval": Task("audio-captions", audio_text_retrieval, chance.retrieval),
     "visual_grounding": Task(
-        "image-box", visual_grounding, chance.grounding, _SCENES_RULE, items=9, things=ASKED_THINGS
+        "image-box",
+        visual_grounding,
+        chance.grounding,
+        _COLOURED_RULE,
+        items=9,
+        things=TOLD_APART_THINGS,
+        colours=TOLD_APART_COLOURS,
     ),
     "semantic_segmentation": Task(
         "image-mask",
@@ -112,11 +128,9 @@ TASKS = {
         chance.statements,
         f"{SPLIT_RULE}; both pictures of an item are on the same side",
         items=9,
-        things=ASKED_THINGS,
-        about={
-            "classes": list(STATEMENT_CLASSES),
-            "statements": "counts are meant exactly; the first picture is the left",
-        },
+        things=TOLD_APART_THINGS,
+        colours=TOLD_APART_COLOURS,
+        about={"classes": list(STATEMENT_CLASSES), "statements": "the first picture is the left"},
     ),
     "audio_question_answering": Task(
         "audio-choices", audio_question_answering, chance.choices, items=3, things=ASKED_THINGS
@@ -208,7 +222,7 @@ def plan(task: Task, split: str, seed: tuple[int, ...], config: ToyTasksConfig) 
     """The items of one split of a task."""
     rng = np.random.default_rng((*seed, SPLITS.index(split)))
     count = config.val if split == "val" else config.train * task.items
-    return task.plan(count, Draw(split == "val", config.image_side, rng, task.things))
+    return task.plan(count, Draw(split == "val", config.image_side, rng, task.things, task.colours))
 
 
 def render(data_type: str, side: int, seeded: tuple[Item, tuple[int, ...]]) -> dict[str, bytes]:

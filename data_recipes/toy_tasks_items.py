@@ -9,13 +9,25 @@ import numpy as np
 
 from data_recipes.toy_pictures import PlacedIcon, place_icons
 from data_recipes.toy_scenes import SceneThing, place_things
-from data_recipes.toy_world import COLOURS, COUNT_WORDS, SIZES, THINGS, Combination, Group, is_held_out
+from data_recipes.toy_world import (
+    COLOURS,
+    COUNT_WORDS,
+    SIZES,
+    THINGS,
+    Combination,
+    Group,
+    is_held_out,
+    is_text_held_out,
+)
 
 COUNTS = tuple(COUNT_WORDS)
 COLOUR_NAMES = tuple(COLOURS)
 ASKED_THINGS = THINGS[:8]
 """What expressions, questions, statements and masks are about: that a word means what is seen must be learned for every
 word by itself, and takes a tiny model thousands of examples each."""
+
+TOLD_APART_THINGS, TOLD_APART_COLOURS = ASKED_THINGS[:4], COLOUR_NAMES[:4]
+"""What expressions and statements are about: a box, or yes and no, teach words slower than answers that name things."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,14 @@ class Draw:
         image_side: side of the pictures in pixels.
         rng: of everything that is drawn.
         names: the things that may be drawn.
+        colours: that they may have.
     """
 
     held_out: bool
     image_side: int
     rng: np.random.Generator
     names: Sequence[str] = THINGS
+    colours: Sequence[str] = COLOUR_NAMES
 
     def one_of(self, values: Sequence[Any]) -> Any:
         """Any of some values."""
@@ -108,7 +122,7 @@ class Draw:
         Returns:
             The icons, and what the metadata say of each group.
         """
-        colours = [(known or {}).get(group.thing) or self.one_of(COLOUR_NAMES) for group in combination]
+        colours = [(known or {}).get(group.thing) or self.one_of(self.colours) for group in combination]
         icons = place_icons(combination, colours, self.image_side, self.rng)
         facts = [asdict(group) | {"colour": colour} for group, colour in zip(combination, colours, strict=True)]
         return icons, facts
@@ -122,7 +136,14 @@ class Draw:
         while True:
             groups = tuple(Group(1, self.one_of(SIZES), name) for name in names())
             if is_held_out(groups) == self.held_out:
-                things = [(group.size, self.one_of(COLOUR_NAMES), group.thing) for group in groups]
+                things = [(group.size, self.one_of(self.colours), group.thing) for group in groups]
+                return place_things(things, self.image_side, self.rng)
+
+    def coloured_scene(self, names: Callable[[], Sequence[str]]) -> list[SceneThing]:
+        """The same, where the side is of sizes, colours and things: few things make too few scenes without colours."""
+        while True:
+            things = [(self.one_of(SIZES), self.one_of(self.colours), name) for name in names()]
+            if is_text_held_out(";".join(" ".join(thing) for thing in sorted(things))) == self.held_out:
                 return place_things(things, self.image_side, self.rng)
 
 

@@ -59,7 +59,7 @@ def visual_grounding(count: int, draw: Draw) -> list[Item]:
     """Scenes with an expression that fits one thing of them, the target, alone."""
     items: list[Item] = []
     while len(items) < count:
-        scene = draw.scene(lambda: _target_and_others(draw))
+        scene = draw.coloured_scene(lambda: _target_and_others(draw))
         # The forms that fit come evenly, so that the rare ones are learned too.
         forms: dict[tuple[bool, ...], list[Expression]] = {}
         for expression in _expressions(scene[0], scene, named=draw.rng.random() >= _UNNAMED_SHARE):
