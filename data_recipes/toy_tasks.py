@@ -71,7 +71,7 @@ class Task:
         plan: makes a number of items.
         chance: the score without looking, from the training and the validation items.
         split_rule: which items are for validation.
-        items: how many times as many training items as are asked for; what relates words to places takes more.
+        items: how many times as many training items as are asked for; a few thousand are learned by heart in some.
         things: that its items show.
         colours: of the things in pictures.
         about: what else its manifests say.
@@ -91,7 +91,9 @@ _THINGS = {"classes": list(THINGS)}
 
 TASKS = {
     "image_classification": Task("image-label", image_classification, chance.classes, CLASSES_RULE, about=_THINGS),
-    "audio_classification": Task("audio-label", audio_classification, chance.classes, CLASSES_RULE, about=_THINGS),
+    "audio_classification": Task(
+        "audio-label", audio_classification, chance.classes, CLASSES_RULE, items=3, about=_THINGS
+    ),
     "audio_tagging": Task("audio-label", audio_tagging, chance.tags, about=_THINGS),
     "image_text_retrieval": Task("image-captions", image_text_retrieval, chance.retrieval),
     "audio_text_retrieval": Task("audio-captions", audio_text_retrieval, chance.retrieval),

@@ -8,7 +8,7 @@ from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
 
 SEGMENTATION_CLASSES = ("background", *ASKED_THINGS)
 
-_GROUNDING_THINGS = (2, 3)
+_GROUNDING_THINGS = (2, 3, 3)
 _GROUNDING_RIVALS = (0, 1, 1, 1)
 """How many other things of a scene have the target's name; drawn evenly."""
 
