@@ -45,8 +45,7 @@ SINGLE_GROUP_SHARE = 0.5
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
 
 VOCAB_SIZE = 1024  # 260 bytes and special ids, the letters, and room for every word to be one piece
-SENTENCES = 400  # of each downstream task, in which the vocabulary finds its words
-WORD_REPEATS = 100  # of each such word: pieces that are seen often come first
+SENTENCES = 400  # of each downstream task, for the vocabulary
 TRAIN_SHARD, VAL_SHARD = 500, 64  # samples; several shards a stream, so that workers and ranks can share them
 
 
@@ -130,20 +129,16 @@ def build(out: Path, config: ToyConfig | None = None, *, overwrite: bool = False
                     writer.write(f"{index:06d}", fields)
                     if split == "train" and "txt" in fields:
                         captions.append(fields["txt"].decode())
-    SentencePieceTokenizer.train([*captions, *_task_words(config)], VOCAB_SIZE).save(out / "tokenizer")
+    SentencePieceTokenizer.train([*captions, *_sentences(config)], VOCAB_SIZE).save(out / "tokenizer")
 
 
-def _task_words(config: ToyConfig) -> list[str]:
-    """The words in which the downstream tasks ask and state; nothing but the vocabulary sees them.
-
-    In the order of the alphabet, each equally often: how often a task says a word may change, the vocabulary does not.
-    """
+def _sentences(config: ToyConfig) -> list[str]:
+    """What the downstream tasks ask and say, so that the vocabulary has their words too; nothing else sees these."""
     draw = Draw(False, config.image_side, np.random.default_rng((config.seed, len(TRAIN_TYPES) + 1)))
     spoken = [item.text or "" for plan in (visual_question_answering, visual_reasoning, visual_grounding)
               for item in plan(SENTENCES, draw)]  # fmt: skip
     asked = audio_question_answering(SENTENCES, draw)
-    spoken += [with_choice(item.text or "", choice) for item in asked for choice in item.facts["choices"]]
-    return sorted({word for sentence in spoken for word in sentence.split()}) * WORD_REPEATS
+    return spoken + [with_choice(item.text or "", choice) for item in asked for choice in item.facts["choices"]]
 
 
 def _plan(config: ToyConfig) -> dict[str, list[_Sample]]:
