@@ -62,7 +62,7 @@ def grounding(train: Sequence[Item], val: Sequence[Item]) -> Chance:
         "accuracy at IoU 0.5",
         100 * float(np.mean(things)),
         "the box of one of the picture's things at random",
-        {"the box of one of the things that have the expression's noun, at random": 100 * float(np.mean(named))},
+        {"the box of one of the things that are called like the target, at random": 100 * float(np.mean(named))},
     )
 
 
