@@ -6,18 +6,15 @@ from data_recipes.toy_tasks_items import COUNTS, Draw, Item, heard
 from data_recipes.toy_world import SIZES, THINGS, Combination, Group, all_combinations, caption, is_held_out
 
 CLASSES_RULE = (
-    "of each thing's groups (count and size), the two whose sha256, as text, is least are held out; colours are "
-    "not part of the rule, and pretraining may have seen those groups"
+    "of each thing's groups (count and size), the one whose sha256, as text, is least is held out; colours are "
+    "not part of the rule, and pretraining may have seen that group"
 )
 
 
-def held_out_groups(thing: str) -> list[Group]:
-    """The groups of a thing that are kept for validation of a classifier, so that all classes are validated.
-
-    Two: with one alone, a class was mostly right in all of its items or in none.
-    """
+def held_out_group(thing: str) -> Group:
+    """The one group of a thing that is kept for validation of a classifier, so that all classes are validated."""
     groups = [Group(count, size, thing) for count in COUNTS for size in SIZES]
-    return sorted(groups, key=lambda group: hashlib.sha256(f"{group.count} {group.size} {thing}".encode()).digest())[:2]
+    return min(groups, key=lambda group: hashlib.sha256(f"{group.count} {group.size} {group.thing}".encode()).digest())
 
 
 def image_classification(count: int, draw: Draw) -> list[Item]:
@@ -40,9 +37,10 @@ def audio_classification(count: int, draw: Draw) -> list[Item]:
 def _single_groups(count: int, draw: Draw) -> list[Group]:
     groups = []
     for thing in draw.balanced(THINGS, count):
-        held_out = held_out_groups(thing)
-        training = [Group(n, size, thing) for n in COUNTS for size in SIZES if Group(n, size, thing) not in held_out]
-        groups.append(draw.one_of(held_out if draw.held_out else training))
+        group = held_out_group(thing)
+        while not draw.held_out and group == held_out_group(thing):
+            group = Group(draw.one_of(COUNTS), draw.one_of(SIZES), thing)
+        groups.append(group)
     return groups
 
 
