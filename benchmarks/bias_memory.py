@@ -14,13 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from benchmarks.timing import fresh, own_peak
+from benchmarks.timing import Device, fresh, own_peak
 from onepeace_lightning.models import Image, ModelConfig
 from onepeace_lightning.models.attention import RelativeBias
 from onepeace_lightning.models.backbone import Backbone
@@ -28,8 +28,6 @@ from onepeace_lightning.models.config import Preset
 from onepeace_lightning.models.dense import Dense, dense_bias
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.tokens import Packed, View
-
-Device = Literal["cuda", "cpu"]
 
 ONE = "one at a time"
 ALL = "all first"
@@ -102,8 +100,7 @@ def peak(*case: Any) -> int:
 
 
 def _peak(case: tuple[Any, ...]) -> int:
-    on_cuda = run_case(*case).is_cuda
-    return torch.cuda.max_memory_allocated() if on_cuda else own_peak()
+    return own_peak("cuda" if run_case(*case).is_cuda else "cpu")
 
 
 def check_same(preset: Preset, image_size: int, batch_size: int, device: Device) -> float:

@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from benchmarks.packed import VOCAB_SIZE, make_batch, view_by_view
-from benchmarks.timing import fresh, own_peak
+from benchmarks.timing import Device, fresh, own_peak
 from onepeace_lightning.callbacks.peaks import peak_flops
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
@@ -40,7 +40,6 @@ from onepeace_lightning.models.flops import token_lengths
 from onepeace_lightning.models.relative_position import grid_buckets, grid_rows, sequence_buckets, sequence_rows
 from onepeace_lightning.models.tokens import View, pack
 
-Device = Literal["cuda", "cpu"]
 Table = Literal["attention", "training", "embedding"]
 
 MODALITIES = ("text", "image", "audio")
@@ -86,7 +85,7 @@ def timed(device: Device, repetitions: int, run: Callable[[int], object]) -> tup
                 seconds.append(time.perf_counter() - start)
     except torch.OutOfMemoryError:
         return None
-    return median(seconds), torch.cuda.max_memory_allocated() if device == "cuda" else own_peak()
+    return median(seconds), own_peak(device)
 
 
 # attention

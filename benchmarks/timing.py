@@ -11,7 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
+
+import torch
+
+Device = Literal["cuda", "cpu"]
 
 _STATUS = Path("/proc/self/status")
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -62,8 +66,10 @@ def _peak_of(function: Callable[..., object], arguments: tuple[Any, ...]) -> Pea
     return PeakMemory(own_peak(), children, max(seen))
 
 
-def own_peak() -> int:
-    """This process's greatest resident memory so far, in bytes."""
+def own_peak(device: Device = "cpu") -> int:
+    """This process's greatest memory so far, in bytes: allocated on the GPU, or resident."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
         # On Linux, ru_maxrss of a spawned process begins at the memory of the process that spawned it.
         return _status("VmHWM")
