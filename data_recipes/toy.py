@@ -21,7 +21,7 @@ from data_recipes.toy_pictures import draw_picture, encode_png
 from data_recipes.toy_sounds import encode_wav, play_clip
 from data_recipes.toy_tasks_items import Draw
 from data_recipes.toy_tasks_questions import audio_question_answering, visual_question_answering, visual_reasoning
-from data_recipes.toy_tasks_scenes import visual_grounding
+from data_recipes.toy_tasks_scenes import told_apart
 from data_recipes.toy_world import (
     COLOURS,
     SPLIT_RULE,
@@ -135,7 +135,7 @@ def build(out: Path, config: ToyConfig | None = None, *, overwrite: bool = False
 def _sentences(config: ToyConfig) -> list[str]:
     """What the downstream tasks ask and say, so that the vocabulary has their words too; nothing else sees these."""
     draw = Draw(False, config.image_side, np.random.default_rng((config.seed, len(TRAIN_TYPES) + 1)))
-    spoken = [item.text or "" for plan in (visual_question_answering, visual_reasoning, visual_grounding)
+    spoken = [item.text or "" for plan in (visual_question_answering, visual_reasoning, told_apart)
               for item in plan(SENTENCES, draw)]  # fmt: skip
     asked = audio_question_answering(SENTENCES, draw)
     return spoken + [with_choice(item.text or "", choice) for item in asked for choice in item.facts["choices"]]

@@ -1,14 +1,15 @@
 """Plans of the toy tasks on scenes of single things: visual grounding and semantic segmentation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from data_recipes.toy_scenes import PLACES, RELATIONS, SceneThing, draw_mask
 from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
 
 SEGMENTATION_CLASSES = ("background", *ASKED_THINGS)
 
-_GROUNDING_THINGS = (2, 3, 3)
+_TOLD_THINGS, _DESCRIBED_THINGS = (2, 3, 3), (2, 3)
 _GROUNDING_RIVALS = (0, 1, 1, 1)
 """How many other things of a scene have the target's name; drawn evenly."""
 
@@ -38,6 +39,11 @@ class Expression:
             words += [self.relation[0], "the", self.relation[1]]
         return " ".join(word for word in words if word)
 
+    @property
+    def form(self) -> tuple[bool, ...]:
+        """Which parts it has."""
+        return tuple(part is not None for part in (self.thing, self.size, self.colour, self.place, self.relation))
+
     def meant(self, scene: list[SceneThing]) -> list[SceneThing]:
         """The things of a scene that the expression fits."""
         left = [
@@ -56,16 +62,34 @@ class Expression:
 
 
 def visual_grounding(count: int, draw: Draw) -> list[Item]:
-    """Scenes with an expression that fits one thing of them, the target, alone."""
+    """Scenes with an expression that fits one thing of them, the target, alone.
+
+    Half of them say anything (``told_apart``), which places and relations alone mostly decide. The other half describe:
+    where name, size and colour all fit the target, a model that has learned one of them learns the others from it.
+    """
+    described = _grounded(count // 2, draw, _DESCRIBED_THINGS, _descriptions)
+    return draw.shuffled([*told_apart(count - len(described), draw), *described])
+
+
+def told_apart(count: int, draw: Draw) -> list[Item]:
+    """Scenes with an expression of any form that fits the target alone."""
+    return _grounded(
+        count, draw, _TOLD_THINGS, lambda scene: _expressions(scene, named=draw.rng.random() >= _UNNAMED_SHARE)
+    )
+
+
+def _grounded(
+    count: int, draw: Draw, numbers: Sequence[int], say: Callable[[list[SceneThing]], Iterable[Expression]]
+) -> list[Item]:
+    """Scenes of some number of things, with what is said of the first of them and fits it alone."""
     items: list[Item] = []
     while len(items) < count:
-        scene = draw.coloured_scene(lambda: _target_and_others(draw))
+        scene = draw.coloured_scene(lambda: _target_and_others(draw, numbers))
         # The forms that fit come evenly, so that the rare ones are learned too.
         forms: dict[tuple[bool, ...], list[Expression]] = {}
-        for expression in _expressions(scene[0], scene, named=draw.rng.random() >= _UNNAMED_SHARE):
+        for expression in say(scene):
             if expression.meant(scene) == [scene[0]]:
-                parts = (expression.size, expression.colour, expression.place, expression.relation)
-                forms.setdefault(tuple(part is not None for part in parts), []).append(expression)
+                forms.setdefault(expression.form, []).append(expression)
         if not forms:
             continue
         text = str(draw.one_of(draw.one_of(list(forms.values()))))
@@ -74,15 +98,23 @@ def visual_grounding(count: int, draw: Draw) -> list[Item]:
     return items
 
 
-def _target_and_others(draw: Draw) -> list[str]:
+def _target_and_others(draw: Draw, numbers: Sequence[int]) -> list[str]:
     """Names for a scene; the first is the target's."""
-    target, number = draw.one_of(draw.names), draw.one_of(_GROUNDING_THINGS)
+    target, number = draw.one_of(draw.names), draw.one_of(numbers)
     same = 1 + min(draw.one_of(_GROUNDING_RIVALS), number - 2)
     return [target] * same + draw.things(number - same, [target])
 
 
-def _expressions(target: SceneThing, scene: list[SceneThing], *, named: bool) -> Iterator[Expression]:
-    """Everything true that can be said of a thing, by its name or without, in at most two parts beside the name."""
+def _descriptions(scene: list[SceneThing]) -> Iterator[Expression]:
+    """Name, size and colour of the first thing of a scene, or any of them."""
+    target = scene[0]
+    for thing, size, colour in product((None, target.thing), (None, target.size), (None, target.colour)):
+        yield Expression(thing, size, colour)
+
+
+def _expressions(scene: list[SceneThing], *, named: bool) -> Iterator[Expression]:
+    """What can be said of the first thing of a scene, in at most two parts beside its name, if it is named."""
+    target = scene[0]
     noun = target.thing if named else None
     names = [one.thing for one in scene]
     anchors = [one for one in scene if names.count(one.thing) == 1 and one is not target]
