@@ -37,8 +37,8 @@ def audio_classification(count: int, draw: Draw) -> list[Item]:
 def _single_groups(count: int, draw: Draw) -> list[Group]:
     groups = []
     for thing in draw.balanced(THINGS, count):
-        group = held_out_group(thing)
-        while not draw.held_out and group == held_out_group(thing):
+        group = held_out = held_out_group(thing)
+        while not draw.held_out and group == held_out:
             group = Group(draw.one_of(COUNTS), draw.one_of(SIZES), thing)
         groups.append(group)
     return groups

@@ -10,6 +10,7 @@ from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
 SEGMENTATION_CLASSES = ("background", *ASKED_THINGS)
 
 _TOLD_THINGS, _DESCRIBED_THINGS = (2, 3, 3), (2, 3)
+"""How many things a scene of each half has; drawn evenly."""
 _GROUNDING_RIVALS = (0, 1, 1, 1)
 """How many other things of a scene have the target's name; drawn evenly."""
 
@@ -113,21 +114,16 @@ def _descriptions(scene: list[SceneThing]) -> Iterator[Expression]:
 
 
 def _expressions(scene: list[SceneThing], *, named: bool) -> Iterator[Expression]:
-    """What can be said of the first thing of a scene, in at most two parts beside its name, if it is named."""
+    """What may be said of the first thing of a scene, in at most two parts beside its name, if it is named."""
     target = scene[0]
     noun = target.thing if named else None
     names = [one.thing for one in scene]
-    anchors = [one for one in scene if names.count(one.thing) == 1 and one is not target]
-    relations = [(words, one.thing) for one in anchors for words, stands in RELATIONS.items() if stands(target, one)]
-    rivals = [one for one in scene if noun in (None, one.thing) and one is not target]
-    if not rivals:
-        yield Expression(noun)
+    anchors = [name for name in names if name != target.thing and names.count(name) == 1]
+    relations = [(words, name) for name in anchors for words in RELATIONS]
     for size, colour in ((None, None), (target.size, None), (None, target.colour)):
-        if size or colour:
-            yield Expression(noun, size, colour)
-        if rivals:
-            for place in PLACES:
-                yield Expression(noun, size, colour, place)
+        yield Expression(noun, size, colour)
+        for place in PLACES:
+            yield Expression(noun, size, colour, place)
         for relation in relations:
             yield Expression(noun, size, colour, relation=relation)
 

@@ -212,7 +212,7 @@ def test_an_expression_means_one_thing_alone_and_its_box_is_tight(tasks):
             differs[one["box"][1] : one["box"][3], one["box"][0] : one["box"][2]] = 0
         assert differs.max() < 115
     assert {"left", "right", "above", "below", "top", "bottom", "one", *SIZES, *TOLD_APART_COLOURS} <= set(words)
-    assert 0.28 < np.mean(nameless) < 0.42
+    assert 0.28 < np.mean(nameless) < 0.38
     assert 0.1 < np.mean(full) < 0.3  # all of the target's features at once, of which one will do
 
 
