@@ -10,6 +10,7 @@ import yaml
 from onepeace_lightning.cli import command_line, main
 from onepeace_lightning.tasks import load_task
 from tests.conftest import LOCAL
+from tests.samples import png, wav
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/finetune").rglob("*.yaml"))
@@ -25,12 +26,26 @@ def arguments(path: str, steps: int) -> list[str]:
     return [f"--config={path}", *LOCAL, *short, *batches]
 
 
+def table_of_raw_files(folder: Path) -> Path:
+    """Two rows with whatever any task takes."""
+    rows = []
+    for colour, pitch in (("red", "low"), ("green", "high")):
+        (folder / f"{colour}.png").write_bytes(png(colour))
+        (folder / f"{pitch}.wav").write_bytes(wav(pitch))
+        pictures = dict.fromkeys(("image", "first", "second"), f"{colour}.png")
+        texts = {"text": "the bell", "question": "what sounds first?", "choices": ["a", "b", "c", "d"]}
+        rows.append({**pictures, "audio": f"{pitch}.wav", **texts})
+    table = folder / "items.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return table
+
+
 def settings(path: str) -> dict:
     return yaml.safe_load((ROOT / path).read_text())
 
 
 @pytest.mark.parametrize("path", TOY)
-def test_toy_configurations_fit_validate_and_resume(trained_checkout, path):
+def test_toy_configurations_fit_validate_resume_and_predict(trained_checkout, path):
     main(["fit", *arguments(path, 2)])
     folder = trained_checkout / settings(path)["trainer"]["default_root_dir"]
     results = json.loads((folder / "results.json").read_text())
@@ -42,6 +57,11 @@ def test_toy_configurations_fit_validate_and_resume(trained_checkout, path):
     main(["fit", *arguments(path, 4), f"--ckpt_path={last}"])
     assert torch.load(last, weights_only=True)["global_step"] == 4
     assert type(load_task(last)).__name__ == settings(path)["model"]["class_path"].rpartition(".")[2]
+    answers = trained_checkout / "answers.jsonl"
+    main(["predict", str(last), str(table_of_raw_files(trained_checkout)), f"--out={answers}"])
+    first, second = map(json.loads, answers.read_text().splitlines())
+    assert first["prediction"]
+    assert second["prediction"]
 
 
 @pytest.mark.parametrize("path", [path for path in ZERO_SHOT if "toy" in path])
