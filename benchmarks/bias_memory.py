@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.timing import Device, fresh, own_peak
 from onepeace_lightning.models import Image, ModelConfig
-from onepeace_lightning.models.attention import RelativeBias
+from onepeace_lightning.models.attention.base import RelativeBias
+from onepeace_lightning.models.attention.padded import Dense, dense_bias
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import Preset
-from onepeace_lightning.models.dense import Dense, dense_bias
 from onepeace_lightning.models.encoder import set_attention
-from onepeace_lightning.models.tokens import Packed, View
+from onepeace_lightning.models.packing import Packed, View
 
 ONE = "one at a time"
 ALL = "all first"

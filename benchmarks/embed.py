@@ -21,11 +21,11 @@ from jsonargparse import auto_cli
 
 from benchmarks.loader import flac, jpeg
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
-from onepeace_lightning.commands.embed import embed
+from onepeace_lightning.inference.embed import embed
+from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.models import ModelConfig, PretrainModel
 from onepeace_lightning.models.config import Preset
 from onepeace_lightning.models.inputs import Audio, Image, Text
-from onepeace_lightning.onepeace import OnePeace
 
 COMMAND = "onepeace embed"
 BARE = "a bare loop over preprocessed tensors"

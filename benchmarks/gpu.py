@@ -25,20 +25,20 @@ from torch import Tensor, nn
 
 from benchmarks.packed import VOCAB_SIZE, make_batch, view_by_view
 from benchmarks.timing import Device, fresh, own_peak
-from onepeace_lightning.callbacks.peaks import peak_flops
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
-from onepeace_lightning.losses.flops import step_flops, total_flops
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.models import Audio, Image, ModelConfig, PretrainModel, Text, Tokens
-from onepeace_lightning.models.attention import Mixer, RelativeBias
+from onepeace_lightning.models.attention.base import Mixer, RelativeBias
+from onepeace_lightning.models.attention.flex import Flex
+from onepeace_lightning.models.attention.padded import Dense
 from onepeace_lightning.models.config import PATCH, Preset
-from onepeace_lightning.models.dense import Dense
 from onepeace_lightning.models.encoder import compile_blocks
-from onepeace_lightning.models.flex import Flex
-from onepeace_lightning.models.flops import token_lengths
-from onepeace_lightning.models.relative_position import grid_buckets, grid_rows, sequence_buckets, sequence_rows
-from onepeace_lightning.models.tokens import View, pack
+from onepeace_lightning.models.packing import View, pack
+from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows, sequence_buckets, sequence_rows
+from onepeace_lightning.training.flops import token_lengths
+from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
+from onepeace_lightning.training.peaks import peak_flops
+from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 
 Table = Literal["attention", "training", "embedding"]
 

@@ -26,14 +26,14 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
+from onepeace_lightning.data.datamodule import StreamConfig
 from onepeace_lightning.data.masking import PUBLISHED_RATIOS
-from onepeace_lightning.data.module import StreamConfig
 from onepeace_lightning.data.prepare import Prepare
 from onepeace_lightning.data.pretrain import PretrainDataModule
+from onepeace_lightning.data.sampler import sample_rng
 from onepeace_lightning.data.shards import ShardWriter, read_manifest
-from onepeace_lightning.data.stream import sample_rng
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 
 LOADER = "loader"
 BARE = "a bare decode-and-transform loop"

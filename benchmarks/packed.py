@@ -31,12 +31,12 @@ from onepeace_lightning.data.masking import draw_masks
 from onepeace_lightning.data.prepare import Example, collate
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel, Tokens
-from onepeace_lightning.models.attention import Attention, RelativeBias
+from onepeace_lightning.models.attention.base import Attention, RelativeBias
+from onepeace_lightning.models.attention.padded import attend, bias_rows, dense_bias, lay_out
 from onepeace_lightning.models.config import Preset
-from onepeace_lightning.models.dense import attend, bias_rows, dense_bias, lay_out
 from onepeace_lightning.models.encoder import Block, Encoder
 from onepeace_lightning.models.inputs import EOS
-from onepeace_lightning.models.tokens import View
+from onepeace_lightning.models.packing import View
 
 VOCAB_SIZE = 16_384
 MEDIAN_WORDS, WORDS_DEVIATION, WORDS_RANGE = 11, 0.7, (3, 70)

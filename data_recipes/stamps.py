@@ -37,7 +37,7 @@ from data_recipes.stamps_media import check_svg_support, encode_all
 from data_recipes.stamps_package import LICENSE, Clip, Package, Stamp, fetch, read_package, unpack
 from data_recipes.stamps_tasks_plans import sentences
 from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 MIN_SHARDS = 8
 """Shards per stream (as far as it has samples), so that that many workers or ranks get a share."""

@@ -31,9 +31,9 @@ from data_recipes.toy_world import (
     caption,
     is_held_out,
 )
-from onepeace_lightning.data.finetune.audio_choices import with_choice
+from onepeace_lightning.data.readers.audio_choices import with_choice
 from onepeace_lightning.data.shards import ShardWriter
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 TRAIN_TYPES = ("image-text", "audio-text", "image", "audio", "text")
 VAL_TYPES = ("image-text", "audio-text", "audio-image")

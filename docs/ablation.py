@@ -37,7 +37,8 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> dict[str, float]:
             sys.executable, "-m", "onepeace_lightning.cli", "fit", "--config=configs/pretrain/toy.yaml",
             f"--seed_everything={seed}", f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}",
             "--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false",
-            "--trainer.callbacks=onepeace_lightning.callbacks.ResultsTable", f"--trainer.callbacks.folder={folder}",
+            "--trainer.callbacks=onepeace_lightning.training.results.ResultsTable",
+            f"--trainer.callbacks.folder={folder}",
             f"--data.init_args.seed={seed}", *ARMS[arm],
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=sys.stderr)

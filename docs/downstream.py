@@ -30,7 +30,8 @@ def train(config: Path, arm: str, folder: Path, options: Sequence[str]) -> dict[
         command = [
             sys.executable, "-m", "onepeace_lightning.cli", "fit", f"--config={config}", "--trainer.logger=false",
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-            "--trainer.enable_checkpointing=false", "--trainer.callbacks=onepeace_lightning.callbacks.ResultsTable",
+            "--trainer.enable_checkpointing=false",
+            "--trainer.callbacks=onepeace_lightning.training.results.ResultsTable",
             f"--trainer.callbacks.folder={folder}", *ARMS[arm], *options,
         ]  # fmt: skip
         start = time.monotonic()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.checkpoints.names import name_map, our_name
+from onepeace_lightning.checkpoints.key_map import name_map, our_name
 from onepeace_lightning.checkpoints.original import (
     config_from_original,
     load_original,
@@ -24,11 +24,10 @@ from onepeace_lightning.checkpoints.original import (
     read_original,
 )
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.tokenizers import load_tokenizer
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
+from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from onepeace_lightning.models import Audio, Image, PretrainModel, Text
-from onepeace_lightning.models.pooling import ClassifyModel
-from onepeace_lightning.optim.parameters import layer_scales, stage2_trainable, weight_decays
+from onepeace_lightning.models.heads.classifier import ClassifyModel
 from onepeace_lightning.tasks import (
     AudioQuestionAnsweringTask,
     FinetuneTask,
@@ -36,6 +35,7 @@ from onepeace_lightning.tasks import (
     VisualQuestionAnsweringTask,
     VisualReasoningTask,
 )
+from onepeace_lightning.training.param_groups import layer_scales, stage2_trainable, weight_decays
 
 TOLERANCE = 1e-4
 

@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(checkout):
 
 
 def test_the_data_must_use_the_model_s_tokenizer(checkout, toy_root):
-    from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+    from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
     SentencePieceTokenizer.train(["other words altogether"], 300).save(checkout / "other")
     cli = command_line([*TOY], run=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.models import Image, PretrainModel, Text
-from onepeace_lightning.optim.parameters import stage2_trainable
+from onepeace_lightning.training.param_groups import stage2_trainable
 from tests import parity
 from tests.checkpoints.original_format import to_original
 from tests.checkpoints.test_original import other_config, other_model

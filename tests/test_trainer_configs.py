@@ -6,9 +6,9 @@ import pytest
 import yaml
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from onepeace_lightning.callbacks import Throughput
 from onepeace_lightning.cli import OnePeaceCLI, command_line, main
-from onepeace_lightning.distributed.strategy import FullyShardedStrategy
+from onepeace_lightning.training.strategy import FullyShardedStrategy
+from onepeace_lightning.training.throughput import Throughput
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = {
@@ -117,7 +117,7 @@ def test_a_run_with_a_trainer_file_trains_and_logs_its_throughput(checkout, tmp_
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
             "--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs",
             "--trainer.log_every_n_steps=3", "--model.init_args.optimization.warmup_steps=1",
-            "--trainer.callbacks=onepeace_lightning.callbacks.Throughput", "--trainer.callbacks.window=2",
+            "--trainer.callbacks=onepeace_lightning.training.throughput.Throughput", "--trainer.callbacks.window=2",
             "--data.init_args.num_workers=0",
             *(f"--data.init_args.train.{kind}.batch_size=4" for kind in kinds),
         ]

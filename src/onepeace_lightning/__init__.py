@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onepeace_lightning.onepeace import OnePeace
+    from onepeace_lightning.inference.onepeace import OnePeace
 
 __all__ = ["OnePeace"]
 
@@ -11,7 +11,7 @@ __all__ = ["OnePeace"]
 def __getattr__(name: str) -> Any:
     # Imported when it is asked for: every submodule's import passes through here.
     if name == "OnePeace":
-        from onepeace_lightning.onepeace import OnePeace
+        from onepeace_lightning.inference.onepeace import OnePeace
 
         return OnePeace
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,15 +11,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from onepeace_lightning.callbacks.failures import FiniteLoss, LostProcess
-from onepeace_lightning.commands.convert import convert
-from onepeace_lightning.commands.embed import embed
-from onepeace_lightning.commands.predict import predict
-from onepeace_lightning.commands.search import bracketed, search
+from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
+from onepeace_lightning.checkpoints.convert import convert
 from onepeace_lightning.data import make_shards
 from onepeace_lightning.data.from_tsv import from_tsv
-from onepeace_lightning.distributed.saving import AtomicCheckpointIO
-from onepeace_lightning.distributed.strategy import FullyShardedStrategy
+from onepeace_lightning.inference.embed import embed
+from onepeace_lightning.inference.predict import predict
+from onepeace_lightning.inference.search import bracketed, search
+from onepeace_lightning.training.failures import FiniteLoss, LostProcess
+from onepeace_lightning.training.strategy import FullyShardedStrategy
 
 COMMANDS: dict[str, Any] = {
     "convert": convert,

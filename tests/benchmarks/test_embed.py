@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import checkpoint_memory, embed, timing
-from onepeace_lightning.onepeace import OnePeace
+from onepeace_lightning.inference.onepeace import OnePeace
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from benchmarks import memory_arithmetic as arithmetic
 from benchmarks.memory_arithmetic import BF16_CPU, BF16_CUDA, FLOAT32
 from onepeace_lightning.losses import denoising
 from onepeace_lightning.losses.denoising import denoising_contrast
-from onepeace_lightning.losses.flops import step_views
 from onepeace_lightning.models import ImageConfig, ModelConfig, Tokens
 from onepeace_lightning.models.config import TransformerConfig
 from onepeace_lightning.models.encoder import Encoder
+from onepeace_lightning.training.pretraining_flops import step_views
 from tests.tiny import batches, images, tiny_config, tiny_model
 
 CONFIG = TransformerConfig(width=128, depth=1, heads=2, ffn_width=384, layer_scale=0.5)

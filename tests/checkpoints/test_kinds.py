@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from onepeace_lightning.checkpoints.export import to_original
-from onepeace_lightning.checkpoints.names import name_map, original_name, our_name
+from onepeace_lightning.checkpoints.key_map import name_map, original_name, our_name
+from onepeace_lightning.checkpoints.loading import load_pretrained
 from onepeace_lightning.checkpoints.original import (
     config_from_original,
     head_from_original,
@@ -19,9 +20,8 @@ from onepeace_lightning.checkpoints.original import (
     read_original,
 )
 from onepeace_lightning.checkpoints.resize import resize_grid_table
-from onepeace_lightning.checkpoints.weights import load_pretrained
 from onepeace_lightning.models import Backbone, ImageConfig, ModelConfig, PretrainModel
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from tests.checkpoints import original_format
 from tests.checkpoints.test_original import other_config
 from tests.conftest import SHARED

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onepeace_lightning.checkpoints.names import name_map, our_name
+from onepeace_lightning.checkpoints.key_map import name_map, our_name
 from onepeace_lightning.checkpoints.original import config_from_original, load_original, read_original
 from onepeace_lightning.models import AudioConfig, ImageConfig, ModelConfig, PretrainModel, TextConfig
 from onepeace_lightning.models.config import DecoderConfig, TransformerConfig

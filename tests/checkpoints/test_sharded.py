@@ -9,8 +9,8 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from onepeace_lightning import OnePeace
+from onepeace_lightning.checkpoints.loading import read_checkpoint
 from onepeace_lightning.checkpoints.sharded import is_sharded, read_metadata, read_sharded
-from onepeace_lightning.checkpoints.weights import read_checkpoint
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 
 from onepeace_lightning.data.make_shards import from_csv, from_folder, manifest
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.tokenizers import load_tokenizer
+from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
 VOCAB = 400
 

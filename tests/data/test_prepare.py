@@ -9,10 +9,10 @@ from PIL import Image as Picture
 
 from onepeace_lightning.data.masking import MaskRatios
 from onepeace_lightning.data.prepare import Prepare, collate
-from onepeace_lightning.data.stream import BadSample
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.transforms import Preprocessing
-from onepeace_lightning.models.adapters.audio import num_frames
+from onepeace_lightning.modalities.audio import num_frames
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.models.inputs import EOS, PAD
 
 PREPROCESSING = Preprocessing(image_size=64, min_audio_seconds=0.25, max_audio_seconds=2.0)

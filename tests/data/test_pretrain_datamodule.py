@@ -11,11 +11,11 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.datamodule import StreamConfig
 from onepeace_lightning.data.pretrain import PretrainDataModule
 from onepeace_lightning.data.shards import ShardWriter
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 SMALL = Preprocessing(image_size=16, min_audio_seconds=0.025)
 COUNTS = {"image-text": 22, "audio-text": 9, "text": 13}

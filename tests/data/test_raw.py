@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from onepeace_lightning.data.raw import ItemReader, as_items, to_picture, to_waveform
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 PREPROCESSING = Preprocessing(image_size=32)
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)

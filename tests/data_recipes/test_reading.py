@@ -3,16 +3,16 @@
 import pytest
 
 from data_recipes import corpora
-from onepeace_lightning.data.finetune.audio_choices import AudioQuestionAnsweringDataModule
-from onepeace_lightning.data.finetune.classification import AudioClassificationDataModule, ImageClassificationDataModule
-from onepeace_lightning.data.finetune.grounding import VisualGroundingDataModule
-from onepeace_lightning.data.finetune.question_answering import VisualQuestionAnsweringDataModule
-from onepeace_lightning.data.finetune.reasoning import VisualReasoningDataModule
-from onepeace_lightning.data.finetune.retrieval import RetrievalDataModule
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.audio_choices import AudioQuestionAnsweringDataModule
+from onepeace_lightning.data.readers.classification import AudioClassificationDataModule, ImageClassificationDataModule
+from onepeace_lightning.data.readers.grounding import VisualGroundingDataModule
+from onepeace_lightning.data.readers.question_answering import VisualQuestionAnsweringDataModule
+from onepeace_lightning.data.readers.reasoning import VisualReasoningDataModule
+from onepeace_lightning.data.readers.retrieval import RetrievalDataModule
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from tests.data_recipes.test_corpora import CASES, run
 
 MODULES = {

@@ -16,7 +16,7 @@ from data_recipes import stamps, stamps_package
 from data_recipes.stamps_media import UnusableError, encode_picture, encode_sound
 from data_recipes.stamps_package import LICENSE, read_package
 from onepeace_lightning.data.shards import read_manifest, read_shard
-from onepeace_lightning.data.tokenizers import load_tokenizer
+from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
 RATE = 22_050
 NAMES = [f"animals/animal_{number:02d}" for number in range(30)]

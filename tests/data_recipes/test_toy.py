@@ -14,7 +14,7 @@ from data_recipes.toy_pictures import INK, draw_icon, draw_picture, place_icons
 from data_recipes.toy_sounds import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, play_clip, play_event
 from data_recipes.toy_world import COLOURS, SIZES, THINGS, Group, all_combinations, caption, is_held_out
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.tokenizers import load_tokenizer
+from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
 SMALL = ToyConfig(pairs=150, singles=60, gallery=40)
 STREAMS = [f"train/{kind}" for kind in TRAIN_TYPES] + [f"val/{kind}" for kind in VAL_TYPES]

@@ -43,7 +43,7 @@ CASES = {
 CASES["told to stop"] = (
     [
         *CASES["every 3 steps"][0],
-        "--trainer.callbacks+=onepeace_lightning.callbacks.StopOnSignal",
+        "--trainer.callbacks+=onepeace_lightning.training.preemption.StopOnSignal",
         "--trainer.callbacks.checkpoint=checkpoints/last.ckpt",
     ],
     [

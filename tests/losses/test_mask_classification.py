@@ -13,8 +13,8 @@ from onepeace_lightning.losses.mask_classification import (
     matching_cost,
     unsure_pixels,
 )
-from onepeace_lightning.models.mask_decoder import MaskPrediction
-from onepeace_lightning.models.segmentation import UNLABELLED
+from onepeace_lightning.models.heads.mask_decoder import MaskPrediction
+from onepeace_lightning.models.heads.segmentation import UNLABELLED
 from tests.tiny import drawn
 
 CLASSES, QUERIES, SIDE = 5, 4, 8

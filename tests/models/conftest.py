@@ -1,6 +1,6 @@
 import pytest
 
-from onepeace_lightning.models import dense
+from onepeace_lightning.models.attention import padded as dense
 
 
 @pytest.fixture(autouse=True)

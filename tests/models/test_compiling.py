@@ -9,7 +9,7 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.encoder import COMPILED_MULTIPLE, compile_blocks
-from onepeace_lightning.models.flops import token_lengths
+from onepeace_lightning.training.flops import token_lengths
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
 
 STEPS = 50

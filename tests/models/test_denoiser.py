@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from onepeace_lightning.modalities.image import grid_positions
 from onepeace_lightning.models import ImageConfig, PretrainModel
-from onepeace_lightning.models.adapters.image import grid_positions
 from onepeace_lightning.models.config import DecoderConfig
 from onepeace_lightning.models.denoiser import DecoderInput, Denoiser
-from onepeace_lightning.models.tokens import Tokens
+from onepeace_lightning.models.packing import Tokens
 from tests.models import reference
 from tests.tiny import masks, tiny_config, tiny_model
 

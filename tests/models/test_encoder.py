@@ -8,7 +8,7 @@ from torch import nn
 
 from onepeace_lightning.models.encoder import DropPath, Encoder
 from onepeace_lightning.models.inputs import Audio, Image, Text
-from onepeace_lightning.models.tokens import Tokens, View, pack
+from onepeace_lightning.models.packing import Tokens, View, pack
 from tests.models import reference
 from tests.tiny import audios, images, masks, randomised, texts, tiny_config, tiny_model
 

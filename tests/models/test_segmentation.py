@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from onepeace_lightning.distributed.plan import materialise
 from onepeace_lightning.models import Image
-from onepeace_lightning.models.mask_decoder import MaskHeadConfig, MaskPrediction, sine_positions, within
-from onepeace_lightning.models.segmentation import SegmentModel, class_scores, stem_maps
-from onepeace_lightning.models.windows import fill_up, resize, scaled_size, sliding_scores, starts
+from onepeace_lightning.models.heads.mask_decoder import MaskHeadConfig, MaskPrediction, sine_positions, within
+from onepeace_lightning.models.heads.segmentation import SegmentModel, class_scores, stem_maps
+from onepeace_lightning.models.heads.windows import fill_up, resize, scaled_size, sliding_scores, starts
+from onepeace_lightning.training.parallelize import materialise
 from tests.tiny import IMAGE_SIZE, drawn, images, randomised, tiny_config
 
 HEAD = MaskHeadConfig(classes=4, queries=6, layers=4, width=16, heads=2)

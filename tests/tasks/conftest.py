@@ -6,8 +6,8 @@ import torch
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.models import PretrainModel, TextConfig
 from onepeace_lightning.tasks import FinetuneTask
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.finetune.audio_choices import AudioQuestionAnsweringDataModule
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.audio_choices import AudioQuestionAnsweringDataModule
 from onepeace_lightning.models import Audio, Text
 from onepeace_lightning.tasks import AudioQuestionAnsweringTask, load_task
 from tests.samples import PITCHES, wav, with_choices

@@ -8,16 +8,16 @@ from torch import nn
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
-from onepeace_lightning.data.finetune.classification import (
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.classification import (
     AudioClassificationDataModule,
     Augmentation,
     ImageClassificationDataModule,
 )
-from onepeace_lightning.data.module import StreamConfig
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks import AudioClassificationTask, ImageClassificationTask, Lora, load_task
+from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, as_json, labelled_images, labelled_sounds, png, wav, write
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config, tiny_model
 
@@ -243,7 +243,7 @@ def test_from_the_command_line_with_epochs_and_from_scratch(tmp_path, monkeypatc
         "--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
         "--model=AudioClassificationTask", "--model.backbone=tiny", "--model.drop_path=0.1",
         "--model.optimization.lr=1e-3",
-        "--data=onepeace_lightning.data.finetune.classification.AudioClassificationDataModule",
+        "--data=onepeace_lightning.data.readers.classification.AudioClassificationDataModule",
         "--data.train={path: train, batch_size: 6}", "--data.val={val: {path: train, batch_size: 4}}",
         "--data.preprocessing={min_audio_seconds: 0.2, max_audio_seconds: 1.0}",
     ])  # fmt: skip

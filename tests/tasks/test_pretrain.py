@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.losses.pretraining import Objectives
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.tasks import Optimization, PretrainTask
 from tests.tiny import IMAGE_SIZE, batches
 

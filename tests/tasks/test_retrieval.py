@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.finetune.retrieval import RetrievalDataModule
-from onepeace_lightning.data.module import StreamConfig
-from onepeace_lightning.optim.adamw import Optimization
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.retrieval import RetrievalDataModule
 from onepeace_lightning.tasks import AudioTextRetrievalTask, ImageTextRetrievalTask, load_task
+from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, PITCHES, as_json, png, wav, write
 
 
@@ -85,7 +85,7 @@ def test_training_draws_one_of_the_captions_and_uses_all_of_them(reading, words,
 
 
 def test_a_tokenizer_of_another_model_is_refused(reading, tmp_path):
-    from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
+    from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
     SentencePieceTokenizer.train(["other words"], 280).save(tmp_path)
     with pytest.raises(ValueError, match="trained with another tokenizer"):

@@ -8,11 +8,11 @@ import torch
 from PIL import Image as Pillow
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.data.finetune.segmentation import MaskAugmentation, SemanticSegmentationDataModule
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.segmentation import MaskAugmentation, SemanticSegmentationDataModule
 from onepeace_lightning.data.transforms import Preprocessing
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks import SemanticSegmentationTask, load_task
+from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import segmented, with_mask, write
 from tests.tiny import IMAGE_SIZE, tiny_model
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.finetune.grounding import VisualGroundingDataModule
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.grounding import VisualGroundingDataModule
 from onepeace_lightning.models import Text
 from onepeace_lightning.models.inputs import Image
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks import VisualGroundingTask, load_task
 from onepeace_lightning.tasks.drawing import GUESS, TRUE
+from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import BOXES, as_json, pointed_at, scene, write
 from tests.tasks.conftest import learn
 from tests.tiny import IMAGE_SIZE, images, randomised, texts

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.finetune.question_answering import VisualQuestionAnsweringDataModule
-from onepeace_lightning.data.module import StreamConfig
-from onepeace_lightning.optim.adamw import Optimization
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.question_answering import VisualQuestionAnsweringDataModule
 from onepeace_lightning.tasks import VisualQuestionAnsweringTask, load_task
+from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, asked_about, png
 from tests.tiny import images, randomised, texts
 

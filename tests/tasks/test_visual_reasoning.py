@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.finetune.reasoning import VisualReasoningDataModule
-from onepeace_lightning.data.module import StreamConfig
-from onepeace_lightning.optim.adamw import Optimization
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.reasoning import VisualReasoningDataModule
 from onepeace_lightning.tasks import VisualReasoningTask, load_task
+from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import pairs, png
 from tests.tiny import images, texts
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.data.finetune.classification import AudioClassificationDataModule, ImageClassificationDataModule
-from onepeace_lightning.data.module import StreamConfig
+from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.readers.classification import AudioClassificationDataModule, ImageClassificationDataModule
 from onepeace_lightning.models import Backbone
 from onepeace_lightning.tasks import ZeroShotAudioClassificationTask, ZeroShotImageClassificationTask
 from tests.samples import COLOURS, PITCHES, labelled_images, labelled_sounds, png, wav

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace_lightning.checkpoints.names import MODALITIES, original_name
+from onepeace_lightning.checkpoints.key_map import MODALITIES, original_name
+from onepeace_lightning.checkpoints.loading import listed
 from onepeace_lightning.checkpoints.original import (
     ADAPTER_CHOICES,
     HEAD_CHOICES,
@@ -13,9 +14,8 @@ from onepeace_lightning.checkpoints.original import (
     OriginalModel,
     named,
 )
-from onepeace_lightning.checkpoints.weights import listed
 from onepeace_lightning.models.config import AudioConfig, ImageConfig, ModelConfig, TextConfig, TransformerConfig
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.pretraining import PretrainModel
 
 _DIMENSIONS = {

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.checkpoints.names import MODALITIES, name_map, original_name
+from onepeace_lightning.checkpoints.key_map import MODALITIES, name_map, original_name
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, listed, never, read_checkpoint
 from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
-from onepeace_lightning.checkpoints.weights import LoadReport, fill, listed, never, read_checkpoint
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import (
     PATCH,
@@ -24,7 +24,7 @@ from onepeace_lightning.models.config import (
     TransformerConfig,
     raise_all,
 )
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.pretraining import PretrainModel
 
 OriginalModel = PretrainModel | ClassifyModel | Backbone

@@ -14,17 +14,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint
 from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
 from onepeace_lightning.checkpoints.sharded import is_sharded
-from onepeace_lightning.checkpoints.weights import LoadReport, fill, fill_from, read_checkpoint
-from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
-from onepeace_lightning.data.tokenizers.base import SETTINGS_FILE
-from onepeace_lightning.data.tokenizers.gpt2_bpe import BPE_FILES
-from onepeace_lightning.data.tokenizers.sentencepiece import MODEL_FILE
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
+from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
+from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
+from onepeace_lightning.modalities.tokenizers.sentencepiece import MODEL_FILE
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ImageConfig, ModelConfig, TextConfig
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.pretraining import PretrainModel
 
 CONFIG_FILE = "config.json"

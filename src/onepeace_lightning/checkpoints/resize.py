@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.models.adapters import ImageAdapter
+from onepeace_lightning.modalities.image import ImageAdapter
 from onepeace_lightning.models.config import PATCH, ImageConfig, ModelConfig
 from onepeace_lightning.models.denoiser import DecoderInput
-from onepeace_lightning.models.relative_position import grid_rows
+from onepeace_lightning.models.relative_bias import grid_rows
 
 _CLS_ROWS = 3
 _TABLE = re.compile(r"(?P<adapter>.*adapters\.\w+)\.bias_tables\.(?P<block>\d+)")

@@ -22,8 +22,8 @@ from typing import Any
 from onepeace_lightning.data.batch import DATA_TYPES
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image
 from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, write_manifest
-from onepeace_lightning.data.tokenizers import SentencePieceTokenizer
-from onepeace_lightning.data.tokenizers.base import clean_caption
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
+from onepeace_lightning.modalities.tokenizers.base import clean_caption
 
 _MODALITY = {ending: modality for modality, endings in EXTENSIONS.items() for ending in endings}
 _DECODE: dict[str, Callable[[bytes], object]] = {

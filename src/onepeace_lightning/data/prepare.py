@@ -15,11 +15,11 @@ from torch.utils.data import default_collate
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_image, load_waveform
 from onepeace_lightning.data.masking import MaskRatios, draw_masks
-from onepeace_lightning.data.stream import BadSample
-from onepeace_lightning.data.tokenizers import Tokenizer
-from onepeace_lightning.data.tokenizers.base import clean_caption
+from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.transforms import Preprocessing
-from onepeace_lightning.models.adapters.audio import num_frames
+from onepeace_lightning.modalities.audio import num_frames
+from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.modalities.tokenizers.base import clean_caption
 from onepeace_lightning.models.config import PATCH
 from onepeace_lightning.models.inputs import Audio, Image, Text
 

@@ -3,8 +3,8 @@
 from lightning.pytorch.utilities import CombinedLoader
 
 from onepeace_lightning.data.batch import DATA_TYPES
+from onepeace_lightning.data.datamodule import StreamConfig, StreamDataModule
 from onepeace_lightning.data.masking import MaskRatios
-from onepeace_lightning.data.module import StreamConfig, StreamDataModule
 from onepeace_lightning.data.prepare import INPUTS, Prepare
 from onepeace_lightning.data.transforms import Preprocessing
 

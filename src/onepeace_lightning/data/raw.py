@@ -18,8 +18,8 @@ from PIL import ImageOps
 from torch import Tensor
 
 from onepeace_lightning.data.decoding import MIN_RATE, decode_image, load_waveform, resample, to_rgb
-from onepeace_lightning.data.tokenizers import Tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.inputs import Audio, Image, Text
 
 PathOrStr = str | PathLike[str]

@@ -19,8 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.models.mask_decoder import MaskPrediction
-from onepeace_lightning.models.segmentation import UNLABELLED
+from onepeace_lightning.models.heads.mask_decoder import MaskPrediction
+from onepeace_lightning.models.heads.segmentation import UNLABELLED
 
 WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
 NO_OBJECT = 0.1

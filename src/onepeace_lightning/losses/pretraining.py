@@ -16,8 +16,8 @@ from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.losses.denoising import denoising_contrast
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.denoiser import hidden_rows
+from onepeace_lightning.models.packing import Tokens, View
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.models.tokens import Tokens, View
 
 WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
 """Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""

@@ -1,6 +1,6 @@
 """The model in plain torch (paper section 3)."""
 
-from onepeace_lightning.models.adapters import Adapter, register_adapter
+from onepeace_lightning.models.adapter import Adapter, register_adapter
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import (
     AdapterConfig,
@@ -11,8 +11,8 @@ from onepeace_lightning.models.config import (
     TransformerConfig,
 )
 from onepeace_lightning.models.inputs import Audio, Image, Text
+from onepeace_lightning.models.packing import Tokens
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.models.tokens import Tokens
 
 __all__ = [
     "Adapter", "AdapterConfig", "Audio", "AudioConfig", "Backbone", "Image", "ImageConfig", "ModelConfig",

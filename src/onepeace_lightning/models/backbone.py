@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from onepeace_lightning.models.adapters import Adapter, adapter_type
+from onepeace_lightning.models.adapter import Adapter, adapter_type
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.tokens import Tokens, View
+from onepeace_lightning.models.packing import Tokens, View
 
 
 class Backbone(nn.Module):

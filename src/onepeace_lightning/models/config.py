@@ -224,7 +224,7 @@ class ModelConfig:
         Raises:
             ValueError: for a modality that nobody registered.
         """
-        from onepeace_lightning.models.adapters import adapter_type  # the registry knows each modality's config class
+        from onepeace_lightning.modalities import adapter_type  # the registry knows each modality's config class
 
         decoder = data["decoder"]
         return cls(

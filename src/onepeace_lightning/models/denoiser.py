@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.models.adapters.image import grid_positions
+from onepeace_lightning.modalities.image import grid_positions
 from onepeace_lightning.models.config import ImageConfig, ModelConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.layers import Linear, init_normal_, place, take
-from onepeace_lightning.models.tokens import Tokens, View
+from onepeace_lightning.models.packing import Tokens, View
 
 
 class DecoderInput(nn.Module):

@@ -6,13 +6,13 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.models.attention import Attention, AttentionChoice, Mix, Mixer, RelativeBias
+from onepeace_lightning.models.attention.base import Attention, AttentionChoice, Mix, Mixer, RelativeBias
+from onepeace_lightning.models.attention.flex import Flex
+from onepeace_lightning.models.attention.padded import Dense
 from onepeace_lightning.models.compiling import compiled
 from onepeace_lightning.models.config import TransformerConfig
-from onepeace_lightning.models.dense import Dense
-from onepeace_lightning.models.flex import Flex
 from onepeace_lightning.models.layers import GeGLU
-from onepeace_lightning.models.tokens import Packed, Tokens, View, pack
+from onepeace_lightning.models.packing import Packed, Tokens, View, pack
 
 MIN_FLEX_WIDTH = 16
 """Features of a head that FlexAttention's kernel on CUDA needs at least."""

@@ -5,7 +5,7 @@ from torch import nn
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.denoiser import Denoiser
-from onepeace_lightning.models.heads import ContrastiveHeads
+from onepeace_lightning.models.heads.contrastive import ContrastiveHeads
 
 
 class PretrainModel(nn.Module):

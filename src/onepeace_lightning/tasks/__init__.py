@@ -1,6 +1,5 @@
 """One LightningModule per task, all on one backbone."""
 
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks.audio_classification import AudioClassificationTask
 from onepeace_lightning.tasks.audio_question_answering import AudioQuestionAnsweringTask
 from onepeace_lightning.tasks.base import FinetuneTask
@@ -14,6 +13,7 @@ from onepeace_lightning.tasks.visual_grounding import VisualGroundingTask
 from onepeace_lightning.tasks.visual_question_answering import VisualQuestionAnsweringTask
 from onepeace_lightning.tasks.visual_reasoning import VisualReasoningTask
 from onepeace_lightning.tasks.zero_shot import ZeroShotAudioClassificationTask, ZeroShotImageClassificationTask
+from onepeace_lightning.training.optimizer import Optimization
 
 __all__ = [
     "AudioClassificationTask",

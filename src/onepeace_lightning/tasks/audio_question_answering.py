@@ -7,10 +7,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.audio_choices import with_choice
 from onepeace_lightning.data.raw import AudioItem, batched
+from onepeace_lightning.data.readers.audio_choices import with_choice
 from onepeace_lightning.losses.answers import choice_hinge
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FinetuneTask
 
 

@@ -14,22 +14,22 @@ from torchmetrics import MetricCollection
 
 from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.base import FinetuneDataModule
 from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
+from onepeace_lightning.data.readers.base import FinetuneDataModule
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.tokenizers import Tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
-from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
-from onepeace_lightning.distributed.strategy import placement
-from onepeace_lightning.models.attention import AttentionChoice
+from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import set_attention
-from onepeace_lightning.onepeace import OnePeace
-from onepeace_lightning.optim.adamw import Optimization, adamw
-from onepeace_lightning.optim.parameters import modality_trainable
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_source
 from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.training.optimizer import Optimization, adamw
+from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
+from onepeace_lightning.training.param_groups import modality_trainable
+from onepeace_lightning.training.strategy import placement
 
 FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9)
 """Where a task is not told otherwise; the published choices are in ``configs/finetune``."""

@@ -10,14 +10,14 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.base import FinetuneDataModule
 from onepeace_lightning.data.raw import batched
+from onepeace_lightning.data.readers.base import FinetuneDataModule
 from onepeace_lightning.losses.answers import soft_score_bce
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
-from onepeace_lightning.optim.adamw import Optimization
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.tasks.vocabulary import indices, likeliest, vocabulary
+from onepeace_lightning.training.optimizer import Optimization
 
 
 class ClassificationTask(FinetuneTask):

@@ -9,10 +9,10 @@ from torch import Tensor
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.raw import ImageItem
 from onepeace_lightning.models.inputs import Image
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks.base import FINETUNING
 from onepeace_lightning.tasks.classification import ClassificationTask
 from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.training.optimizer import Optimization
 
 
 class ImageClassificationTask(ClassificationTask):

@@ -7,24 +7,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.loading import load_pretrained
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.checkpoints.weights import load_pretrained
 from onepeace_lightning.data.batch import DATA_TYPES, Batch
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer
-from onepeace_lightning.data.tokenizers.base import clean_text
-from onepeace_lightning.distributed.plan import ParallelConfig, parallelize
-from onepeace_lightning.distributed.strategy import placement
-from onepeace_lightning.losses.flops import step_flops, total_flops
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
-from onepeace_lightning.models.attention import AttentionChoice
+from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
+from onepeace_lightning.modalities.tokenizers.base import clean_text
+from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.optim.adamw import Optimization, adamw
-from onepeace_lightning.optim.parameters import modality_trainable, stage2_trainable
 from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.training.optimizer import Optimization, adamw
+from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
+from onepeace_lightning.training.param_groups import modality_trainable, stage2_trainable
+from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
+from onepeace_lightning.training.strategy import placement
 
 SCORE = "R@1"
 """What the mean over trained pairs is taken of: the monitored ``val/mean_R@1``."""

@@ -12,9 +12,9 @@ from onepeace_lightning.data.raw import AudioItem, ImageItem, batched
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.training.optimizer import Optimization
 
 
 class RetrievalTask(FinetuneTask):

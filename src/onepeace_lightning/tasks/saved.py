@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from onepeace_lightning.checkpoints.loading import read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import preprocessing_from_dict
-from onepeace_lightning.checkpoints.weights import read_checkpoint
-from onepeace_lightning.data.tokenizers import tokenizer_from_files
+from onepeace_lightning.modalities.tokenizers import tokenizer_from_files
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.tasks.base import TASKS
 from onepeace_lightning.tasks.lora import Lora

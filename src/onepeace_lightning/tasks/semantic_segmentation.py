@@ -16,18 +16,18 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.base import FinetuneDataModule
 from onepeace_lightning.data.raw import ImageItem, batched
+from onepeace_lightning.data.readers.base import FinetuneDataModule
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
+from onepeace_lightning.models.heads.mask_decoder import MaskHeadConfig
+from onepeace_lightning.models.heads.segmentation import UNLABELLED, SegmentModel, class_scores
+from onepeace_lightning.models.heads.windows import STEP, sliding_scores
 from onepeace_lightning.models.inputs import Image
-from onepeace_lightning.models.mask_decoder import MaskHeadConfig
-from onepeace_lightning.models.segmentation import UNLABELLED, SegmentModel, class_scores
-from onepeace_lightning.models.windows import STEP, sliding_scores
-from onepeace_lightning.optim.adamw import Optimization
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import SIDE, Drawn
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.tasks.vocabulary import vocabulary
+from onepeace_lightning.training.optimizer import Optimization
 
 RIGHT_FROM = 0.5
 """Mean IoU from which the gallery calls a picture right."""

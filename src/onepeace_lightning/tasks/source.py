@@ -7,14 +7,14 @@ from typing import get_args
 
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.loading import LoadReport, fill
 from onepeace_lightning.checkpoints.original import named
 from onepeace_lightning.checkpoints.pretrained import Pretrained, default_preprocessing, read_pretrained
 from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
-from onepeace_lightning.checkpoints.weights import LoadReport, fill
-from onepeace_lightning.data.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.config import ModelConfig, Preset, TextConfig
-from onepeace_lightning.onepeace import OnePeace
 
 BackboneSource = str | Path | OnePeace | ModelConfig
 """A preset's name, a ``save_pretrained`` folder, a checkpoint of this project or of the original, a hub name, a model,

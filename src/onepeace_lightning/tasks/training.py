@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
-from onepeace_lightning.distributed.seeding import seed_step
-from onepeace_lightning.optim.clipping import clip_gradients
+from onepeace_lightning.training.clipping import clip_gradients
+from onepeace_lightning.training.seeding import seed_step
 
 
 class TrainedModule(L.LightningModule):

@@ -12,11 +12,11 @@ from onepeace_lightning.data.raw import ImageItem, batched
 from onepeace_lightning.losses.answers import box_loss
 from onepeace_lightning.metrics import BoxAccuracy
 from onepeace_lightning.metrics.boxes import THRESHOLD, overlap
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
-from onepeace_lightning.optim.adamw import Optimization
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import GUESS, TRUE, Drawn, draw_box, picture_of
 from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.training.optimizer import Optimization
 
 
 class VisualGroundingTask(FinetuneTask):

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.raw import ImageItem, batched
-from onepeace_lightning.models.pooling import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.classification import ClassificationTask
 from onepeace_lightning.tasks.drawing import Drawn, picture_of
 from onepeace_lightning.tasks.vocabulary import likeliest, vocabulary

@@ -12,8 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.finetune.base import FinetuneDataModule
 from onepeace_lightning.data.raw import AudioItem, ImageItem, batched
+from onepeace_lightning.data.readers.base import FinetuneDataModule
 from onepeace_lightning.models.inputs import Text
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.base import FinetuneTask

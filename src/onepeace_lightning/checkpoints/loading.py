@@ -1,0 +1,166 @@
+"""Filling a model with weights, and this project's training checkpoints."""
+
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace_lightning.checkpoints.sharded import is_sharded, read_sharded
+from onepeace_lightning.training.parallelize import shard_like
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a checkpoint and the model that it filled did not have in common.
+
+    Attributes:
+        missing: tensors that the checkpoint lacks, which the caller allowed to keep their initial values.
+        unexpected: tensors of the checkpoint that the model has no place for.
+        resized: a line for each tensor that was changed to fit.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [
+            ("new, with their initial values", self.missing, 30),
+            ("not used", self.unexpected, 6),
+            ("changed to fit", self.resized, 6),
+        ]
+        lines = [f"{len(names)} tensors {what}: {listed(names, ', ', most)}" for what, names, most in parts if names]
+        return "; ".join(lines) or "every tensor fits"
+
+
+def never(name: str) -> bool:
+    """No tensor may be missing (or left over)."""
+    return False
+
+
+def fill(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    may_miss: Callable[[str], bool] = never,
+    may_drop: Callable[[str], bool] = never,
+) -> LoadReport:
+    """Put weights into a model; nothing keeps its initial value silently.
+
+    A model on the meta device takes the tensors themselves, in their own type; any other gets copies.
+
+    Args:
+        model: what is filled.
+        state: the weights by the model's names.
+        source: where they come from, for messages.
+        may_miss: tells by name which tensors may keep their initial values where the source lacks them (a modality that
+            is added); they are logged.
+        may_drop: tells by name which tensors of the source may be left out; they are logged too.
+
+    Raises:
+        ValueError: listing every other missing, every other unexpected and every misshapen tensor.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [
+        f"{name} is {tuple(state[name].shape)}, the model has {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    forbidden = [f"missing {name}" for name in missing if not may_miss(name)]
+    if forbidden or misshapen or any(not may_drop(name) for name in unexpected):
+        problems = forbidden + [f"unexpected {name}" for name in unexpected] + misshapen
+        raise ValueError(f"{source} does not fit the model: {listed(problems, '; ')}")
+    report = LoadReport(missing, unexpected)
+    if missing or unexpected:
+        _log.warning("%s: %s", source, report)
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    if on_meta:
+        _initialise(model, set(missing))
+    known = {name: shard_like(tensor, own[name]) for name, tensor in state.items() if name in own}
+    model.load_state_dict(known, strict=False, assign=on_meta)  # compared above
+    return report
+
+
+def load_pretrained(
+    model: nn.Module,
+    path: str | Path,
+    may_miss: Callable[[str], bool] = never,
+    may_drop: Callable[[str], bool] = never,
+) -> LoadReport:
+    """Fill a model from a training checkpoint, ``{"state_dict": {"model.…": tensor}}``; see ``fill``."""
+    return fill_from(model, read_checkpoint(path), str(path), may_miss, may_drop)
+
+
+def fill_from(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    source: str,
+    may_miss: Callable[[str], bool] = never,
+    may_drop: Callable[[str], bool] = never,
+) -> LoadReport:
+    """Fill a model from what ``read_checkpoint`` gave of a training checkpoint; see ``fill``."""
+    if "state_dict" not in checkpoint:
+        raise ValueError(f"{source} is no training checkpoint: it has no 'state_dict', but {sorted(checkpoint)}")
+    prefix = "model."
+    weights = {name.removeprefix(prefix): t for name, t in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    return fill(model, weights, source, may_miss, may_drop)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint, nothing in it executed.
+
+    Args:
+        path: a file, whose tensors are mapped from disk; or the folder of a sharded checkpoint, whose tensors are put
+            together in memory, without the optimizer's.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is cut short, no checkpoint, or holds anything but tensors and plain containers.
+    """
+    if is_sharded(path):
+        return read_sharded(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is damaged or holds more than tensors and plain containers, and code in it might be"
+            f" run. Ask its author for a file that torch.load(…, weights_only=True) reads. ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read: it is cut short or was not written by torch.save (1.6 or later); fetch it again or"
+            f" save it anew. ({_first_line(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a dictionary")
+    return content
+
+
+def _initialise(model: nn.Module, missing: set[str]) -> None:
+    """Give the modules on the meta device that own missing tensors their initial values."""
+    for prefix, module in model.named_modules():
+        own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+        if missing & {f"{prefix}.{name}" if prefix else name for name in own}:
+            module.to_empty(device="cpu", recurse=False)
+            module.reset_parameters()
+
+
+def listed(items: list[str], separator: str, most: int = 30) -> str:
+    """The first items of a list that may be long, and how many more there are."""
+    rest = len(items) - most
+    return separator.join(items[:most]) + (f"{separator}and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,1 +1,0 @@
-"""What ``onepeace convert``, ``embed`` and ``search`` do, as functions."""

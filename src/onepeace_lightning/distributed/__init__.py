@@ -1,1 +1,0 @@
-"""Running over many devices: ``plan`` for any module, ``strategy`` for Lightning."""

@@ -1,0 +1,218 @@
+"""Files of embeddings: ids, embeddings and what made them, as ``.parquet`` or ``.npz``, written in chunks.
+
+N = items, d = embedding width.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from onepeace_lightning.inference.sources import Source
+
+ENDINGS = (".parquet", ".npz")
+FORMAT_VERSION = 1
+"""Of what is written; raised when older readers would misread it."""
+
+_KEY = b"onepeace"
+
+
+@dataclass
+class Chunk:
+    """Consecutive items of a source, embedded.
+
+    Attributes:
+        ids: of those that could be embedded.
+        embeddings: (d,) float32 of each.
+        texts: the text itself of each, where they are texts.
+        skipped: id to what was wrong, of those that could not.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.skipped)
+
+
+class Output:
+    """A file of embeddings in the making; what a stopped run left behind is taken up.
+
+    Chunks lie in the folder ``OUT.partial`` until all are there.
+
+    Args:
+        path: the file to write.
+        about: says what makes the embeddings; chunks and files of anything else are refused.
+        source: whose items are embedded.
+
+    Raises:
+        ValueError: where ``path`` has another ending, is a folder, or was begun by another model or from items that
+            have changed since.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], source: Source) -> None:
+        if path.suffix not in ENDINGS or path.is_dir():
+            raise ValueError(f"--out is {path}; give a file that ends in {' or '.join(ENDINGS)}")
+        self.path, self.about, self.source = path, {"format_version": FORMAT_VERSION, **about}, source
+        self.folder = path.with_name(f"{path.name}.partial")
+        self.skipped: dict[str, str] = {}
+        self.done = 0
+        self.finished = path.is_file()
+        if self.finished:
+            self._take(path, read_about(path))
+            if self.done < len(source):
+                raise ValueError(self._changed(path, f"holds {self.done} items, the source has {len(source)}"))
+            shutil.rmtree(self.folder, ignore_errors=True)  # left where a run was stopped at its very end
+            return
+        for chunk in self._chunks():
+            self._take(chunk, read_about(chunk))
+
+    def add(self, chunk: Chunk) -> None:
+        """Keep the embeddings of the next items; from here on a killed run does not lose them."""
+        stop = self.done + len(chunk)
+        about = self._record(self.done, stop, chunk.skipped)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"{self.done:012d}.parquet"
+        partial = target.with_suffix(".writing")
+        parquet.write_table(_table(chunk, self.about["width"], about), partial)
+        os.replace(partial, target)
+        self.done = stop
+        self.skipped |= chunk.skipped
+
+    def finish(self) -> None:
+        """Join all chunks to the file.
+
+        Raises:
+            ValueError: where no item could be embedded.
+        """
+        chunks = self._chunks()
+        if sum(parquet.read_metadata(chunk).num_rows for chunk in chunks) == 0:
+            raise ValueError(f"none of the {self.done} items could be embedded; there is no {self.path} to write")
+        about = self._record(0, self.done, self.skipped)
+        partial = self.folder / "finished"
+        if self.path.suffix == ".parquet":
+            schema = parquet.read_schema(chunks[0]).with_metadata({_KEY: json.dumps(about).encode()})
+            with parquet.ParquetWriter(partial, schema) as writer:
+                for chunk in chunks:
+                    writer.write_table(parquet.read_table(chunk).replace_schema_metadata(schema.metadata))
+        else:
+            tables = [parquet.read_table(chunk) for chunk in chunks]
+            arrays = {"ids": np.concatenate([np.array(table["id"].to_pylist(), dtype=str) for table in tables])}
+            arrays["embeddings"] = np.concatenate([_embeddings(table) for table in tables])
+            if "text" in tables[0].column_names:
+                arrays["texts"] = np.array([text for table in tables for text in table["text"].to_pylist()], dtype=str)
+            with partial.open("wb") as stream:
+                np.savez(stream, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        os.replace(partial, self.path)
+        shutil.rmtree(self.folder)
+        self.finished = True
+
+    def _chunks(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    def _record(self, start: int, stop: int, skipped: dict[str, str]) -> dict[str, Any]:
+        items = {"start": start, "stop": stop, "source": self.source.fingerprint(start, stop), "skipped": skipped}
+        where = {"kind": self.source.kind, "root": str(self.source.root.resolve())}
+        return {**self.about, "items": items, "found": where}
+
+    def _take(self, path: Path, about: dict[str, Any]) -> None:
+        """Count the items of a chunk, or of the finished file, as done."""
+        differing = [
+            f"{name.replace('_', ' ')} {about.get(name)}, now {value}"
+            for name, value in self.about.items()
+            if about.get(name) != value
+        ]
+        if differing:
+            raise ValueError(self._changed(path, f"was made with another {'; another '.join(differing)}"))
+        items = about["items"]
+        if items["start"] != self.done:
+            raise ValueError(self._changed(path, f"begins at item {items['start']}, not {self.done}: a chunk is lost"))
+        if items["source"] != self.source.fingerprint(self.done, items["stop"]):
+            raise ValueError(
+                self._changed(
+                    path,
+                    f"holds items {items['start']} to {items['stop'] - 1} as they were; since then files were added,"
+                    " removed or changed",
+                )
+            )
+        self.done = items["stop"]
+        self.skipped |= items["skipped"]
+
+    def _changed(self, path: Path, what: str) -> str:
+        begun = self.path if self.finished else self.folder
+        return f"{path} {what}. To embed everything anew, delete {begun} or choose another --out"
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What made a file of embeddings.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is no file of embeddings.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of embeddings {path}; make one with `onepeace embed`")
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{path} is no file of embeddings: those end in {' or '.join(ENDINGS)}")
+    try:
+        if path.suffix == ".parquet":
+            about = json.loads((parquet.read_schema(path).metadata or {})[_KEY])
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+    except (pa.ArrowException, BadZipFile, OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or not written by `onepeace embed` ({_first_line(error)})") from error
+    if not isinstance(about, dict) or about.get("format_version") != FORMAT_VERSION:
+        version = about.get("format_version") if isinstance(about, dict) else None
+        raise ValueError(f"{path} has format_version {version!r}; this release reads {FORMAT_VERSION}")
+    return about
+
+
+def read_embeddings(path: Path, rows: int = 65_536) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
+    """A file of embeddings, some rows at a time.
+
+    Yields:
+        ids, (N, d) float32 embeddings, and the texts, which are none unless texts were embedded.
+    """
+    if path.suffix == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(rows):
+                table = pa.Table.from_batches([batch])
+                texts = table["text"].to_pylist() if "text" in table.column_names else []
+                yield table["id"].to_pylist(), _embeddings(table), texts
+    else:
+        with np.load(path, allow_pickle=False) as arrays:
+            texts = arrays["texts"].tolist() if "texts" in arrays else []
+            yield arrays["ids"].tolist(), arrays["embeddings"], texts
+
+
+def _table(chunk: Chunk, width: int, about: dict[str, Any]) -> pa.Table:
+    flat = np.concatenate(chunk.embeddings) if chunk.embeddings else np.empty(0, np.float32)
+    columns: dict[str, pa.Array] = {
+        "id": pa.array(chunk.ids, pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), width),
+    }
+    if about["modality"] == "text":
+        columns["text"] = pa.array(chunk.texts, pa.string())
+    return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
+
+
+def _embeddings(table: pa.Table) -> np.ndarray:
+    column = table["embedding"].combine_chunks()
+    width = column.type.list_size
+    array: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    return array
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

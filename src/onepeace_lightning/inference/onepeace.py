@@ -1,0 +1,332 @@
+"""A trained model in use: text, images and audio in, embeddings out.
+
+B = items, L = tokens of the longest one, d = the model's width.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from onepeace_lightning.checkpoints.loading import LoadReport
+from onepeace_lightning.checkpoints.original import OriginalModel
+from onepeace_lightning.checkpoints.pretrained import (
+    Pretrained,
+    default_preprocessing,
+    read_pretrained,
+    write_pretrained,
+)
+from onepeace_lightning.checkpoints.resize import set_image_size
+from onepeace_lightning.data.prefetch import ahead
+from onepeace_lightning.data.raw import AudioItem, ImageItem, ItemReader, as_items
+from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.inputs import Audio, Image, Text
+from onepeace_lightning.models.pretraining import PretrainModel
+
+MODALITIES = ("text", "image", "audio")
+"""What can be embedded."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+"""Types that a model can compute in."""
+
+
+_RUNS, _RUN = 4, 64
+"""Runs of each tensor that a fingerprint reads, and elements in each."""
+
+
+class OnePeace:
+    """A model with its tokenizer and preprocessing.
+
+    Args:
+        model: the weights; it is put in evaluation mode.
+        tokenizer: needed for text only.
+        preprocessing: of pictures and sounds; None: the published one, at the side that the model takes.
+        report: what did not fit when the weights were loaded.
+    """
+
+    def __init__(
+        self,
+        model: OriginalModel,
+        *,
+        tokenizer: Tokenizer | None = None,
+        preprocessing: Preprocessing | None = None,
+        report: LoadReport | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing or default_preprocessing(model.config)
+        self.report = report or LoadReport()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        bpe_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            source: a folder of ``save_pretrained``, a training checkpoint (``.ckpt``), a checkpoint of the original
+                (``.pt``), or a name ``owner/name`` on the Hugging Face hub.
+            bpe_dir: for the original's checkpoints, which have no vocabulary: a folder with its ``dict.txt``,
+                ``encoder.json`` and ``vocab.bpe``. Images and audio do not need it.
+            device: where to compute; None: on the CPU.
+            dtype: float32, bfloat16 or float16, as a ``torch.dtype`` or a name of ``DTYPES``; None: the weights' own.
+
+        Raises:
+            FileNotFoundError: where a file is missing.
+            ValueError: where the source is nothing known or damaged, or for an unknown device or type.
+        """
+        place, kind = _device(device), _dtype(dtype)
+        pretrained = read_pretrained(source, bpe_dir)
+        if kind is None:  # weights of several types could not be multiplied
+            kind = reduce(torch.promote_types, (parameter.dtype for parameter in pretrained.model.parameters()))
+        pretrained.model.to(place, kind)
+        return cls(
+            pretrained.model,
+            tokenizer=pretrained.tokenizer,
+            preprocessing=pretrained.preprocessing,
+            report=pretrained.report,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` and the tokenizer's files; ``from_pretrained`` reads them."""
+        write_pretrained(Pretrained(self.model, self.preprocessing, self.tokenizer), folder)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.config
+
+    @property
+    def backbone(self) -> Backbone:
+        """Adapters and encoder."""
+        return self.model if isinstance(self.model, Backbone) else self.model.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.model.parameters()).dtype
+
+    @torch.no_grad()
+    def embed(
+        self,
+        *,
+        text: Sequence[str] | None = None,
+        image: Sequence[ImageItem] | None = None,
+        audio: Sequence[AudioItem] | None = None,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """Embed one modality; what an item gives does not depend on the others.
+
+        Args:
+            text: sentences.
+            image: paths, PIL pictures, uint8 arrays (H, W, 3), or tensors (3, H, W): uint8 or floating-point in [0, 1].
+            audio: paths, or tuples (waveform, sample_rate) with a waveform (N,) or (channels, N) at any rate.
+            batch_size: items that run through the model together.
+
+        Returns:
+            (B, d) float32 on the CPU, of unit length: products are cosines.
+
+        Raises:
+            ValueError: for none or several modalities, one that the model lacks, or an item that cannot be read (its
+                index and path are named).
+        """
+        given = self._given({"text": text, "image": image, "audio": audio})
+        if len(given) != 1:
+            raise ValueError(f"embed takes one of text, image and audio, not {', '.join(given)}; call it once for each")
+        self.check_embeds(*given)
+        [modality] = given
+        embeddings = [self.embed_inputs(modality, batch[modality]) for batch in self._batches(given, batch_size)]
+        return torch.cat(embeddings) if embeddings else torch.empty(0, self.config.encoder.width)
+
+    @torch.no_grad()
+    def embed_inputs(self, modality: str, inputs: Text | Image | Audio) -> Tensor:
+        """Embed a batch that a ``reader`` joined; (B, d) float32 on the CPU, of unit length."""
+        model = cast(PretrainModel, self.model)
+        return model.heads(modality, model.backbone({modality: self._placed(inputs)})).cpu()
+
+    def check_embeds(self, modality: str) -> None:
+        """Raise ValueError, saying why, where ``embed`` cannot take this modality."""
+        if not isinstance(self.model, PretrainModel):
+            raise ValueError(
+                f"this {type(self.model).__name__} has no contrastive heads, so no embeddings; encode gives its"
+                " features"
+            )
+        self.reader(modality)
+
+    def reader(self, modality: str) -> ItemReader:
+        """What makes items of one modality the model's input.
+
+        Raises:
+            ValueError: where the model lacks the modality, or its source had no vocabulary.
+        """
+        self.backbone.adapter(modality)
+        if modality == "text" and self.tokenizer is None:
+            raise ValueError(
+                "text needs the model's vocabulary, and its checkpoint has none: give from_pretrained"
+                f" bpe_dir=, a folder with {', '.join(BPE_FILES)}"
+            )
+        return ItemReader(modality, self.preprocessing, self.tokenizer)
+
+    def fingerprint(self, modality: str) -> str:
+        """16 hexadecimal digits that differ between models that embed one modality differently.
+
+        They come from the weights that this modality runs through, in the type that they are in, and for text from the
+        tokenizer. Other modalities do not count: embeddings of pictures stay good when the model learns sounds.
+        """
+        others = set(self.backbone.adapters) - {modality}
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if name.startswith("denoiser.") or name.endswith("logit_scale") or others & set(name.split(".")):
+                continue
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            # A few runs of each tensor tell any training apart; all of a large model would take long to read.
+            flat = parameter.detach().reshape(-1)
+            for start in range(0, flat.numel(), max(flat.numel() // _RUNS, _RUN)):
+                digest.update(flat[start : start + _RUN].cpu().view(torch.uint8).numpy().tobytes())
+        if modality == "text" and self.tokenizer is not None:
+            digest.update(self.tokenizer.fingerprint().encode())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def encode(
+        self,
+        *,
+        text: Sequence[str] | None = None,
+        image: Sequence[ImageItem] | None = None,
+        audio: Sequence[AudioItem] | None = None,
+        batch_size: int = 32,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Features of every token; modalities that are given together attend to one another, item by item.
+
+        Args:
+            text: as for ``embed``.
+            image: as for ``embed``.
+            audio: as for ``embed``.
+            batch_size: items that run through the model together.
+
+        Returns:
+            For each modality (B, L, d) float32 features, CLS first and zeros at the end, and (B, L) bool, True where
+            there is a token; on the CPU.
+
+        Raises:
+            ValueError: as for ``embed``, and where the modalities differ in their number of items.
+        """
+        given = self._given({"text": text, "image": image, "audio": audio})
+        counts = {name: len(items) for name, items in given.items()}
+        if len(set(counts.values())) != 1 or 0 in counts.values():
+            raise ValueError(f"encode needs the same number of items, at least 1, of each modality; got {counts}")
+        rows: dict[str, list[Tensor]] = {name: [] for name in given}
+        for inputs in self._batches(given, batch_size):
+            for name, tokens in self.backbone({name: self._placed(part) for name, part in inputs.items()}).items():
+                rows[name] += tokens.values_TD.float().cpu().split(tokens.lengths)
+        return {name: _padded(parts) for name, parts in rows.items()}
+
+    def similarity(self, *, batch_size: int = 32, **items: Sequence[Any]) -> Tensor:
+        """Cosines between the items of two modalities, ``similarity(image=[…], text=[…])``.
+
+        Args:
+            batch_size: items that run through the model together.
+            **items: two of text, image and audio, as for ``embed``; the first gives the rows.
+
+        Returns:
+            (B, B') float32 on the CPU.
+
+        Raises:
+            ValueError: for anything but two modalities, or as ``embed``.
+        """
+        if len(items) != 2 or any(name not in MODALITIES for name in items):
+            raise ValueError(f"similarity takes two of {', '.join(MODALITIES)}, not {', '.join(items) or 'none'}")
+        rows, columns = (self.embed(**{name: part}, batch_size=batch_size) for name, part in items.items())
+        return rows @ columns.T
+
+    def set_image_size(self, side: int) -> None:
+        """Take images of another side in pixels, a multiple of 16; relative position biases are interpolated.
+
+        Raises:
+            ValueError: for an impossible side, or a model without images.
+        """
+        preprocessing = replace(self.preprocessing, image_size=side)
+        set_image_size(self.model, side)
+        self.preprocessing = preprocessing
+
+    def _given(self, items: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The modalities that are not None, after a check that the model can take them."""
+        given = {name: as_items(name, part) for name, part in items.items() if part is not None}
+        if not given:
+            raise ValueError(f"nothing is given; give {', '.join(MODALITIES)}, such as text=['a cow']")
+        for name in given:
+            self.reader(name)
+        return given
+
+    def _batches(self, given: Mapping[str, list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:
+        """Model inputs of ``batch_size`` items at a time, the next ones prepared while the model computes."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        readers = {name: self.reader(name) for name in given}
+        streams = [ahead(_numbered(items, batch_size), readers[name].read_numbered) for name, items in given.items()]
+        for rows in zip(*streams, strict=True):
+            yield {name: readers[name].join(part) for name, part in zip(given, rows, strict=True)}
+
+    def _placed(self, inputs: Text | Image | Audio) -> Text | Image | Audio:
+        """One batch on the model's device; samples in its type, while ids, lengths and pixels stay whole numbers."""
+        if isinstance(inputs, Audio):
+            audio = inputs.to(self.device)
+            return replace(audio, waveforms_BN=audio.waveforms_BN.to(self.dtype))
+        return inputs.to(self.device)
+
+
+def _numbered(items: Sequence[Any], batch_size: int) -> Iterator[list[tuple[int, Any]]]:
+    """Batches of items with their numbers."""
+    for start in range(0, len(items), batch_size):
+        yield list(enumerate(items[start : start + batch_size], start))
+
+
+def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    values_BLD = pad_sequence(rows, batch_first=True)
+    return values_BLD, torch.arange(values_BLD.shape[1]) < lengths[:, None]
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return cast(torch.dtype | None, dtype)
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    raise ValueError(f"dtype is {dtype!r}; accepted are {', '.join(DTYPES)}, or one of these as a torch.dtype")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or "cpu")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on its build
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(f"device is {str(device)!r}, which is not available here ({first_line}); try 'cpu'") from error
+    return place

@@ -1,0 +1,164 @@
+"""``onepeace predict``: a trained downstream task's answers to files, from its checkpoint alone."""
+
+import csv
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from onepeace_lightning.data.raw import AudioItem, ImageItem
+from onepeace_lightning.inference.sources import TABLES, decode, open_source
+from onepeace_lightning.tasks import load_task
+
+JSON_LINES = ".jsonl"
+_SHOWN_TEXTS = 5
+
+
+def predict(
+    checkpoint: str,
+    items: str,
+    *,
+    out: str,
+    root: str | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> None:
+    """Answer with a trained task and write one line of JSON for each item.
+
+    Args:
+        checkpoint: what training the task has written (.ckpt).
+        items: a table (.csv, .tsv or .jsonl) with a column for each thing that the task takes, such as image and
+            question; choices are a JSON list. For tasks that take one thing also a folder, a glob in quotes, a file, or
+            a folder of shards.
+        out: the .jsonl file to write. Masks are written as PNG files beside it, in a folder of the same name.
+        root: folder that a table's paths are relative to; the table's own if null.
+        batch_size: items that run through the model together.
+        device: where to compute, such as cuda.
+
+    Raises:
+        ValueError: the checkpoint is no task's, a column is missing, or an item cannot be read.
+        FileNotFoundError: something is missing.
+    """
+    target = Path(out)
+    if target.suffix != JSON_LINES:
+        raise ValueError(f"--out is {target}; give a file that ends in {JSON_LINES}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give at least 1")
+    task = load_task(checkpoint).to(device)
+    inputs = _inputs(task)
+    answered = 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    with partial.open("w", encoding="utf-8") as lines:
+        for shown, given in _batches(Path(items), items, inputs, root, batch_size):
+            answers = task.predict(**given, batch_size=batch_size)
+            for row, answer in zip(shown, _rows(answers, given), strict=True):
+                written = _writable(answer, target.with_suffix(""), answered)
+                lines.write(json.dumps({**row, "prediction": written}, ensure_ascii=False) + "\n")
+                answered += 1
+    os.replace(partial, target)
+    print(f"{target}: {answered} predictions of {type(task).__name__}")
+
+
+def _inputs(task: Any) -> dict[str, str | None]:
+    """What the task takes, by name: "image" or "audio" where it is files, None where it is text."""
+    kinds = {}
+    for name, parameter in inspect.signature(task.predict).parameters.items():
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            item = get_args(parameter.annotation)[0]
+            kinds[name] = "image" if item == ImageItem else "audio" if item == AudioItem else None
+    return kinds
+
+
+Batch = tuple[list[dict[str, Any]], dict[str, list[Any]]]
+"""What to write beside the answers, and what the task is given."""
+
+
+def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: str | None, size: int) -> Iterator[Batch]:
+    if path.suffix.lower() in (*TABLES, JSON_LINES):
+        rows = list(_table(path))
+        if not rows:
+            raise ValueError(f"{path} has no rows")
+        if lacking := [name for name in inputs if any(row.get(name) in (None, "") for row in rows)]:
+            raise ValueError(
+                f"{path} lacks {', '.join(lacking)} in some row; this task takes {', '.join(inputs)}, and the table has"
+                f" {', '.join(map(str, rows[0]))}"
+            )
+        folder = path.parent if root is None else Path(root)
+        shown = [{name: _value(row[name], kind) for name, kind in inputs.items()} for row in rows]
+        # All at once, because retrieval compares them with each other; they are paths and texts.
+        yield (
+            shown,
+            {
+                name: [row[name] if kind is None else folder / row[name] for row in shown]
+                for name, kind in inputs.items()
+            },
+        )
+        return
+    if len(inputs) > 1:
+        raise ValueError(f"{source} is no table; this task takes {', '.join(inputs)}: give a .csv, .tsv or .jsonl")
+    [(name, kind)] = inputs.items()
+    found = open_source(kind or "text", source, root=root)
+    batch: Batch = ([], {name: []})
+    for key, read in found.items(0):
+        try:
+            batch[1][name].append(decode(kind or "text", read()))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+        batch[0].append({name: key})
+        if len(batch[0]) == size:
+            yield batch
+            batch = ([], {name: []})
+    if batch[0]:
+        yield batch
+
+
+def _table(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        if path.suffix.lower() != JSON_LINES:
+            yield from csv.DictReader(stream, delimiter=TABLES[path.suffix.lower()])
+            return
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: {row!r} is no object with a value for each column")
+            yield row
+
+
+def _value(value: Any, kind: str | None) -> Any:
+    """A cell; a list in JSON, such as choices, becomes one."""
+    if kind is None and isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value  # a text that begins with a bracket
+    return value
+
+
+def _rows(answers: Any, given: Mapping[str, list[Any]]) -> list[Any]:
+    """One answer for each item; of a matrix of cosines the nearest texts."""
+    if not isinstance(answers, Tensor):
+        return list(answers)
+    texts = given["text"]
+    best = answers.topk(min(_SHOWN_TEXTS, len(texts)))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{texts[i]: value for i, value in zip(*row, strict=True)} for row in rows]
+
+
+def _writable(answer: Any, folder: Path, number: int) -> Any:
+    """An answer as JSON; a mask goes to a PNG file, whose path stands for it."""
+    if not isinstance(answer, Tensor):
+        return answer
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{number:06d}.png"
+    Image.fromarray(answer.cpu().numpy().astype(np.uint8)).save(file)
+    return file.as_posix()

@@ -1,0 +1,252 @@
+"""``onepeace search``: what in files of embeddings is nearest to a query in any modality, or to a sum of several.
+
+N = items, d = embedding width.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onepeace_lightning.data.decoding import SAMPLE_RATE
+from onepeace_lightning.data.raw import to_picture, to_waveform
+from onepeace_lightning.inference.embedding_files import read_about, read_embeddings
+from onepeace_lightning.inference.onepeace import MODALITIES, OnePeace
+from onepeace_lightning.inference.sources import decode, read_item
+from onepeace_lightning.reports.pages import answer_row, audio_tag, figure, image_tag, page
+
+PICTURE_SIDE = 244
+"""Most pixels along a side of a picture in the page, which shows it at half of that."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that was found.
+
+    Attributes:
+        cosine: between it and the query.
+        modality: what it is.
+        key: its id.
+        text: the text itself, where it is one.
+        index: number of the file of embeddings that holds it.
+    """
+
+    cosine: float
+    modality: str
+    key: str
+    text: str
+    index: int
+
+
+def search(
+    index: list[str],
+    *,
+    model: str,
+    text: str | None = None,
+    image: str | None = None,
+    audio: str | None = None,
+    weights: dict[str, float] | None = None,
+    top: int = 10,
+    out: str = "search.html",
+    root: str | None = None,
+    bpe_dir: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Print the items nearest to a query, and write a page that shows them.
+
+    Queries of several modalities are summed: a sound and a text find the pictures that fit both.
+
+    Args:
+        index: files that ``onepeace embed`` wrote with the same model.
+        model: a folder, a checkpoint, or a name on the hub.
+        text: a sentence to search with.
+        image: a picture to search with.
+        audio: a sound to search with.
+        weights: of the queries, in the order in which they are given; 1 each if null. Negative ones lead away.
+        top: items to show.
+        out: the page to write, with the pictures and sounds in it.
+        root: where the indexed files are now, if they were moved.
+        bpe_dir: folder with the vocabulary, for the original's checkpoints.
+        device: where to compute, such as cuda.
+
+    Raises:
+        ValueError: no query, weights that do not fit, or an index of another model.
+        FileNotFoundError: where something is missing.
+    """
+    queries = {name: given for name, given in {"text": text, "image": image, "audio": audio}.items() if given}
+    shares = _shares(queries, weights)
+    if top < 1:
+        raise ValueError(f"top is {top}; show at least 1 item")
+    if Path(out).suffix not in (".html", ".htm"):
+        raise ValueError(f"--out is {out}; the page ends in .html")
+    paths = [Path(name) for name in index]
+    if not paths:
+        raise ValueError("no index is given; make one with `onepeace embed`")
+    abouts = [read_about(path) for path in paths]
+    # The index says in which type its model computed.
+    onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=abouts[0]["dtype"])
+    for path, about in zip(paths, abouts, strict=True):
+        _check_model(path, about, onepeace, model)
+    query = np.zeros(onepeace.config.encoder.width, np.float32)
+    for name, given in queries.items():
+        item: dict[str, Any] = {name: [given]}
+        query += shares[name] * onepeace.embed(**item)[0].numpy()
+    length = float(np.linalg.norm(query))
+    if length < 1e-6:
+        raise ValueError(f"the weighted queries add up to nothing (weights {shares}); give other weights")
+    hits = nearest(query / length, paths, abouts, top)
+    asked = " + ".join(f"{shares[name]:g} × {name} {given!r}" for name, given in queries.items())
+    console = Console()
+    console.print(f"query: {asked}", highlight=False, markup=False)
+    console.print(_ranked(hits))
+    missing = write_page(Path(out), queries, shares, hits, abouts, onepeace, root)
+    print(f"page: {out}")
+    if missing:
+        print(
+            f"{missing} of the files are no longer where they were embedded, the page names them: say where with --root"
+        )
+
+
+def nearest(query_d: np.ndarray, paths: Sequence[Path], abouts: Sequence[Mapping[str, Any]], top: int) -> list[Hit]:
+    """The ``top`` items of all files with the greatest cosine, best first; the files are read piece by piece.
+
+    Args:
+        query_d: (d,) of unit length.
+        paths: files of embeddings.
+        abouts: what ``read_about`` says of each.
+        top: how many.
+    """
+    best: list[Hit] = []
+    for number, (path, about) in enumerate(zip(paths, abouts, strict=True)):
+        for ids, embeddings_Nd, texts in read_embeddings(path):
+            cosines = embeddings_Nd @ query_d
+            rows = np.argsort(-cosines, kind="stable")[:top]
+            best += [
+                Hit(float(cosines[row]), about["modality"], ids[row], texts[row] if texts else "", number)
+                for row in rows.tolist()
+            ]
+            best = sorted(best, key=lambda hit: -hit.cosine)[:top]
+    return best
+
+
+def bracketed(words: Sequence[str]) -> list[str]:
+    """A command line as it is typed to what the parser takes: lists in brackets, weights by the name of their query.
+
+    ``a.parquet b.parquet --audio siren.wav --text "at night" --weights 0.7 0.3`` gives the sound 0.7.
+
+    Raises:
+        ValueError: where there are not as many weights as queries.
+    """
+    index: list[str] = []
+    options: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            options.append([name, value] if equals else [name])
+        elif options and (len(options[-1]) == 1 or (options[-1][0] == "--weights" and _is_number(word))):
+            options[-1].append(word)
+        else:
+            index.append(word)
+    queries = [name[2:] for name, *_ in options if name[2:] in MODALITIES]
+    typed = [json.dumps(index)] if index else []
+    for name, *values in options:
+        if name != "--weights":
+            typed.append("=".join([name, *values]))
+        elif len(values) != len(queries):
+            raise ValueError(f"{len(values)} weights ({' '.join(values)}) for {len(queries)} queries, {queries}")
+        else:
+            typed += [f"--weights.{query}={value}" for query, value in zip(queries, values, strict=True)]
+    return typed
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    if not queries:
+        raise ValueError("there is nothing to search with; give --text, --image, --audio, or several of them")
+    if weights is not None and set(weights) != set(queries):
+        raise ValueError(
+            f"weights of {', '.join(weights)} do not fit queries of {', '.join(queries)}; give one for each"
+        )
+    return {name: 1.0 if weights is None else weights[name] for name in queries}
+
+
+def _check_model(path: Path, about: Mapping[str, Any], onepeace: OnePeace, model: str) -> None:
+    modality = about["modality"]
+    onepeace.backbone.adapter(modality)
+    if (ours := onepeace.fingerprint(modality)) != about["model"]:
+        raise ValueError(
+            f"{path} was made by another model (fingerprint {about['model']} in {about['dtype']}) than {model} ({ours}"
+            f" in {str(onepeace.dtype).removeprefix('torch.')}): their embeddings cannot be compared. Search with the"
+            " model that made it, or embed anew"
+        )
+
+
+def _ranked(hits: Sequence[Hit]) -> Table:
+    table = Table("rank", "cosine", "modality", "item")
+    table.columns[3].overflow = "fold"
+    for rank, hit in enumerate(hits, 1):
+        table.add_row(str(rank), f"{hit.cosine:.3f}", hit.modality, Text(_words(hit)))
+    return table
+
+
+def _words(hit: Hit) -> str:
+    return f"{hit.text} ({hit.key})" if hit.text else hit.key
+
+
+def write_page(
+    out: Path,
+    queries: Mapping[str, str],
+    shares: Mapping[str, float],
+    hits: Sequence[Hit],
+    abouts: Sequence[Mapping[str, Any]],
+    onepeace: OnePeace,
+    root: str | None,
+) -> int:
+    """Write the page; returns how many of the items' files are not there any more."""
+    seconds = onepeace.preprocessing.max_audio_seconds
+    asked = [
+        f"<p><b>{shares[name]:g}</b> × {name}</p>{_shown(name, given, given, seconds)}"
+        for name, given in queries.items()
+    ]
+    figures, missing = [], 0
+    for rank, hit in enumerate(hits, 1):
+        found = abouts[hit.index]["found"]
+        if hit.modality == "text":
+            content = _shown("text", hit.text, hit.key, seconds)
+        else:
+            try:
+                data = read_item(found["kind"], Path(root or found["root"]), hit.modality, hit.key)
+                content = _shown(hit.modality, decode(hit.modality, data), hit.key, seconds)
+            except OSError:
+                content, missing = "<blockquote>The file is not there any more.</blockquote>", missing + 1
+        figures.append(figure(content, f"{rank}. {escape(hit.key)} <i>{hit.cosine:.3f}</i>"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    introduction = "The query is at the left; what is nearest to it follows, nearest first, with its cosine."
+    out.write_text(page("Search", introduction, answer_row("".join(asked), figures)), encoding="utf-8")
+    return missing
+
+
+def _shown(modality: str, item: Any, described: str, seconds: float) -> str:
+    """An item as HTML: a small picture, a player of what the model hears, or the text."""
+    if modality == "image":
+        picture = to_picture(item)
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        return image_tag(picture, described)
+    if modality == "audio":
+        return audio_tag(to_waveform(item)[: round(seconds * SAMPLE_RATE)])
+    return f"<blockquote>{escape(item)}</blockquote>"

@@ -1,0 +1,209 @@
+"""Where items to embed come from: a folder, a glob, a column of a table, or a folder of shards."""
+
+import glob
+import hashlib
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image
+from onepeace_lightning.data.sampler import read_positions
+from onepeace_lightning.data.shards import FIELDS, Manifest, read_manifest
+
+TABLES = {".csv": ",", ".tsv": "\t"}
+"""Endings of tables, and what separates their values."""
+
+_DECODE: dict[str, Callable[[bytes], Any]] = {"text": bytes.decode, "image": decode_image, "audio": decode_audio}
+
+Read = Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Items in a fixed order.
+
+    Attributes:
+        kind: ``files``, ``rows`` (texts of a table) or ``shards``.
+        root: folder that ids are relative to; the table, for texts of one.
+        signatures: one per item, another one when the item changes (size and time of a file, the text itself).
+        items: gives (id, what reads its bytes) of the items from a number on.
+    """
+
+    kind: str
+    root: Path
+    signatures: Sequence[str]
+    items: Callable[[int], Iterator[tuple[str, Read]]]
+
+    def __len__(self) -> int:
+        return len(self.signatures)
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        """16 hexadecimal digits of the items' signatures."""
+        digest = hashlib.sha256()
+        for signature in self.signatures[start:stop]:
+            digest.update(signature.encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+
+def decode(modality: str, data: bytes) -> Any:
+    """A file's bytes as an item that ``OnePeace.embed`` takes.
+
+    Raises:
+        ValueError: where they are no such thing.
+    """
+    return _DECODE[modality](data)
+
+
+def open_source(modality: str, source: str, column: str | None = None, root: str | None = None) -> Source:
+    """Find the items that a user means.
+
+    Args:
+        modality: text, image or audio.
+        source: a folder (its files and those of its sub-folders), a glob, a table (.csv, .tsv) or a folder of shards.
+        column: of a table, the column with the texts or with the files' paths.
+        root: folder that a table's paths are relative to; None: the table's own.
+
+    Raises:
+        ValueError: where there is nothing to embed, or the options do not fit the source.
+        FileNotFoundError: where there is no such file or folder.
+    """
+    path = Path(source)
+    is_table = path.suffix.lower() in TABLES
+    given = {"column": column, "root": root}
+    if not is_table and (idle := [f"--{name} {value}" for name, value in given.items() if value is not None]):
+        raise ValueError(f"{source} is no table ({', '.join(TABLES)}), so {' and '.join(idle)} has no meaning")
+    if is_table:
+        return _table(modality, path, column, root)
+    if path.is_dir():
+        return _shards(modality, path) if any(path.glob("*.tar")) else _folder(modality, path)
+    if path.is_file():
+        return _files(path.parent, [path.name])
+    if glob.has_magic(source):
+        return _glob(source)
+    raise FileNotFoundError(
+        f"there is no {source}; accepted are a folder, a glob such as 'photos/**/*.jpg' (in quotes), a table"
+        f" ({', '.join(TABLES)}) and a folder of shards"
+    )
+
+
+def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
+    """The bytes of an item of ``files`` or ``shards`` by its id.
+
+    Raises:
+        OSError: where it is not there any more.
+    """
+    if kind == "files":
+        return (root / key).read_bytes()
+    shard, _, stem = key.partition("/")
+    try:
+        with tarfile.open(root / shard) as tar:
+            members = set(tar.getnames())
+            for ending in EXTENSIONS[modality]:
+                if (name := f"{stem}.{ending}") in members and (file := tar.extractfile(name)):
+                    return file.read()
+    except tarfile.TarError as error:
+        raise OSError(f"{root / shard} is damaged ({error})") from error
+    raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
+
+
+def _folder(modality: str, folder: Path) -> Source:
+    endings = EXTENSIONS[modality]
+    names, left_out = [], Counter[str]()
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder)
+        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if file.suffix.lower().removeprefix(".") in endings:
+            names.append(relative.as_posix())
+        else:
+            left_out[file.suffix or "no ending"] += 1
+    if not names:
+        found = ", ".join(f"{count} with {ending}" for ending, count in sorted(left_out.items())) or "no files"
+        raise ValueError(f"{folder} and its sub-folders hold no file that ends in {', '.join(endings)}, but {found}")
+    return _files(folder, names)
+
+
+def _glob(pattern: str) -> Source:
+    root = Path(pattern)
+    while glob.has_magic(str(root)):
+        root = root.parent
+    found = sorted(path for path in map(Path, glob.iglob(pattern, recursive=True)) if path.is_file())
+    if not found:
+        raise ValueError(f"no file matches {pattern}")
+    return _files(root, [path.relative_to(root).as_posix() for path in found])
+
+
+def _files(root: Path, names: Sequence[str]) -> Source:
+    signatures = [f"{name} {_state(root / name)}" for name in names]
+    return Source("files", root, signatures, lambda start: ((name, (root / name).read_bytes) for name in names[start:]))
+
+
+def _state(file: Path) -> str:
+    try:
+        state = os.stat(file)
+    except OSError:  # its reading will say so
+        return "not there"
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _table(modality: str, table: Path, column: str | None, root: str | None) -> Source:
+    values = _column(table, column)
+    if modality == "text":
+        if root is not None:
+            raise ValueError(f"--root {root} has no meaning for texts of a table")
+
+        def texts(start: int) -> Iterator[tuple[str, Read]]:
+            for row, value in enumerate(values[start:], start):
+                yield f"{table.name}#{row}", value.encode
+
+        return Source("rows", table, values, texts)
+    if empty := [str(row) for row, value in enumerate(values) if not value.strip()]:
+        raise ValueError(f"{table} has nothing in column {column!r} of row {', '.join(empty[:10])} (counted from 0)")
+    # A picture with several captions is embedded once.
+    return _files(table.parent if root is None else Path(root), list(dict.fromkeys(values)))
+
+
+def _column(table: Path, column: str | None) -> list[str]:
+    """A column of a table, as it is written there."""
+    parse = pa.csv.ParseOptions(delimiter=TABLES[table.suffix.lower()], newlines_in_values=True)
+    try:
+        with pa.csv.open_csv(table, parse_options=parse) as reader:
+            columns = reader.schema.names
+        if column is None or column not in columns:
+            asked = f"has no column {column!r}" if column else "is a table: say which column with --column"
+            raise ValueError(f"{table} {asked}; its columns are {', '.join(columns)}")
+        convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, include_columns=[column])
+        values: list[str] = pa.csv.read_csv(table, parse_options=parse, convert_options=convert)[column].to_pylist()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{table} cannot be read as a table: {error}") from error
+    if not values:
+        raise ValueError(f"{table} has no rows")
+    return values
+
+
+def _shards(modality: str, folder: Path) -> Source:
+    manifest = read_manifest(folder)
+    endings = EXTENSIONS[modality]
+    if not any(set(group) <= set(endings) for group in FIELDS[manifest.data_type]):
+        raise ValueError(f"the shards of {folder} hold {manifest.data_type!r}: there is no {modality} in them")
+    signatures = [f"{shard.name} {shard.bytes} {index}" for shard in manifest.shards for index in range(shard.samples)]
+    return Source("shards", folder, signatures, partial(_samples, manifest, endings))
+
+
+def _samples(manifest: Manifest, endings: Sequence[str], start: int) -> Iterator[tuple[str, Read]]:
+    order = range(len(manifest.shards))
+    for _, sample in read_positions(manifest, order, range(start, manifest.samples)):
+        yield f"{sample['__shard__']}/{sample['__key__']}", partial(_field, sample, endings)
+
+
+def _field(sample: Mapping[str, Any], endings: Sequence[str]) -> bytes:
+    data: bytes = next(sample[ending] for ending in endings if ending in sample)
+    return data

@@ -1,0 +1,166 @@
+"""FlexAttention: the relative bias is read from the tables inside the kernel; nothing of size L × L is ever stored.
+
+All sequences of a pass lie end to end in one, and a block mask says which parts of it see each other.
+S = sequences, H = heads, E = head width; see ``tokens`` for the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from onepeace_lightning.models.attention.base import Mix, RelativeBias
+from onepeace_lightning.models.compiling import compiled
+from onepeace_lightning.models.layers import spread
+from onepeace_lightning.models.packing import Packed, View
+
+BLOCK = 128
+"""Queries and keys that one entry of the block mask speaks of."""
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Flex:
+    """A ``Mixer`` on ``torch.nn.attention.flex_attention``.
+
+    Args:
+        packed: all tokens.
+        views: what was packed.
+        heads: H; heads of at least 16 features on CUDA.
+        relative: modality to its bias.
+    """
+
+    def __init__(self, packed: Packed, views: Sequence[View], heads: int, relative: Mapping[str, RelativeBias]) -> None:
+        self.heads = heads
+        order = _sequence_order(packed, views)
+        # both None where the tokens lie in this order already
+        self.order = order
+        self.inverse = None if order is None else order.argsort()
+        self.places = _TablePlaces(packed, views, relative, self.order)
+        sequence_T = packed.sequence_T if self.order is None else packed.sequence_T[self.order]
+        self.mask = sequence_block_mask(sequence_T, packed.num_sequences)
+        self.shared: ScoreMod | None = None
+        if all(len(bias.tables_RH) == 1 for bias in relative.values()):
+            self.shared = self.places.score_mod(0)
+
+    def block(self, index: int) -> Mix:
+        """The attention of one block."""
+        score_mod = self.shared or self.places.score_mod(index)
+
+        def mix(q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
+            q, k, v = (self._heads(x_TD) for x_TD in (q_TD, k_TD, v_TD))
+            attention = _compiled() if q.is_cuda else flex_attention
+            mixed_TD = attention(q, k, v, score_mod=score_mod, block_mask=self.mask)[0].transpose(0, 1).flatten(1)
+            if self.order is not None and self.inverse is not None:
+                mixed_TD = spread(mixed_TD, self.inverse, self.order)
+            return mixed_TD
+
+        return mix
+
+    def _heads(self, x_TD: Tensor) -> Tensor:
+        if self.order is not None and self.inverse is not None:
+            x_TD = spread(x_TD, self.order, self.inverse)
+        return x_TD.unflatten(1, (self.heads, -1)).transpose(0, 1)[None]
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    return compiled(flex_attention)
+
+
+def _sequence_order(packed: Packed, views: Sequence[View]) -> Tensor | None:
+    """(T,) the tokens in an order that leaves each sequence in one piece; None where they are so."""
+    padded = packed.num_sequences > sum(len(next(iter(view.values())).lengths) for view in views)
+    if all(len(part) == 1 for part in packed.parts) and (len(packed.sizes) == 1 or not padded):
+        return None
+    return packed.sequence_T.argsort(stable=True)
+
+
+class _TablePlaces:
+    """Where the bias of any two tokens lies: one table of all modalities' rows, one of all their pairs of positions.
+
+    The first pair stands for tokens without a bias between them; it points at a row of zeros, the last one.
+    """
+
+    def __init__(
+        self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias], order: Tensor | None
+    ) -> None:
+        self.relative = {name: relative[name] for name in packed.sizes if name in relative}
+        device = packed.values_TD.device
+        rows = sum(len(bias.table(0)) for bias in self.relative.values())
+        pairs = [torch.tensor([rows], dtype=torch.int32, device=device)]
+        kind, first, position = [], [], []
+        pair = 1
+        row = 0
+        for number, (name, size) in enumerate(packed.sizes.items()):
+            known = [view[name].positions_T for view in views if name in view]
+            place_T = torch.cat([*known, known[0].new_zeros(size - sum(map(len, known)))]).int()
+            span = 0
+            if name in self.relative:
+                bias = self.relative[name]
+                span = len(bias.buckets_PP)
+                pairs.append((bias.buckets_PP + row).int().flatten())
+                row += len(bias.table(0))
+            kind.append(torch.full_like(place_T, number if span else -1))
+            first.append(pair + place_T * span)
+            position.append(place_T)
+            pair += span**2
+        self.pairs = torch.cat(pairs)
+        columns = [torch.cat(part) for part in (kind, first, position)]
+        self.kind_T, self.first_T, self.position_T = columns if order is None else [part[order] for part in columns]
+
+    def score_mod(self, block: int) -> ScoreMod | None:
+        """What adds a block's bias to a logit; None where there is no bias."""
+        if not self.relative:
+            return None
+        tables = [bias.table(block).float() for bias in self.relative.values()]
+        table_RH = torch.cat([*tables, tables[0].new_zeros(1, tables[0].shape[1])])
+        kind_T, first_T, position_T, pairs = self.kind_T, self.first_T, self.position_T, self.pairs
+
+        def add_bias(score: Tensor, _batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            same = (kind_T[query] == kind_T[key]) & (kind_T[query] >= 0)
+            pair = torch.where(same, first_T[query] + position_T[key], 0)
+            return score + table_RH[pairs[pair], head]
+
+        return add_bias
+
+
+def sequence_block_mask(sequence_T: Tensor, num_sequences: int) -> BlockMask:
+    """Which tokens see each other: those of the same sequence.
+
+    It is made from where sequences begin and end, without a T × T matrix.
+
+    Args:
+        sequence_T: each token's sequence; the tokens of one lie in one piece.
+        num_sequences: S.
+    """
+    total = len(sequence_T)
+    token_T = torch.arange(total, device=sequence_T.device)
+    index = sequence_T.long()
+    first_S = token_T.new_full((num_sequences,), total).scatter_reduce(0, index, token_T, "amin")
+    last_S = token_T.new_zeros(num_sequences).scatter_reduce(0, index, token_T, "amax")
+
+    block = torch.arange(-(-total // BLOCK), device=token_T.device)
+    start = block * BLOCK
+    first, last = sequence_T[start], sequence_T[(start + BLOCK - 1).clamp(max=total - 1)]
+    low, high = first_S[first] // BLOCK, last_S[last] // BLOCK
+    touches = (block >= low[:, None]) & (block <= high[:, None])
+    # Inside of a single sequence there is nothing to mask. The last block may run over the end of the tokens.
+    whole = (first == last) & (start + BLOCK <= total)
+    full = whole[:, None] & whole & (first[:, None] == first)
+
+    def same_sequence(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sequence_T[query] == sequence_T[key]
+
+    return BlockMask.from_kv_blocks(
+        *_listed(touches & ~full), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=same_sequence, seq_lengths=(total, total)
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, 1, rows) how many entries of each row of a matrix are True, and (1, 1, rows, columns) these first."""
+    order = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]

@@ -1,0 +1,150 @@
+"""What fine-tuned models answer with: attention pooling over one modality's features, then a classifier.
+
+H = heads, E = head width; see ``tokens`` for the rest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from onepeace_lightning.modalities.image import ImageAdapter
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.models.layers import Linear, init_normal_
+from onepeace_lightning.models.packing import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingConfig:
+    """A pooling head.
+
+    Attributes:
+        outputs: numbers given per sample: classes, 4 for a box, 1 to score a choice.
+        modality: whose tokens are pooled.
+        images: fused passes per sample whose pooled vectors are joined; 2 for tasks with two images.
+        pooler: a linear layer and tanh before the classifier (visual question answering).
+        expansion: the classifier's inner width as a multiple of the encoder's.
+    """
+
+    outputs: int
+    modality: str
+    images: int = 1
+    pooler: bool = False
+    expansion: int = 2
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)}, must be at least 1"
+            for name in ("outputs", "expansion")
+            if getattr(self, name) < 1
+        ]
+        if self.images not in (1, 2):
+            problems.append(f"images is {self.images}, must be 1 or 2")
+        raise_all("pooling head", problems)
+
+
+class AttentionPooling(nn.Module):
+    """A learned query attends over all tokens but CLS; its logits are not scaled."""
+
+    def __init__(self, width: int, heads: int, init_std: float) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.query = nn.Parameter(torch.empty(heads, width // heads))
+        self.key = Linear(width, width, init_std, bias=False)
+        self.value = Linear(width, width, init_std)
+        self.out = Linear(width, width, init_std)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the query."""
+        init_normal_(self.query, self.init_std)
+
+    def forward(self, features: Tokens) -> Tensor:
+        """(B, D) from one modality's features, their CLS left out."""
+        x_BLD, valid_BL = features.padded()
+        x_BLD, valid_BL = x_BLD[:, 1:], valid_BL[:, 1:]
+        k_BLHE, v_BLHE = (project(x_BLD).unflatten(-1, self.query.shape) for project in (self.key, self.value))
+        logits_BLH = (k_BLHE * self.query).sum(-1).float().masked_fill(~valid_BL[..., None], -torch.inf)
+        share_BLH = logits_BLH.softmax(1).to(v_BLHE.dtype)
+        return self.out((share_BLH[..., None] * v_BLHE).sum(1).flatten(1))
+
+
+class PoolingHead(nn.Module):
+    """Attention pooling, LayerNorm, optional pooler, then Linear, LayerNorm, GELU, Linear."""
+
+    def __init__(self, config: PoolingConfig, width: int, heads: int, init_std: float) -> None:
+        super().__init__()
+        self.config = config
+        self.pooling = AttentionPooling(width, heads, init_std)
+        self.norm = nn.LayerNorm(width)
+        self.pooler = nn.Sequential(Linear(width, width, init_std), nn.Tanh()) if config.pooler else None
+        inner = config.expansion * width
+        self.classifier = nn.Sequential(
+            Linear(config.images * width, inner, init_std),
+            nn.LayerNorm(inner),
+            nn.GELU(),
+            Linear(inner, config.outputs, init_std),
+        )
+
+    def pool(self, features: Tokens) -> Tensor:
+        """(B, D) one vector per sample from the features of the pooled modality."""
+        x_BD = self.norm(self.pooling(features))
+        return x_BD if self.pooler is None else self.pooler(x_BD)
+
+    def forward(self, *features: Tokens) -> Tensor:
+        """(B, outputs) from the pooled modality's features, those of each fused pass in order."""
+        return self.classifier(torch.cat([self.pool(part) for part in features], -1))
+
+
+def repeated(tokens: Tokens, times: int) -> Tokens:
+    """Each sample's tokens so many times in a row."""
+    x_BLD, _ = tokens.padded()
+    return Tokens.of_padded(x_BLD.repeat_interleave(times, 0), [n for n in tokens.lengths for _ in range(times)])
+
+
+class ClassifyModel(nn.Module):
+    """Backbone and pooling head: what classification, question answering and grounding train.
+
+    Args:
+        config: sizes.
+        head: what is pooled and given out.
+
+    Raises:
+        ValueError: where the model lacks the modality that is pooled.
+    """
+
+    def __init__(self, config: ModelConfig, head: PoolingConfig) -> None:
+        super().__init__()
+        if head.modality not in config.adapters:
+            raise ValueError(f"the head pools {head.modality!r}; the model has {', '.join(config.adapters)}")
+        self.config = config
+        self.backbone = Backbone(config)
+        self.head = PoolingHead(head, config.encoder.width, config.encoder.heads, config.encoder.init_std)
+
+    def forward(self, inputs: Mapping[str, Any], second: Image | None = None, choices: int = 1) -> Tensor:
+        """(B·choices, outputs) logits.
+
+        Args:
+            inputs: each modality's raw input, seen together.
+            second: each sample's second image, seen with the same other inputs.
+            choices: rows of text for each sample of the other modalities, which is embedded once and seen with each.
+
+        Raises:
+            ValueError: where a second image is given to a head for one, or the other way round.
+        """
+        if (second is not None) != (self.head.config.images == 2):
+            given = 1 if second is None else 2
+            raise ValueError(f"{given} image(s) per sample; this head is made for {self.head.config.images}")
+        backbone, modality = self.backbone, self.head.config.modality
+        tokens = backbone.embed(inputs)
+        if choices > 1:
+            tokens = {name: part if name == "text" else repeated(part, choices) for name, part in tokens.items()}
+        views = [backbone.view(tokens)]
+        if second is not None:
+            adapter = cast(ImageAdapter, backbone.adapter("image"))
+            views.append(backbone.view({**tokens, "image": adapter.as_second(adapter.embed(second))}))
+        return self.head(*(features[modality] for features in backbone.encode(views)))

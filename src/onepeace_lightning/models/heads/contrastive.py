@@ -1,0 +1,36 @@
+"""Contrastive heads: one projection per modality onto the common sphere, and the temperature."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.packing import View
+
+INITIAL_TEMPERATURE = 0.07
+
+
+class ContrastiveHeads(nn.Module):
+    """L2-normalised projections of the CLS features (paper section 3.3)."""
+
+    def __init__(self, width: int, modalities: Sequence[str], init_std: float) -> None:
+        super().__init__()
+        self.projections = nn.ModuleDict({name: Linear(width, width, init_std) for name in modalities})
+        self.logit_scale = nn.Parameter(torch.empty(1))  # sharding refuses 0-D parameters
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the temperature to its initial 0.07."""
+        nn.init.constant_(self.logit_scale, math.log(1 / INITIAL_TEMPERATURE))
+
+    @property
+    def scale(self) -> Tensor:
+        """(1,) what cosines are multiplied by: the inverse temperature, between 1 and 100."""
+        return self.logit_scale.clamp(0, math.log(100)).exp()
+
+    def forward(self, modality: str, features: View) -> Tensor:
+        """(B, D) float32 embeddings of unit length from the CLS features of one modality."""
+        return F.normalize(self.projections[modality](features[modality].cls).float(), dim=-1)

@@ -1,0 +1,1 @@
+"""Pages and galleries that a person looks at."""

@@ -1,0 +1,1 @@
+"""How a run trains: optimizer, schedule, parallelism, and what is watched meanwhile."""

@@ -1,0 +1,107 @@
+"""A fourth modality from outside: motion sensors, registered here, trained alone against frozen text."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.losses.pretraining import pretraining_loss
+from onepeace_lightning.models import Adapter, AdapterConfig, ModelConfig, PretrainModel, Tokens, register_adapter
+from onepeace_lightning.models.config import DecoderConfig
+from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
+from onepeace_lightning.training.param_groups import parameter_groups, stage2_trainable
+from tests.tiny import drawn, masks, randomised, texts, tiny_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImuConfig(AdapterConfig):
+    modality: ClassVar[str] = "imu"
+    channels: int = 6
+    stride: int = 4
+
+
+@register_adapter
+class ImuAdapter(Adapter):
+    """(B, T, 6) accelerations and turning rates to one token per ``stride`` readings."""
+
+    modality = "imu"
+    config_type = ImuConfig
+
+    def __init__(self, config: ImuConfig, model: ModelConfig) -> None:
+        super().__init__(config, model)
+        self.project = Linear(config.channels * config.stride, model.encoder.width, self.init_std)
+        self.positions = nn.Conv1d(model.encoder.width, model.encoder.width, 3, padding=1)
+        self.reset_parameters()
+
+    def embed(self, inputs: Tensor) -> Tokens:
+        x_BLD = self.project(inputs.unflatten(1, (-1, self.config.stride)).flatten(2))
+        x_BLD = x_BLD + self.positions(x_BLD.mT).mT
+        x_BLD = torch.cat([self.cls_token.expand(len(x_BLD), 1, -1), x_BLD], 1)
+        return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * len(x_BLD))
+
+    def bias_rows(self) -> int:
+        return sequence_rows(16)
+
+    def buckets(self, positions: int) -> Tensor:
+        return sequence_buckets(positions, 16, self.cls_token.device)
+
+
+def four_modalities() -> ModelConfig:
+    config = tiny_config()
+    decoder = DecoderConfig(transformer=config.decoder.transformer, positions=config.decoder.positions | {"imu": 16})
+    return replace(config, adapters=config.adapters | {"imu": ImuConfig()}, decoder=decoder)
+
+
+def pairs(count: int = 8) -> Batch:
+    inputs = {"imu": torch.randn(count, 24, 6, generator=drawn(0)), "text": texts(*range(4, 4 + count))}
+    lengths = {"imu": [7] * count, "text": [5 + i for i in range(count)]}
+    fused = {name: masks(part, 0.4, last=name != "text", seed=1) for name, part in lengths.items()}
+    return Batch([str(i) for i in range(count)], inputs, {"imu": masks(lengths["imu"], 0.5, last=True, seed=2)}, fused)
+
+
+def test_a_fourth_modality_learns_while_all_else_stays_as_it_is():
+    torch.manual_seed(0)
+    model: PretrainModel = randomised(PretrainModel(four_modalities()))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = stage2_trainable(name, ("imu",))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, lr=3e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(groups)
+    batch, losses = {"imu-text": pairs()}, []
+    for _ in range(30):
+        result = pretraining_loss(model, batch, without_gradient=("text", "image", "audio"))
+        optimizer.zero_grad()
+        result.total.backward()
+        optimizer.step()
+        losses.append({name: term.item() for name, term in result.terms.items()})
+    assert set(losses[0]) == {f"imu-text/{term}" for term in ("contrast", "imu", "fused_imu", "fused_text")}
+    for name in losses[0]:
+        assert losses[-1][name] < 0.8 * losses[0][name], name
+
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    own = ("backbone.adapters.imu.", ".ffns.imu.", ".norms.imu.", "heads.projections.imu.")
+    shared = ("denoiser.", "heads.logit_scale")
+    assert all(any(part in name for part in own) or name.startswith(shared) for name in moved)
+    assert {name for name in before if any(part in name for part in own)} <= moved
+
+
+def test_a_model_with_a_fourth_modality_survives_its_dictionary():
+    config = four_modalities()
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+@torch.no_grad()
+def test_a_fourth_modality_is_seen_together_with_any_other():
+    torch.manual_seed(0)
+    model = randomised(PretrainModel(four_modalities()))
+    inputs = pairs(2).inputs
+    together = model.backbone(inputs)
+    assert together["imu"].values_TD.shape == (14, 24)
+    alone = model.backbone({"imu": inputs["imu"]})
+    assert (together["imu"].values_TD - alone["imu"].values_TD).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="no 'smell' modality; it has text, image, audio, imu"):
+        model.backbone({"smell": inputs["imu"]})

@@ -1,0 +1,255 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import lightning as L
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image as PILImage
+from PIL import ImageColor
+
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.models.inputs import MEAN, STD, Audio, Image, Text
+from onepeace_lightning.reports import gallery
+from onepeace_lightning.reports.gallery import (
+    RetrievalExamples,
+    RetrievalGallery,
+    render_html,
+    render_sheet,
+    thumbnails,
+)
+
+NAMES = ["a bell", "a drum", "<b>one</b> siren & more"]
+
+
+def make_batch(modality, captions=NAMES, side=8):
+    """Picture i is a flat grey, darker with i; sound i is a sine of 800·(i + 1) samples."""
+    greys = torch.stack([torch.full((3, side, side), row / 5) for row in range(len(captions))])
+    mean, std = ((torch.tensor(v)[:, None, None]) for v in (MEAN, STD))
+    query = {
+        "text": Text(torch.full((len(captions), 3), 2)),
+        "audio": Audio.pad([3 * torch.sin(torch.arange(800.0 * (row + 1))) for row in range(len(captions))]),
+    }[modality]
+    inputs = {"image": Image((greys - mean) / std), modality: query}
+    return Batch(keys=[str(row) for row in range(len(captions))], inputs=inputs, captions=list(captions))
+
+
+def make_embeddings(modality, rows=3):
+    return {"image": torch.eye(rows, 4), modality: 5 * torch.eye(rows, 4)}
+
+
+def make_examples(modality="audio", captions=NAMES):
+    examples = RetrievalExamples("birds", modality)
+    examples.add(make_batch(modality, captions), make_embeddings(modality, len(captions)), queries=8)
+    return examples
+
+
+class Page(HTMLParser):
+    """The page's text, tags and attributes; it must need nothing from outside."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def sources(self, tag):
+        return [attributes["src"] for name, attributes in self.tags if name == tag]
+
+
+def test_thumbnails_undo_the_normalisation():
+    first, second, _ = thumbnails(make_batch("text").inputs["image"].pixels)
+    assert (first.shape, first.dtype) == ((3, 8, 8), torch.uint8)
+    assert (first == 0).all()
+    assert (second == 51).all()  # 0.2 × 255
+
+
+def test_thumbnails_of_8_bit_pictures_are_themselves():
+    pictures = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).to(torch.uint8)
+    assert torch.equal(torch.stack(thumbnails(pictures)), pictures)
+
+
+def test_thumbnails_bound_the_size():
+    (picture,) = thumbnails(torch.zeros(1, 3, 224, 224))
+    assert picture.shape == (3, gallery.THUMBNAIL, gallery.THUMBNAIL)
+
+
+def test_nearest_pictures_come_first_whatever_their_length():
+    examples = make_examples()
+    examples.picture_embeddings = [torch.tensor(v) for v in ([9.0, 9, 0, 0], [0.0, 1, 0, 0], [1.0, 0, 0, 0])]
+    first = examples.retrieve(top=2)[0]
+    assert [index for index, _ in first] == [2, 0]
+    assert [cosine for _, cosine in first] == pytest.approx([1.0, 0.5**0.5])
+    assert len(examples.retrieve(top=50)[0]) == 3
+
+
+def test_queries_have_distinct_captions_and_a_limit():
+    examples = RetrievalExamples("pairs", "text")
+    batch = make_batch("text", ["a bell", "a bell", "a drum", "a horn"])
+    embeddings = make_embeddings("text", 4)
+    examples.add(batch, embeddings, queries=2)
+    examples.add(batch, embeddings, queries=2)
+    assert examples.captions == ["a bell", "a drum"]
+    assert torch.equal(torch.stack(examples.embeddings), embeddings["text"][[0, 2]])
+    assert len(examples.pictures) == len(examples.picture_captions) == len(examples.picture_embeddings) == 8
+
+
+def test_pictures_are_bounded(monkeypatch):
+    monkeypatch.setattr(gallery, "MAX_PICTURES", 4)
+    examples = RetrievalExamples("pairs", "text")
+    for _ in range(3):
+        examples.add(make_batch("text"), make_embeddings("text"), queries=8)
+    assert len(examples.pictures) == len(examples.picture_captions) == len(examples.picture_embeddings) == 4
+
+
+def test_page_marks_right_answers_and_escapes_captions():
+    html = render_html([make_examples("text")], top=2)
+    page = Page(html)
+    kinds = [attributes["class"] for tag, attributes in page.tags if tag == "figure"]
+    assert kinds == ["right", "wrong"] * 3
+    assert "<b>one</b> siren & more" in page.text
+    assert "Captions to pictures · birds, 3 pictures" in page.text
+    assert page.sources("audio") == []
+    assert not re.search(r"https?://|<link|<script", html)
+
+
+def test_page_holds_the_pictures_and_sounds():
+    page = Page(render_html([make_examples("audio")], top=1))
+    pictures = [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in page.sources("img")]
+    greys = [np.asarray(PILImage.open(io.BytesIO(picture))) for picture in pictures]
+    assert [grey.shape for grey in greys] == [(8, 8, 3)] * 3
+    assert [grey.mean() for grey in greys] == [0, 51, 102]
+    sounds = [base64.b64decode(url.removeprefix("data:audio/wav;base64,")) for url in page.sources("audio")]
+    decoded = [soundfile.read(io.BytesIO(sound)) for sound in sounds]
+    assert [(len(wave), rate) for wave, rate in decoded] == [(800, 16_000), (1600, 16_000), (2400, 16_000)]  # unpadded
+    assert np.abs(decoded[0][0]).max() == pytest.approx(0.9, abs=1e-3)  # not clipped
+
+
+def test_a_silent_sound_stays_silent():
+    examples = make_examples("audio")
+    examples.waveforms = [torch.zeros(100)] * 3
+    sound = Page(render_html([examples], top=1)).sources("audio")[0].removeprefix("data:audio/wav;base64,")
+    assert not soundfile.read(io.BytesIO(base64.b64decode(sound)))[0].any()
+
+
+def pixels_of(sheet, colour):
+    return (np.asarray(sheet) == np.array(ImageColor.getrgb(colour))).all(-1)
+
+
+def test_sheet_frames_answers_by_colour():
+    sheet = render_sheet([make_examples("text")], top=2)
+    right, wrong = pixels_of(sheet, gallery.RIGHT), pixels_of(sheet, gallery.WRONG)
+    assert right.sum() == wrong.sum() > 0
+    assert np.nonzero(right)[1].max() < np.nonzero(wrong)[1].min()  # the nearest is the right one, in the first column
+
+
+def test_sheet_stacks_sections_and_marks_sounds():
+    captions, sounds = (render_sheet([make_examples(modality)], top=2) for modality in ("text", "audio"))
+    both = render_sheet([make_examples("text"), make_examples("audio")], top=2)
+    assert both.height == captions.height + sounds.height - gallery.GAP
+    heading = gallery.HEADING
+    assert pixels_of(sounds, gallery.INK)[heading:, :20].sum() > pixels_of(captions, gallery.INK)[heading:, :20].sum()
+
+
+def test_a_long_caption_stays_in_its_column_and_row():
+    words = " ".join(["extraordinarily"] * 60)
+    sheet = render_sheet([make_examples("text", [words])], top=1)
+    ink = pixels_of(sheet, gallery.INK)
+    rows = np.nonzero(ink[gallery.HEADING :])[0]
+    assert rows.max() < gallery.CELL
+    assert not ink[gallery.HEADING :, gallery.GAP + gallery.LABEL - 2 :].any()
+
+
+class Task(L.LightningModule):
+    """Returns unit embeddings of what the batch holds; later validations are told apart by their number of pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        return {"embeddings": {modality: torch.eye(len(batch), 4) for modality in batch.inputs}}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader(*batches):
+    return torch.utils.data.DataLoader(list(batches), batch_size=None)
+
+
+def make_trainer(folder, **settings):
+    settings = {"logger": False, "max_epochs": 2} | settings
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[RetrievalGallery(str(folder), queries=2, top=3)],
+        **settings,
+    )
+
+
+def audio_only():
+    batch = make_batch("audio")
+    del batch.inputs["image"]
+    return batch
+
+
+def test_validate_writes_a_section_per_stream_with_pictures(tmp_path):
+    loaders = {
+        "image-text": loader(make_batch("text"), make_batch("text")),
+        "audio-text": loader(audio_only()),
+        "audio-image": loader(make_batch("audio")),
+    }
+    make_trainer(tmp_path / "new").validate(Task(), loaders, verbose=False)
+    page = Page((tmp_path / "new" / "gallery.html").read_text(encoding="utf-8"))
+    assert "Captions to pictures · image-text, 6 pictures" in page.text
+    assert "Sounds to pictures · audio-image, 3 pictures" in page.text
+    assert "audio-text" not in page.text
+    assert len(page.sources("audio")) == 2
+    with PILImage.open(tmp_path / "new" / "gallery.png") as sheet:
+        assert sheet.mode == "RGB"
+
+
+def test_fit_shows_only_its_last_validation(tmp_path):
+    logger = L.pytorch.loggers.TensorBoardLogger(tmp_path / "logs")
+    task, trainer = Task(), make_trainer(tmp_path, logger=logger)
+    trainer.fit(task, loader(make_batch("text")), loader(make_batch("text")))
+    text = Page((tmp_path / "gallery.html").read_text(encoding="utf-8")).text
+    assert "validation 0, 3 pictures" in text  # 9, were the sanity check and both epochs added up
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(logger.log_dir).Reload()
+    (logged,) = events.Images("gallery")
+    with PILImage.open(tmp_path / "gallery.png") as sheet:
+        assert (logged.step, logged.width, logged.height) == (2, *sheet.size)
+
+
+def test_a_sanity_check_gathers_nothing(tmp_path):
+    with pytest.warns(UserWarning, match="no gallery"):
+        make_trainer(tmp_path, limit_train_batches=0).fit(Task(), loader(audio_only()), loader(make_batch("text")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_without_pictures_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="no gallery"):
+        make_trainer(tmp_path).validate(Task(), loader(audio_only()), verbose=False)
+
+
+def test_an_empty_gallery_is_refused():
+    with pytest.raises(ValueError, match="queries is 0 and top is 5"):
+        RetrievalGallery("folder", queries=0)
