@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TOY := data/toy/tokenizer/sentencepiece.model
 
-.PHONY: fit env toy test lint types bench ablation downstream
+.PHONY: fit env toy test lint types bench
 
 fit: $(READY) $(TOY)
 	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 
 toy: $(TOY)
 
-$(TOY): $(READY) $(wildcard data_recipes/toy*.py)
+$(TOY): $(READY) $(wildcard data_recipes/toy/*.py)
 	$(BIN)/python -m data_recipes.toy --out data/toy --overwrite
 
 test: $(READY)
@@ -33,15 +33,6 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
-
-ablation: $(READY) $(TOY)
-	$(BIN)/python docs/ablation.py
-
-downstream: $(READY) data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json
-	$(BIN)/python docs/downstream.py
-
-data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json: $(READY) $(wildcard data_recipes/toy*.py)
-	$(BIN)/python -m data_recipes.toy_tasks --out data/toy/tasks --overwrite
 
 bench: $(READY)
 	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py %/gpu.py,$(wildcard benchmarks/*.py))); do \

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_recipes.toy_pictures import PlacedIcon, coverage, draw_icon_side, draw_paint
+from data_recipes.toy.images import PlacedIcon, coverage, draw_icon_side, draw_paint
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels; x1 and y1 are the first column and row without ink."""

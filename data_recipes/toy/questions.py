@@ -5,9 +5,9 @@ What is asked, and about what, is drawn before the right answer, and the answer 
 
 from collections.abc import Callable, Sequence
 
-from data_recipes.toy_scenes import RELATIONS
-from data_recipes.toy_tasks_items import ASKED_THINGS, COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
-from data_recipes.toy_world import Combination
+from data_recipes.toy.items import ASKED_THINGS, COLOUR_NAMES, COUNTS, Draw, Item, count_word, heard
+from data_recipes.toy.scenes import RELATIONS
+from data_recipes.toy.world import Combination
 
 ANSWERS = (*(str(count) for count in COUNTS), *COLOUR_NAMES, *ASKED_THINGS, "yes", "no")
 """Everything that a question about a picture can be answered with."""

@@ -2,8 +2,8 @@
 
 import hashlib
 
-from data_recipes.toy_tasks_items import COUNTS, Draw, Item, heard
-from data_recipes.toy_world import SIZES, THINGS, Combination, Group, all_combinations, caption, is_held_out
+from data_recipes.toy.items import COUNTS, Draw, Item, heard
+from data_recipes.toy.world import SIZES, THINGS, Combination, Group, all_combinations, caption, is_held_out
 
 CLASSES_RULE = (
     "of each thing's groups (count and size), the one whose sha256, as text, is least is held out; colours are "

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 from scipy.signal import butter, sosfilt
 
-from data_recipes.toy_world import Combination, Group
+from data_recipes.toy.world import Combination, Group
 
 SAMPLE_RATE = 16_000
 PITCH = {"small": 2.3, "big": 1.0}

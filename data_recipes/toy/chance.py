@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.toy_tasks_items import Item
-from data_recipes.toy_world import THINGS
+from data_recipes.toy.items import Item
+from data_recipes.toy.world import THINGS
 
 
 @dataclass(frozen=True)

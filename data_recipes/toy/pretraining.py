@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_recipes.toy_pictures import draw_picture, encode_png
-from data_recipes.toy_sounds import encode_wav, play_clip
-from data_recipes.toy_tasks_items import Draw
-from data_recipes.toy_tasks_questions import audio_question_answering, visual_question_answering, visual_reasoning
-from data_recipes.toy_tasks_scenes import told_apart
-from data_recipes.toy_world import (
+from data_recipes.toy.audio import encode_wav, play_clip
+from data_recipes.toy.images import draw_picture, encode_png
+from data_recipes.toy.items import Draw
+from data_recipes.toy.questions import audio_question_answering, visual_question_answering, visual_reasoning
+from data_recipes.toy.scene_tasks import told_apart
+from data_recipes.toy.world import (
     COLOURS,
     SPLIT_RULE,
     THINGS,
@@ -112,7 +112,7 @@ def build(out: Path, config: ToyConfig | None = None, *, overwrite: bool = False
             with ShardWriter(
                 out / stream,
                 data_type,
-                source="data_recipes/toy.py (generated)",
+                source="data_recipes/toy/pretraining.py (generated)",
                 license="CC0-1.0",
                 samples_per_shard=TRAIN_SHARD if split == "train" else VAL_SHARD,
                 overwrite=overwrite,
@@ -214,7 +214,3 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"wrote {out}: {2 * config.pairs} training pairs, {3 * config.singles} single samples, gallery {config.gallery}"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,11 @@
 """Make the toy versions of all downstream tasks: procedural pictures and sounds. Needs no download and no GPU.
 
-    python -m data_recipes.toy_tasks --out data/toy/tasks
+    python -m data_recipes.toy.tasks --out data/toy/tasks
 
 writes ``<task>/<train|val>/<data type>`` for each of ``TASKS``, and prints what each scores without looking. The same
 arguments give the same bytes. No training item shows groups that a validation item of its task shows together
 (``about.split_rule`` of the manifests); the rule is the toy world's wherever it can be, so that what validates a task
-was not in the shards of ``data_recipes.toy`` either.
+was not in the shards of ``data_recipes.toy.pretraining`` either.
 """
 
 import argparse
@@ -22,12 +22,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data_recipes import toy_tasks_chance as chance
-from data_recipes.toy import TRAIN_SHARD, VAL_SHARD
-from data_recipes.toy_pictures import draw_scene, encode_png
-from data_recipes.toy_scenes import draw_mask
-from data_recipes.toy_sounds import encode_wav, play_clip
-from data_recipes.toy_tasks_groups import (
+from data_recipes.toy import chance
+from data_recipes.toy.audio import encode_wav, play_clip
+from data_recipes.toy.groups import (
     CLASSES_RULE,
     audio_classification,
     audio_tagging,
@@ -35,7 +32,8 @@ from data_recipes.toy_tasks_groups import (
     image_classification,
     image_text_retrieval,
 )
-from data_recipes.toy_tasks_items import (
+from data_recipes.toy.images import draw_scene, encode_png
+from data_recipes.toy.items import (
     ASKED_THINGS,
     COLOUR_NAMES,
     TOLD_APART_COLOURS,
@@ -43,15 +41,17 @@ from data_recipes.toy_tasks_items import (
     Draw,
     Item,
 )
-from data_recipes.toy_tasks_questions import (
+from data_recipes.toy.pretraining import TRAIN_SHARD, VAL_SHARD
+from data_recipes.toy.questions import (
     ANSWERS,
     STATEMENT_CLASSES,
     audio_question_answering,
     visual_question_answering,
     visual_reasoning,
 )
-from data_recipes.toy_tasks_scenes import SEGMENTATION_CLASSES, semantic_segmentation, visual_grounding
-from data_recipes.toy_world import SPLIT_RULE, THINGS, all_combinations, is_held_out
+from data_recipes.toy.scene_tasks import SEGMENTATION_CLASSES, semantic_segmentation, visual_grounding
+from data_recipes.toy.scenes import draw_mask
+from data_recipes.toy.world import SPLIT_RULE, THINGS, all_combinations, is_held_out
 from onepeace_lightning.data.shards import ShardWriter
 
 SPLITS = ("train", "val")
@@ -197,7 +197,7 @@ def build(
                 with ShardWriter(
                     out / name / split / task.data_type,
                     task.data_type,
-                    source="data_recipes/toy_tasks.py (generated)",
+                    source="data_recipes/toy/tasks.py (generated)",
                     license="CC0-1.0",
                     samples_per_shard=TRAIN_SHARD if split == "train" else VAL_SHARD,
                     overwrite=overwrite,
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and build."""
     default = ToyTasksConfig()
     parser = argparse.ArgumentParser(
-        prog="python -m data_recipes.toy_tasks", description="Make the toy versions of all downstream tasks."
+        prog="python -m data_recipes.toy.tasks", description="Make the toy versions of all downstream tasks."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, for instance data/toy/tasks")
     parser.add_argument(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from data_recipes.toy_scenes import PLACES, RELATIONS, SceneThing, draw_mask
-from data_recipes.toy_tasks_items import ASKED_THINGS, Draw, Item
+from data_recipes.toy.items import ASKED_THINGS, Draw, Item
+from data_recipes.toy.scenes import PLACES, RELATIONS, SceneThing, draw_mask
 
 SEGMENTATION_CLASSES = ("background", *ASKED_THINGS)
 

@@ -33,17 +33,13 @@ from rich.table import Table
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data_recipes.stamps_media import check_svg_support, encode_all
-from data_recipes.stamps_package import LICENSE, Clip, Package, Stamp, fetch, read_package, unpack
-from data_recipes.stamps_tasks_plans import sentences
+from data_recipes.stamps.media import check_svg_support, encode_all
+from data_recipes.stamps.package import LICENSE, Clip, Package, Stamp, fetch, read_package, unpack
 from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 MIN_SHARDS = 8
 """Shards per stream (as far as it has samples), so that that many workers or ranks get a share."""
-
-SENTENCES = 5
-"""How often the vocabulary's training reads each sentence of ``stamps_tasks_plans``."""
 
 Sample = tuple[str, dict[str, bytes]]
 
@@ -120,9 +116,7 @@ def build(
     for folder, samples in streams.items():
         _write(out / folder, samples, package.source, about, overwrite)
     captions = [fields["txt"].decode("utf-8") for _, fields in streams["train/text"]]
-    # Few captions have the downstream tasks' words, and rare ones would be spelled in parts.
-    spoken = [*sentences()] * SENTENCES
-    SentencePieceTokenizer.train([*captions, *spoken], vocab_size).save(out / "tokenizer")
+    SentencePieceTokenizer.train(captions, vocab_size).save(out / "tokenizer")
     return {folder: read_manifest(out / folder) for folder in streams}
 
 
@@ -380,7 +374,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (FileNotFoundError, ValueError, RuntimeError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     report(manifests, Console())
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_recipes.toy_world import COLOURS, Combination
+from data_recipes.toy.world import COLOURS, Combination
 
 INK = (30, 30, 40)
 WHITE = (255, 255, 255)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.toy_pictures import PlacedIcon, place_icons
-from data_recipes.toy_scenes import SceneThing, place_things
-from data_recipes.toy_world import (
+from data_recipes.toy.images import PlacedIcon, place_icons
+from data_recipes.toy.scenes import SceneThing, place_things
+from data_recipes.toy.world import (
     COLOURS,
     COUNT_WORDS,
     SIZES,
