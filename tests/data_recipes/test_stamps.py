@@ -12,10 +12,10 @@ import pytest
 import soundfile
 from PIL import Image
 
+from data_recipes.stamps import package as stamps_package
+from data_recipes.stamps import pretraining as stamps
 from data_recipes.stamps.media import UnusableError, encode_picture, encode_sound
 from data_recipes.stamps.package import LICENSE, read_package
-from data_recipes.stamps.pretraining import pretraining as stamps
-from data_recipes.stamps.pretraining import stamps_package
 from onepeace_lightning.data.shards import read_manifest, read_shard
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
