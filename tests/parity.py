@@ -2,7 +2,7 @@
 
 Prints file, quantity, largest absolute difference and tolerance; exits with 1 where one is past it, with 2 where
 nothing could be compared. Golden files hold inputs and outputs of the original's mathematics in float32 and a
-checkpoint in its format, whose ``cfg`` has the sizes. A golden that needs a file which is not there is named as skipped.
+checkpoint in its format, whose ``cfg`` has the sizes. A golden that needs a file which is not there is skipped by name.
 """
 
 import json
