@@ -1,5 +1,6 @@
 # make fit: everything from a bare Python to a trained toy model.   make test: the whole test suite.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints/tested.txt
 BIN := .venv/bin
 READY := .venv/.ready
 TOY := data/toy/tokenizer/sentencepiece.model
@@ -13,10 +14,10 @@ fit: $(READY) $(TOY)
 
 env: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 env")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,recipes,lora]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,recipes,lora]'
 	@touch $@
 
 toy: $(TOY)
