@@ -1,10 +1,11 @@
 # make fit: everything from a bare Python to a trained toy model.   make test: the whole test suite.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints/tested.txt
 BIN := .venv/bin
 READY := .venv/.ready
 TOY := data/toy/tokenizer/sentencepiece.model
 
-.PHONY: fit env toy test lint types bench ablation downstream
+.PHONY: fit env toy test lint types bench
 
 fit: $(READY) $(TOY)
 	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
@@ -13,15 +14,15 @@ fit: $(READY) $(TOY)
 
 env: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 env")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,recipes,lora]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,recipes,lora]'
 	@touch $@
 
 toy: $(TOY)
 
-$(TOY): $(READY) $(wildcard data_recipes/toy*.py)
+$(TOY): $(READY) $(wildcard data_recipes/toy/*.py)
 	$(BIN)/python -m data_recipes.toy --out data/toy --overwrite
 
 test: $(READY)
@@ -33,15 +34,6 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
-
-ablation: $(READY) $(TOY)
-	$(BIN)/python docs/ablation.py
-
-downstream: $(READY) data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json
-	$(BIN)/python docs/downstream.py
-
-data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json: $(READY) $(wildcard data_recipes/toy*.py)
-	$(BIN)/python -m data_recipes.toy_tasks --out data/toy/tasks --overwrite
 
 bench: $(READY)
 	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py %/gpu.py,$(wildcard benchmarks/*.py))); do \

@@ -21,6 +21,7 @@ from tests.checkpoints.test_original import other_config, other_model
 from tests.tiny import images, masks, texts
 
 ROOT = Path(__file__).parents[1]
+IN_REPOSITORY = ROOT / "tests" / "goldens"
 GOLDENS = ROOT.parent / "shared" / "goldens"
 published = pytest.mark.skipif(not GOLDENS.is_dir(), reason="the published goldens lie outside the repository")
 
@@ -34,9 +35,35 @@ def test_the_published_goldens_pass(capsys):
     assert printed.rstrip().endswith("0 past it")
 
 
+def test_the_goldens_of_the_repository_pass(capsys):
+    """In a clone alone, too, the numbers are compared with the original's."""
+    assert parity.main(IN_REPOSITORY) == 0
+    printed = capsys.readouterr().out
+    for path in IN_REPOSITORY.glob("*_io.pt"):
+        assert f"ok   {path.name}" in printed
+    assert " 0 past it" in printed
+    assert sum(path.stat().st_size for path in IN_REPOSITORY.rglob("*.*")) < 6_000_000
+
+
 def test_a_folder_without_goldens_is_an_error(tmp_path, capsys):
     assert parity.main(tmp_path) == 2
     assert "encode_io.pt" in capsys.readouterr().err
+    assert parity.main(tmp_path / "nothing") == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_alone_is_named_as_skipped(copy, tmp_path, capsys, monkeypatch):
+    """Without a vocabulary near it, and without the checkpoint whose weights the others need."""
+    monkeypatch.setattr(parity, "__file__", str(tmp_path / "a" / "b" / "parity.py"))
+    shutil.copy(IN_REPOSITORY / "bpe.json", copy)
+    assert parity.main(copy) == 0
+    assert "skipped: bpe.json" in capsys.readouterr().out
+    (copy / "pretrain.pt").unlink()
+    assert parity.main(copy) == 2
+    printed = capsys.readouterr().out
+    for file in ("encode_io.pt", "vl_pretrain_io.pt", "al_pretrain_io.pt", "stage2_trainable.json"):
+        assert f"skip {file}" in printed
+    assert "0 within tolerance, 0 past it" in printed
 
 
 def test_the_command_exits_with_the_result(tmp_path):
