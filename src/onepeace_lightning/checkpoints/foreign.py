@@ -268,7 +268,7 @@ _TORCH: dict[str, Callable[..., Any]] = {
 """What a plain pickle of tensors needs besides."""
 
 
-_TORCH_MODULES = ("torch", "torch._utils", "torch._tensor", "torch.nn.parameter", "torch.serialization", "torch.storage")
+_TORCH_MODULES = {f"torch{part}" for part in ("", "._utils", "._tensor", ".nn.parameter", ".serialization", ".storage")}
 """Where PyTorch keeps what it saves tensors with; which names in them it accepts, it says itself."""
 
 
@@ -332,4 +332,3 @@ class _TorchName(_Filled):
     """A name of PyTorch while a file is looked through; PyTorch itself judges it afterwards."""
 
     full_name = "torch.Name"
-
