@@ -19,9 +19,9 @@ def box(x: float, y: float, width: float, height: float, colour: str, lines: lis
         f' stroke="{colour}" stroke-width="1.6"{dash}/>'
     )
     first = y + height / 2 - 9 * (len(lines) - 1) + 5
+    centre = f'x="{x + width / 2}" text-anchor="middle"'
     words = "".join(
-        f'<text x="{x + width / 2}" y="{first + 18 * row}" text-anchor="middle" class="{"name" if row == 0 else "note"}">'
-        f"{line}</text>"
+        f'<text {centre} y="{first + 18 * row}" class="{"name" if row == 0 else "note"}">{line}</text>'
         for row, line in enumerate(lines)
     )
     return shape + words
