@@ -12,6 +12,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from onepeace_lightning.checkpoints.loading import fill
 from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
@@ -189,8 +190,12 @@ class FinetuneTask(TrainedModule):
         where = placement(self)
         if self.lora is not None and where.get("mesh") is not None:
             raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")
+        taken = self.source.whole and where.get("mesh") is None
+        if taken:  # the tensors themselves; nothing is drawn
+            fill(self.model, self.source.weights, self.source.name)
         parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
-        load_source(self.model, self.source, self.carried)
+        if not taken:
+            load_source(self.model, self.source, self.carried)
         if self.lora is not None:
             add_lora(self.model.backbone, self.lora)
 

@@ -31,6 +31,7 @@ class Source:
         tokenizer: its vocabulary, if it has one.
         preprocessing: of pictures and sounds.
         name: for messages.
+        whole: the weights are those of the whole model, head and all.
     """
 
     config: ModelConfig
@@ -38,6 +39,7 @@ class Source:
     tokenizer: Tokenizer | None
     preprocessing: Preprocessing
     name: str
+    whole: bool = False
 
 
 def open_source(backbone: BackboneSource, tokenizer: str | None, image_size: int | None) -> Source:
@@ -124,6 +126,8 @@ def load_source(model: nn.Module, source: Source, parts: Sequence[str]) -> LoadR
     """
     if source.weights is None:
         return LoadReport()
+    if source.whole:
+        return fill(model, source.weights, source.name)
     prefixes = tuple(f"{part}." for part in parts)
     fitted, resized = fit_tables(model, {k: v for k, v in source.weights.items() if k.startswith(prefixes)})
     own = model.state_dict()
