@@ -1,15 +1,12 @@
-"""``python -m tests.parity DIR``: every golden in DIR against this implementation; ``tests/goldens`` has a small set.
+"""Goldens of the model and its pretraining: features, losses, gradients, decay, text ids.
 
-Prints file, quantity, largest absolute difference and tolerance; exits with 1 where one is past it, with 2 where
-nothing could be compared. Golden files hold inputs and outputs of the original's mathematics in float32 and a
-checkpoint in its format, whose ``cfg`` has the sizes. A golden that needs a file which is not there is skipped by name.
+Their ``cfg`` has the sizes; other files hold inputs and outputs for the weights of ``pretrain.pt``.
 """
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,48 +34,7 @@ from onepeace_lightning.tasks import (
     VisualReasoningTask,
 )
 from onepeace_lightning.training.param_groups import layer_scales, stage2_trainable, weight_decays
-
-TOLERANCE = 1e-4
-
-
-@dataclass
-class Check:
-    """One compared quantity."""
-
-    file: str
-    quantity: str
-    difference: float
-    tolerance: float = TOLERANCE
-
-    @property
-    def ok(self) -> bool:
-        return self.difference <= self.tolerance
-
-
-class MissingFileError(Exception):
-    """A golden cannot be compared without a file that is not there."""
-
-
-def companion(folder: Path, name: str) -> Path:
-    """The path of a file that other goldens need beside them.
-
-    Raises:
-        MissingFileError: where it is not there.
-    """
-    path = folder / name
-    if not path.exists():
-        raise MissingFileError(f"needs {name} beside it, and {folder} has none")
-    return path
-
-
-def load(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
-def gap(ours: Tensor, golden: Tensor) -> float:
-    if ours.shape != golden.shape:
-        return float("inf")
-    return float((ours.double() - golden.double()).abs().max()) if ours.numel() else 0.0
+from tests.parity.base import Check, companion, gap, load, vocabulary
 
 
 def pretrain_model(folder: Path) -> tuple[PretrainModel, list[str]]:
@@ -269,12 +225,7 @@ def classification(folder: Path, file: str) -> Iterator[Check]:
 
 
 def bpe(folder: Path) -> Iterator[Check]:
-    # the vocabulary lies in the folder, beside it, or where the checkout has it
-    candidates = [folder / "bpe", folder.resolve().parent / "bpe", Path(__file__).parents[2] / "shared" / "bpe"]
-    found = next((path for path in candidates if path.is_dir()), None)
-    if found is None:
-        raise MissingFileError(f"needs the vocabulary (encoder.json, vocab.bpe, dict.txt) in {candidates[0]}")
-    tokenizer = load_tokenizer(found)
+    tokenizer = load_tokenizer(vocabulary(folder))
     for case in json.loads((folder / "bpe.json").read_text()):
         encoding = tokenizer.encode(case["text"])
         same = encoding.ids == case["ids"] and [int(start) for start in encoding.word_starts] == case["word_start"]
@@ -297,33 +248,3 @@ CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {
     "stage2_trainable.json": stage2,
     "bpe.json": bpe,
 }
-
-
-def main(folder: Path) -> int:
-    """Print every comparison; 0 where all are within tolerance, 1 where one is not, 2 where there was none."""
-    files = [name for name in CHECKS if (folder / name).exists()]
-    if not files:
-        what = f"it holds none of {', '.join(CHECKS)}" if folder.is_dir() else "there is no such folder"
-        print(f"{folder}: {what}", file=sys.stderr)
-        return 2
-    passed = failed = 0
-    skipped: list[str] = []
-    for file in files:
-        try:
-            for check in CHECKS[file](folder):
-                mark = "ok  " if check.ok else "FAIL"
-                figures = f"{check.difference:.2e} (at most {check.tolerance:.0e})"
-                print(f"{mark} {check.file:26} {check.quantity:88} {figures}")
-                passed, failed = passed + check.ok, failed + (not check.ok)
-        except MissingFileError as missing:
-            skipped.append(file)
-            print(f"skip {file:26} {missing}")
-    note = f"; skipped: {', '.join(skipped)}" if skipped else ""
-    print(f"{passed} within tolerance, {failed} past it{note}")
-    return 1 if failed else 0 if passed else 2
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m tests.parity DIR")
-    sys.exit(main(Path(sys.argv[1])))
