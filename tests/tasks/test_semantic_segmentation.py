@@ -225,10 +225,12 @@ def test_settings_and_data_that_do_not_fit_are_refused(trainer, tmp_path, folder
         SemanticSegmentationTask(model, queries=0)
     unnamed = write(tmp_path / "unnamed", "image-mask", [GOOD])
     with pytest.raises(ValueError, match=r"list 0 classes.*about\.classes"):
-        trainer().validate(SemanticSegmentationTask(model, classes=CLASSES, **SMALL), module(unnamed, unnamed), verbose=False)
+        trainer().validate(
+            SemanticSegmentationTask(model, classes=CLASSES, **SMALL), module(unnamed, unnamed), verbose=False
+        )
     with pytest.raises(ValueError, match="are not the task's"):
         trainer().validate(SemanticSegmentationTask(model, classes=["a"], **SMALL), module(*folders), verbose=False)
-    task = SemanticSegmentationTask(model, classes=CLASSES, **SMALL, **SMALL)
+    task = SemanticSegmentationTask(model, classes=CLASSES, **SMALL)
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"image 1 .*no\.png"):
         task.predict([torch.rand(3, 8, 8), tmp_path / "no.png"])

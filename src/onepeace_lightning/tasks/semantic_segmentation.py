@@ -20,8 +20,8 @@ from onepeace_lightning.data.raw import ImageItem, batched
 from onepeace_lightning.data.readers.base import FinetuneDataModule
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
 from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.models.vision.dense_adapter import DenseAdapterConfig
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel
-from onepeace_lightning.models.vision.pyramid import PyramidConfig
 from onepeace_lightning.models.vision.segmentation import (
     UNLABELLED,
     MaskHeadConfig,
@@ -129,7 +129,7 @@ class SemanticSegmentationTask(FinetuneTask):
                 classes=classes, queries=self.queries, layers=self.decoder_layers, width=self.decoder_width,
                 heads=self.decoder_heads, inner=self.decoder_inner, pixel_layers=self.pixel_layers,
             ),
-            pyramid=PyramidConfig(
+            adapter=DenseAdapterConfig(
                 channels=self.adapter_channels, heads=self.adapter_heads or encoder.heads, drop_path=encoder.drop_path
             ),
         )  # fmt: skip
@@ -169,7 +169,7 @@ class SemanticSegmentationTask(FinetuneTask):
         losses = mask_classification_loss(
             self.model(batch.inputs["image"]), batch.targets["classes"], points=self.points
         )
-        self.log_dict({f"train/loss_{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch))
+        self.log_means({f"train/loss_{name}": loss for name, loss in losses.items()}, len(batch))
         return torch.stack(list(losses.values())).sum()
 
     def make_metrics(self) -> MetricCollection:

@@ -7,10 +7,10 @@ import torch
 
 from onepeace_lightning.models import Image
 from onepeace_lightning.models.vision.deformable import DeformableAttention, centres
+from onepeace_lightning.models.vision.dense_adapter import DenseAdapterConfig
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel, stem_maps
 from onepeace_lightning.models.vision.mask_decoder import MaskPrediction, within
 from onepeace_lightning.models.vision.pixel_decoder import sine_positions
-from onepeace_lightning.models.vision.pyramid import PyramidConfig
 from onepeace_lightning.models.vision.segmentation import (
     MaskHeadConfig,
     SegmentationConfig,
@@ -23,7 +23,7 @@ from tests.tiny import drawn, images, randomised, tiny_config
 
 SIDE = 64
 HEAD = MaskHeadConfig(classes=4, queries=6, layers=4, width=16, heads=2, inner=24, pixel_layers=1, groups=4)
-PYRAMID = PyramidConfig(channels=4, heads=2, points=2)
+ADAPTER = DenseAdapterConfig(channels=4, heads=2, points=2)
 
 
 def config():
@@ -36,7 +36,7 @@ def built(kind: str):
     return (
         LightSegmentationModel(config(), HEAD)
         if kind == "light"
-        else SegmentationModel(config(), SegmentationConfig(head=HEAD, pyramid=PYRAMID))
+        else SegmentationModel(config(), SegmentationConfig(head=HEAD, adapter=ADAPTER))
     )
 
 
@@ -89,8 +89,8 @@ def test_the_model_is_drawn_from_the_meta_device_and_starts_as_the_plain_image_b
     materialise(model, torch.device("cpu"))
     assert all(parameter.isfinite().all() for parameter in model.state_dict().values())
     assert model.head.mask_decoder.queries.features.std().item() == pytest.approx(1, abs=0.3)
-    assert not any(step.injector.gamma.any() for step in model.pyramid.interactions)
-    offsets = model.pyramid.interactions[0].injector.attention.offsets
+    assert not any(step.injector.gamma.any() for step in model.adapter.interactions)
+    offsets = model.adapter.interactions[0].injector.attention.offsets
     assert offsets.bias.view(offsets.shape).norm(dim=-1).min() > 0.9
 
 
@@ -179,10 +179,10 @@ def test_impossible_trunks_are_refused():
     base = config()
     odd = replace(base, adapters={"image": replace(base.adapters["image"], image_size=48)})
     with pytest.raises(ValueError, match="image_size is 48, must be a multiple of 32"):
-        SegmentationModel(odd, SegmentationConfig(head=HEAD, pyramid=PYRAMID))
+        SegmentationModel(odd, SegmentationConfig(head=HEAD, adapter=ADAPTER))
     with pytest.raises(ValueError, match="depth 3 is not a multiple of the 4 groups"):
         SegmentationModel(
-            replace(base, encoder=replace(base.encoder, depth=3)), SegmentationConfig(head=HEAD, pyramid=PYRAMID)
+            replace(base, encoder=replace(base.encoder, depth=3)), SegmentationConfig(head=HEAD, adapter=ADAPTER)
         )
 
 

@@ -66,7 +66,7 @@ _EXTRACTOR = {name: ours for name, ours in _INJECTOR.items() if name != "gamma"}
     "ffn.dwconv.dwconv.{p}": "ffn.depthwise.{p}",
     "ffn.fc2.{p}": "ffn.down.{p}",
 }
-_PYRAMID = {
+_DENSE_ADAPTER = {
     "level_embed": "levels.table",
     "up.{p}": "up.{p}",
     **{f"norm{i + 1}.{{s}}": f"norms.{i}.{{s}}" for i in range(4)},
@@ -126,7 +126,7 @@ _MASK_DECODER = {
 }
 SEGMENTATION = (
     {f"backbone.{theirs}": ours for theirs, ours in (TRUNK | _TABLES).items()}
-    | {f"backbone.{theirs}": f"pyramid.{ours}" for theirs, ours in _PYRAMID.items()}
+    | {f"backbone.{theirs}": f"adapter.{ours}" for theirs, ours in _DENSE_ADAPTER.items()}
     | {f"decode_head.pixel_decoder.{theirs}": f"head.pixel_decoder.{ours}" for theirs, ours in _PIXEL_DECODER.items()}
     | {f"decode_head.{theirs}": f"head.mask_decoder.{ours}" for theirs, ours in _MASK_DECODER.items()}
 )

@@ -1,1 +1,1 @@
-"""The models of the released vision files: ImageNet, Kinetics, ADE20K and COCO, in plain PyTorch."""
+"""Models of the published vision results, each for one kind of answer."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace_lightning.models.vision.deformable import Size, XavierLinear
+from onepeace_lightning.models.vision.dense_adapter import Levels
 from onepeace_lightning.models.vision.pixel_decoder import LEVELS, sine_positions
-from onepeace_lightning.models.vision.pyramid import Levels
 
 
 class MaskPrediction(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
-from onepeace_lightning.models.vision.pyramid import Levels
+from onepeace_lightning.models.vision.dense_adapter import Levels
 
 LEVELS = 3
 """Maps that queries look at in turn: strides 32, 16, 8. Masks are drawn at stride 4."""

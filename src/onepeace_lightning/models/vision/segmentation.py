@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.models.vision.dense_adapter import DenseAdapter, DenseAdapterConfig
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.pixel_decoder import DeformablePixelDecoder
-from onepeace_lightning.models.vision.pyramid import Pyramid, PyramidConfig
 from onepeace_lightning.models.vision.trunk import Trunk
 
 UNLABELLED = 255
@@ -86,11 +86,11 @@ class SegmentationConfig:
 
     Attributes:
         head: sizes of the decoders.
-        pyramid: sizes of the image branch's convolutional companion.
+        adapter: sizes of the image branch's convolutional companion.
     """
 
     head: MaskHeadConfig
-    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
+    adapter: DenseAdapterConfig = field(default_factory=DenseAdapterConfig)
 
 
 class SegmentationModel(nn.Module):
@@ -105,12 +105,12 @@ class SegmentationModel(nn.Module):
         super().__init__()
         self.config, self.segmentation = config, segmentation
         self.backbone = Trunk(config)
-        self.pyramid = Pyramid(config, segmentation.pyramid)
+        self.adapter = DenseAdapter(config, segmentation.adapter)
         self.head = MaskHead(config.encoder.width, segmentation.head)
 
     def forward(self, image: Image) -> list[MaskPrediction]:
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
-        return self.head(self.pyramid(self.backbone, image))
+        return self.head(self.adapter(self.backbone, image))
 
 
 def class_scores(prediction: MaskPrediction, side: int) -> Tensor:
