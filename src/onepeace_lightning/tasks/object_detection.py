@@ -71,14 +71,15 @@ class ObjectDetectionTask(FinetuneTask):
         regions: int = REGIONS,
         **options: Any,
     ) -> None:
-        super().__init__(backbone, optimization, **{**options, "per_block_tables": False})
+        super().__init__(backbone, optimization, **options)
         if regions < 4:
             raise ValueError(f"regions is {regions}; give at least 4, of which one may show an instance")
         image, source = self.config.adapters["image"], self.source.config.adapters["image"]
         assert isinstance(image, ImageConfig)
         assert isinstance(source, ImageConfig)
         # Learned positions are resized once, and are then the detector's own.
-        self.config = replace(self.config, adapters={"image": replace(image, position_grid=None)})
+        own = {"image": replace(image, position_grid=None)}
+        self.config = replace(self.config, adapters=own, per_block_tables=False)
         self.classes = None if classes is None else vocabulary(classes, None, "classes")
         self.regions = regions
         self.head = DetectorConfig(
