@@ -29,6 +29,8 @@ class Optimization:
             step 0; "steps", a tenth at each of ``milestones``.
         warmup_from: the first learning rate as a fraction of ``lr``; None: ``min_lr``.
         milestones: steps of the schedule "steps".
+        max_skipped_steps: steps in a row whose gradient is not finite and that are therefore left out
+            (``finite.SkippedSteps``); so many end the run.
     """
 
     total_steps: int | None = None
@@ -42,6 +44,7 @@ class Optimization:
     schedule: Shape = "cosine"
     warmup_from: float | None = None
     milestones: tuple[int, ...] = ()
+    max_skipped_steps: int = 10
 
 
 class ShardAdamW(torch.optim.AdamW):
