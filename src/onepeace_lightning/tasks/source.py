@@ -126,8 +126,6 @@ def load_source(model: nn.Module, source: Source, parts: Sequence[str]) -> LoadR
     """
     if source.weights is None:
         return LoadReport()
-    if source.whole:
-        return fill(model, source.weights, source.name)
     prefixes = tuple(f"{part}." for part in parts)
     fitted, resized = fit_tables(model, {k: v for k, v in source.weights.items() if k.startswith(prefixes)})
     own = model.state_dict()
