@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 DATA_TYPES = ("image", "audio", "text", "image-text", "audio-text")
 """The five kinds of training data (paper section 3.4); ``audio-image`` exists for evaluation only."""
@@ -16,8 +16,9 @@ class Batch:
     Attributes:
         keys: the samples' keys in their shards.
         inputs: modality name to what its adapter takes (``models.inputs``).
-        masks: modality name to (B, L) bool, True where a token is hidden from the student that sees this modality
-            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation.
+        masks: modality name to (B, P) bool, True where a token is hidden from the student that sees this modality
+            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation. Host data: all indices
+            that a step needs are computed from them without waiting for the device.
         fused_masks: the same for the student that sees both modalities together. Empty unless a pair in training.
         captions: the raw text of each sample ("" where there is none); equal captions are one answer in retrieval.
         second: each sample's second picture (``models.inputs.Image``), where the task has two.
@@ -28,8 +29,8 @@ class Batch:
 
     keys: list[str]
     inputs: dict[str, Any]
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    fused_masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     second: Any = None
     targets: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
-        """Move every tensor to a device (Lightning calls this)."""
+        """Move every tensor to a device (Lightning calls this); masks stay on the host."""
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> "Batch":
@@ -54,8 +55,6 @@ class Batch:
         return replace(
             self,
             inputs=each(self.inputs),
-            masks=each(self.masks),
-            fused_masks=each(self.fused_masks),
             second=None if self.second is None else move(self.second),
             targets=each(self.targets),
         )

@@ -186,6 +186,7 @@ def _join_targets(targets: list[Any]) -> Any:
     return torch.stack(targets) if isinstance(targets[0], Tensor) else targets
 
 
-def _pad_masks(rows: Sequence[np.ndarray]) -> Tensor:
+def _pad_masks(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Join masks (P,) of any lengths to (B, longest P); what is filled up is not masked."""
-    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
