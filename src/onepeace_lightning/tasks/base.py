@@ -12,6 +12,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
@@ -141,6 +142,10 @@ class FinetuneTask(TrainedModule):
         """What to choose checkpoints by, out of one gallery's metrics."""
         return values[self.score_name]
 
+    def load_source(self) -> LoadReport:
+        """Fill the model with what the backbone's source has of it (``carried``); the rest keeps its initial values."""
+        return load_source(self.model, self.source, self.carried)
+
     def adopt(self, data: FinetuneDataModule) -> None:
         """Take over from the data what the task was not told (class names), or check that it fits."""
 
@@ -190,18 +195,21 @@ class FinetuneTask(TrainedModule):
         if self.lora is not None and where.get("mesh") is not None:
             raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")
         parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
-        load_source(self.model, self.source, self.carried)
+        self.load_source()
         if self.lora is not None:
             add_lora(self.model.backbone, self.lora)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss = self.loss(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_means({"train/loss": loss}, len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Answer and measure one batch; the answers go to callbacks."""
+        """Answer and measure one batch; the answers go to callbacks. A filler is answered alone."""
+        if batch.filler:
+            self.measure(batch, self.make_metrics().to(self.device))
+            return {}
         return self.measure(batch, self.metrics[dataloader_idx])  # type: ignore[arg-type]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -222,6 +230,7 @@ class FinetuneTask(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that the task and its backbone can be opened from."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["onepeace"] = {
             "config": self.config.to_dict(),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_files(),
