@@ -66,7 +66,7 @@ def samples(out, task, *parts):
     for part in parts or ("train", "val"):
         found = manifest(out, task, part)
         for shard in found.shards:
-            for _, sample in read_shard(found.folder, shard, range(shard.samples)):
+            for _, sample in read_shard(found, shard, range(shard.samples)):
                 yield {**sample, "facts": json.loads(sample["json"])}
 
 
