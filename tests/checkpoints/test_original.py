@@ -150,6 +150,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, capsys):
     buffer = io.BytesIO()
     torch.save({"cfg": Malice(), "model": {}}, buffer)
     (tmp_path / "bad.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match="refused: it is damaged or holds more than tensors"):
+    with pytest.raises(ValueError, match=r"refused: it holds builtins\.print"):
         read_original(tmp_path / "bad.pt")
     assert "executed" not in capsys.readouterr().out

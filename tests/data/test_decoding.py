@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image
+import torchaudio.functional.functional
+from PIL import Image, ImageOps
 
-from onepeace_lightning.data.decoding import SAMPLE_RATE, decode_audio, decode_image, load_waveform
+from onepeace_lightning.data.decoding import (
+    SAMPLE_RATE,
+    decode_audio,
+    decode_image,
+    decode_text,
+    load_waveform,
+    resample,
+)
 from onepeace_lightning.data.transforms import Preprocessing
 
 
@@ -69,6 +77,64 @@ def test_exif_orientation_is_applied():
     assert decode_image(encode(noise_picture(40, 24), "JPEG", exif=exif)).size == (24, 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied_as_pillow_does(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(noise_picture(40, 24), exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(decode_image(data)), np.asarray(expected))
+
+
+def with_exif(jpeg, block):
+    """A JPEG file with an EXIF block."""
+    return jpeg[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2) + block + jpeg[2:]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Exif\0\0\x01\x02\x03garbage!",  # no TIFF header
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",  # the directory lies outside
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0",  # the orientation is a text
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",  # orientation 99
+    ],
+)
+def test_metadata_that_are_none_leave_the_picture_as_it_is(block):
+    data = encode(noise_picture(40, 24), "JPEG")
+    assert np.array_equal(np.asarray(decode_image(with_exif(data, block))), np.asarray(decode_image(data)))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 0.6, 200.4]], np.float32), [0, 1, 200]),
+        (np.array([[0, 7, 200]], np.int32), [0, 7, 200]),
+        (np.array([[0, 257 * 100, 65535]], np.int32), [0, 100, 255]),
+    ],
+)
+def test_grey_of_32_bits_keeps_its_brightness(values, expected):
+    picture = decode_image(encode(Image.fromarray(values), "TIFF"))
+    assert picture.mode == "RGB"
+    assert np.asarray(picture)[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([[0.0, np.nan]], np.float32), "nan"),
+        (np.array([[-0.5, 0.5]], np.float32), r"\[-0.5, 0.5\]; accepted are \[0, 255\], and \[0, 1\]"),
+        (np.array([[0, 100_000]], np.int32), r"'I' with values in \[0, 100000\].*\[0, 65535\]"),
+        (np.array([[-1, 3]], np.int32), r"\[-1, 3\]"),
+    ],
+)
+def test_grey_of_32_bits_in_another_range_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        decode_image(encode(Image.fromarray(values), "TIFF"))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_truncated_picture_is_an_error(kind):
     data = encode(noise_picture(64, 64), kind)
@@ -121,7 +187,10 @@ def test_odd_rate_is_resampled_within_bounds():
         (sound(np.zeros(0)), "0 samples"),
         (sound(np.array([0.0, np.nan]), subtype="FLOAT"), "NaN"),
         (sound(np.array([0.0, np.inf]), subtype="FLOAT"), "infinite"),
-        (sound(tone(1, 8000), 10), "10 Hz"),
+        (sound(tone(1, 8000), 10), "10 Hz; 1000 to 1000000 Hz"),
+        (sound(tone(0.1, 8000) * 1e30, subtype="FLOAT"), r"samples in \[-5e\+29, 5e\+29\]"),
+        (sound(np.array([0.1, 1e300]), subtype="DOUBLE"), "infinite"),
+        (sound(np.array([[1e30, -1e30]]), subtype="FLOAT"), r"samples in \[-1e\+30, 1e\+30\]"),
         (b"", "0 bytes"),
         (b"\xff\xd8\xff\xe0 a picture", "JPEG"),
     ],
@@ -135,6 +204,73 @@ def test_truncated_flac_is_an_error():
     data = sound(np.random.default_rng(0).normal(size=16000) * 0.1, kind="FLAC")
     with pytest.raises(ValueError, match="FLAC"):
         load_waveform(data[: len(data) // 2])
+
+
+def test_samples_that_are_integers_of_32_bits_keep_their_shape():
+    values = np.round(tone(0.1, SAMPLE_RATE) * 2**31)
+    waveform = Preprocessing(min_audio_seconds=0.1).waveform(load_waveform(sound(values, subtype="FLOAT")))
+    expected = Preprocessing(min_audio_seconds=0.1).waveform(torch.from_numpy(tone(0.1, SAMPLE_RATE)).float())
+    torch.testing.assert_close(waveform, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [10, 1_000_001, 0x7FFFFFFF])
+def test_a_header_with_an_impossible_rate_is_refused_before_anything_is_allocated(rate):
+    data = bytearray(sound(tone(0.01, SAMPLE_RATE)))
+    data[24:28] = rate.to_bytes(4, "little")
+    with pytest.raises(ValueError, match=f"a sample rate of {rate} Hz"):
+        load_waveform(bytes(data))
+
+
+@pytest.mark.parametrize("rate", [1_000, 1_009, 44_101, 48_017, 192_001, 384_000, 999_983])
+def test_any_rate_that_is_accepted_takes_little_memory_and_keeps_the_length(rate):
+    kernels = []
+    original = torchaudio.functional.functional._get_sinc_resample_kernel
+
+    def counted(*args, **options):
+        kernel, width = original(*args, **options)
+        kernels.append(kernel.numel())
+        return kernel, width
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchaudio.functional.functional, "_get_sinc_resample_kernel", counted)
+        waveform = resample(torch.zeros(rate // 4), rate)
+    assert abs(len(waveform) - 4000) <= 4
+    assert kernels[0] < 3_000_000
+
+
+@pytest.mark.parametrize("bits", [0, 2**36 - 1])
+def test_flac_whose_header_does_not_know_the_length(bits):
+    whole = sound(tone(1, SAMPLE_RATE), kind="FLAC")
+    data = bytearray(whole)
+    data[21] = data[21] & 0xF0 | bits >> 32
+    data[22:26] = (bits & 0xFFFFFFFF).to_bytes(4)
+    if bits:  # an absurd number is not believed either; the file is then taken to be cut off
+        with pytest.raises(ValueError, match=r"16000 of its \d+ samples"):
+            load_waveform(bytes(data))
+    else:
+        assert torch.equal(load_waveform(bytes(data)), load_waveform(whole))
+
+
+@pytest.mark.parametrize("size", [0x7FFFFFFF, 0xFFFFFFFF])
+def test_wav_whose_header_does_not_know_the_length(size):
+    whole = sound(tone(0.5, SAMPLE_RATE))
+    data = whole[:40] + size.to_bytes(4, "little") + whole[44:]
+    assert torch.equal(load_waveform(data), load_waveform(whole))
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text():
+    assert decode_text(b"\xef\xbb\xbfa cow") == decode_text(b"a cow") == "a cow"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [("a cow".encode("utf-16"), "UTF-16"), ("K\xfche".encode("cp1252"), "not UTF-8")]
+)
+def test_text_in_another_encoding_is_named(data, said):
+    with pytest.raises(ValueError, match=f"{said}.*save it as UTF-8"):
+        decode_text(data)
 
 
 # ---------------------------------------------------------------- preprocessing

@@ -55,6 +55,12 @@ def test_a_pil_picture_is_turned_and_freed_of_transparency_as_its_file_is(tmp_pa
     assert np.array_equal(np.asarray(opened), np.asarray(to_picture(tmp_path / "turned.png")))
 
 
+def test_a_pil_picture_with_unreadable_metadata_is_read():
+    picture = Image.fromarray(PIXELS)
+    picture.info["exif"] = b"Exif\0\0\x01\x02\x03 none"
+    assert np.array_equal(np.asarray(to_picture(picture)), PIXELS)
+
+
 @pytest.mark.parametrize(
     ("item", "says"),
     [
@@ -119,11 +125,14 @@ def test_channels_are_averaged():
         ((torch.zeros(1, 2, 100), 16000), r"shape \(1, 2, 100\)"),
         ((torch.zeros(0), 16000), r"shape \(0,\)"),
         ((torch.tensor(0.5), 16000), r"shape \(\)"),
-        ((torch.zeros(100), 0), "sample rate of 0;"),
+        ((torch.zeros(100), 0), "sample rate of 0 Hz; 1000 to 1000000"),
         ((torch.zeros(100), 44100.5), "sample rate of 44100.5"),
         ((torch.zeros(100), "16000"), "sample rate of '16000'"),
         ((torch.zeros(100, dtype=torch.uint8), 16000), "uint8; give floating-point"),
         ((torch.tensor([0.0, torch.inf]), 16000), "infinite or undefined"),
+        ((torch.full((100,), 1e30), 16000), r"samples in \[1e\+30, 1e\+30\]"),
+        ((torch.tensor([[1e30, 0.0], [-1e30, 0.0]]), 16000), r"samples in \[-1e\+30, 1e\+30\]"),
+        ((torch.zeros(100), 0x7FFFFFFF), "sample rate of 2147483647 Hz"),
         ((16000, torch.zeros(100)), r"\(int, Tensor\) is no audio; give a path or a tuple \(waveform, sample_rate\)"),
         (torch.zeros(100), "Tensor is no audio"),
     ],

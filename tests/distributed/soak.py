@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_recipes.toy import ToyConfig, build
+from data_recipes.toy.pretraining import ToyConfig, build
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.dataloader import TrainLoader
 from onepeace_lightning.data.sampler import PassOrder

@@ -23,6 +23,8 @@ class Batch:
         second: each sample's second picture (``models.inputs.Image``), where the task has two.
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
         sources: the name of each sample's source, where the stream mixes several.
+        filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
+            same collective calls, and is not measured.
     """
 
     keys: list[str]
@@ -33,6 +35,7 @@ class Batch:
     second: Any = None
     targets: dict[str, Any] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    filler: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)

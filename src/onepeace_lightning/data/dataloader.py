@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -253,7 +253,8 @@ class EvalLoader:
     """Every sample exactly once over all ranks, in the order of the manifest, the same number of batches on each rank.
 
     Batches follow each other in the same order for any number of workers, and their sizes are within one of each
-    other, so that collective calls match. A bad sample is an error.
+    other, so that collective calls match. Where a rank has no sample for a batch (a gallery of fewer samples than
+    ranks), it gets one of another rank's that is marked as a filler. A bad sample is an error.
 
     Args:
         folder: a stream folder.
@@ -267,7 +268,7 @@ class EvalLoader:
 
     Raises:
         ShardError: the folder is not a sound stream folder.
-        ValueError: an argument out of its range, or some rank would have an empty batch.
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -283,19 +284,8 @@ class EvalLoader:
         pin_memory: bool = False,
     ) -> None:
         manifest = read_manifest(folder)
-        _check(
-            {
-                f"world_size={world_size}: at most the number of samples, {manifest.samples}; use fewer ranks or more "
-                "data": world_size > manifest.samples
-            },
-            str(folder), batch_size, rank, world_size, num_workers,
-        )  # fmt: skip
+        _check({}, str(folder), batch_size, rank, world_size, num_workers)
         steps = ceil(ceil(manifest.samples / world_size) / batch_size)
-        if steps > manifest.samples // world_size:
-            raise ValueError(
-                f"{folder}: {manifest.samples} samples over {world_size} ranks in batches of {batch_size} leave a rank "
-                f"without a last batch: use a batch_size of at least 2"
-            )
         positions = rank_range(manifest.samples, rank, world_size)
         self._dataset = _EvalBatches(manifest, positions, steps, prepare, collate)
         self.num_workers = num_workers
@@ -393,10 +383,17 @@ class _EvalBatches(IterableDataset[Batch]):
             self.positions[step * len(self.positions) // self.steps : (step + 1) * len(self.positions) // self.steps]
             for step in range(_worker_id(), self.steps, info.num_workers if info else 1)
         ]
-        wanted = [position for batch in mine for position in batch]
-        samples = read_positions(self.manifest, range(len(self.manifest.shards)), wanted)
+        samples = self._read([position for batch in mine for position in batch])
         for positions in mine:
-            yield self.collate([self._prepared(*sample) for sample in islice(samples, len(positions))])
+            if positions:
+                yield self.collate([self._prepared(*sample) for sample in islice(samples, len(positions))])
+            else:
+                nearest = min(self.positions.start, self.manifest.samples - 1)
+                filler = self.collate([self._prepared(*sample) for sample in self._read([nearest])])
+                yield replace(filler, filler=True)
+
+    def _read(self, positions: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        return read_positions(self.manifest, range(len(self.manifest.shards)), positions)
 
     def _prepared(self, position: int, raw: dict[str, Any]) -> Any:
         try:

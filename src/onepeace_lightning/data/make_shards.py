@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace_lightning.data.batch import DATA_TYPES
-from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image
+from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
 from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, write_manifest
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.modalities.tokenizers.base import clean_caption
@@ -29,7 +29,7 @@ _MODALITY = {ending: modality for modality, endings in EXTENSIONS.items() for en
 _DECODE: dict[str, Callable[[bytes], object]] = {
     "image": decode_image,
     "audio": decode_audio,
-    "text": lambda data: clean_caption(data.decode()),
+    "text": lambda data: clean_caption(decode_text(data)),
 }
 _SHOWN = 10
 
@@ -301,7 +301,7 @@ def _make(
         split = "val" if _position(fields) < val_fraction else "train"
         splits[split].append(item)
         if "txt" in fields and split == "train":
-            captions.append(fields["txt"].decode())
+            captions.append(decode_text(fields["txt"]))
     _report(problems, len(items), skip_bad)
     if not splits["train"] or (val_fraction and not splits["val"]):
         counts = ", ".join(f"{len(chosen)} for {split}" for split, chosen in splits.items())

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from onepeace_lightning.data.bad_samples import BadSample, EmptyCaption
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.decoding import EXTENSIONS, decode_image, load_waveform
+from onepeace_lightning.data.decoding import EXTENSIONS, decode_image, decode_text, load_waveform
 from onepeace_lightning.data.masking import MaskRatios, draw_masks
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.audio import num_frames
@@ -110,7 +110,7 @@ class Prepare:
     def _caption(self, raw: Mapping[str, Any], required: bool) -> str:
         if not required and not _endings(raw, "text"):
             return ""
-        caption = encoded(raw, "text").decode()
+        caption = decode_text(encoded(raw, "text"))
         if required:
             try:
                 clean_caption(caption)

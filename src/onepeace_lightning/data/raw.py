@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from PIL import ImageOps
 from torch import Tensor
 
-from onepeace_lightning.data.decoding import MIN_RATE, decode_image, load_waveform, resample, to_rgb
+from onepeace_lightning.data.decoding import (
+    check_rate,
+    check_samples,
+    decode_image,
+    load_waveform,
+    resample,
+    to_rgb,
+    upright,
+)
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.inputs import Audio, Image, Text
@@ -115,7 +122,7 @@ def to_picture(item: ImageItem) -> Pillow.Image:
     if isinstance(item, (str, PathLike)):
         return decode_image(Path(item).read_bytes())
     if isinstance(item, Pillow.Image):
-        return to_rgb(ImageOps.exif_transpose(item))
+        return to_rgb(upright(item))
     if isinstance(item, Tensor):
         return Pillow.fromarray(_pixels(item).permute(1, 2, 0).cpu().numpy())
     if isinstance(item, np.ndarray):
@@ -143,8 +150,9 @@ def to_waveform(item: AudioItem) -> Tensor:
         )
         raise ValueError(f"{given} is no audio; give a path or a tuple (waveform, sample_rate)")
     waveform, rate = torch.as_tensor(item[0]).detach().cpu(), item[1]
-    if not isinstance(rate, numbers.Integral) or rate < MIN_RATE:
-        raise ValueError(f"a sample rate of {rate!r}; give whole samples per second, at least {MIN_RATE}")
+    if not isinstance(rate, numbers.Integral):
+        raise ValueError(f"a sample rate of {rate!r}; give whole samples per second")
+    check_rate(int(rate))
     shape = tuple(waveform.shape)
     if waveform.dim() not in (1, 2) or not waveform.numel():
         raise ValueError(f"a waveform of shape {shape}; give (samples,) or (channels, samples)")
@@ -154,10 +162,9 @@ def to_waveform(item: AudioItem) -> Tensor:
         waveform = waveform.float() / -torch.iinfo(waveform.dtype).min
     elif not waveform.is_floating_point():
         raise ValueError(f"a waveform of {waveform.dtype}; give floating-point samples in [-1, 1], int16 or int32")
-    waveform = waveform.float().reshape(-1, shape[-1]).mean(0)
-    if not waveform.isfinite().all():
-        raise ValueError("the waveform holds infinite or undefined (NaN) samples")
-    return resample(waveform, int(rate))
+    waveform = waveform.float().reshape(-1, shape[-1])
+    check_samples(waveform.numpy())
+    return resample(waveform.mean(0), int(rate))
 
 
 def _pixels(image: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def search(
     # The index says in which type its model computed.
     onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=abouts[0]["dtype"])
     for path, about in zip(paths, abouts, strict=True):
-        _check_model(path, about, onepeace, model)
+        check_model(path, about, onepeace, model)
     query = np.zeros(onepeace.config.encoder.width, np.float32)
     for name, given in queries.items():
         item: dict[str, Any] = {name: [given]}
@@ -185,7 +185,8 @@ def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> 
     return {name: 1.0 if weights is None else weights[name] for name in queries}
 
 
-def _check_model(path: Path, about: Mapping[str, Any], onepeace: OnePeace, model: str) -> None:
+def check_model(path: Path, about: Mapping[str, Any], onepeace: OnePeace, model: str) -> None:
+    """Raise ValueError where another model made a file of embeddings."""
     modality = about["modality"]
     onepeace.backbone.adapter(modality)
     if (ours := onepeace.fingerprint(modality)) != about["model"]:
@@ -220,18 +221,18 @@ def write_page(
     """Write the page; returns how many of the items' files are not there any more."""
     seconds = onepeace.preprocessing.max_audio_seconds
     asked = [
-        f"<p><b>{shares[name]:g}</b> × {name}</p>{_shown(name, given, given, seconds)}"
+        f"<p><b>{shares[name]:g}</b> × {name}</p>{shown(name, given, given, seconds)}"
         for name, given in queries.items()
     ]
     figures, missing = [], 0
     for rank, hit in enumerate(hits, 1):
         found = abouts[hit.index]["found"]
         if hit.modality == "text":
-            content = _shown("text", hit.text, hit.key, seconds)
+            content = shown("text", hit.text, hit.key, seconds)
         else:
             try:
                 data = read_item(found["kind"], Path(root or found["root"]), hit.modality, hit.key)
-                content = _shown(hit.modality, decode(hit.modality, data), hit.key, seconds)
+                content = shown(hit.modality, decode(hit.modality, data), hit.key, seconds)
             except OSError:
                 content, missing = "<blockquote>The file is not there any more.</blockquote>", missing + 1
         figures.append(figure(content, f"{rank}. {escape(hit.key)} <i>{hit.cosine:.3f}</i>"))
@@ -241,7 +242,7 @@ def write_page(
     return missing
 
 
-def _shown(modality: str, item: Any, described: str, seconds: float) -> str:
+def shown(modality: str, item: Any, described: str, seconds: float) -> str:
     """An item as HTML: a small picture, a player of what the model hears, or the text."""
     if modality == "image":
         picture = to_picture(item)

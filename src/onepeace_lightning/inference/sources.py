@@ -14,14 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image
+from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
 from onepeace_lightning.data.sampler import read_positions
 from onepeace_lightning.data.shards import FIELDS, Manifest, read_manifest
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 """Endings of tables, and what separates their values."""
 
-_DECODE: dict[str, Callable[[bytes], Any]] = {"text": bytes.decode, "image": decode_image, "audio": decode_audio}
+_DECODE: dict[str, Callable[[bytes], Any]] = {"text": decode_text, "image": decode_image, "audio": decode_audio}
 
 Read = Callable[[], bytes]
 

@@ -138,7 +138,7 @@ class RetrievalGallery(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep thumbnails, embeddings and queries of a batch with pictures."""
-        if trainer.sanity_checking or not trainer.is_global_zero or "image" not in batch.inputs:
+        if trainer.sanity_checking or not trainer.is_global_zero or "image" not in batch.inputs or batch.filler:
             return
         modality = next((name for name in QUERY_MODALITIES if name in batch.inputs), None)
         if modality is None:

@@ -138,8 +138,7 @@ class PretrainTask(TrainedModule):
         frozen = () if self.trainable is None else set(self.config.adapters) - set(self.trainable)
         loss = pretraining_loss(model, batches, self.objectives, frozen)
         total = loss.total
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
-        self.log_dict({f"train/{name}": value.detach() for name, value in loss.terms.items()}, batch_size=1)
+        self.log_means({"train/loss": total, **{f"train/{name}": value for name, value in loss.terms.items()}})
         self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
         return total
 
@@ -155,6 +154,8 @@ class PretrainTask(TrainedModule):
             {"embeddings": {modality: (B, d)}}, for callbacks.
         """
         embeddings = self.embed(batch.inputs)
+        if batch.filler:
+            return {"embeddings": {}}
         recall = self.recalls[dataloader_idx]
         if isinstance(recall, CrossModalRecall):
             # what the tokenizer cannot tell apart is one answer
@@ -192,6 +193,7 @@ class PretrainTask(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["onepeace"] = {
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.to_files(),

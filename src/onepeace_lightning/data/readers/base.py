@@ -12,11 +12,12 @@ from torch import Tensor
 
 from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.datamodule import StreamConfig, StreamDataModule
-from onepeace_lightning.data.decoding import decode_image, load_waveform
+from onepeace_lightning.data.decoding import decode_image, decode_text, load_waveform
 from onepeace_lightning.data.prepare import Example, encoded
 from onepeace_lightning.data.shards import Manifest, read_manifest
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Reader(ABC):
 
     def text(self, raw: Mapping[str, Any]) -> str:
         """The sample's text."""
-        return encoded(raw, "text").decode()
+        return decode_text(encoded(raw, "text"))
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text.
@@ -101,7 +102,7 @@ def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -
         ValueError: there is no such entry, or it is of another kind.
     """
     try:
-        content = json.loads(raw["json"])
+        content = whole_strings(json.loads(raw["json"]))
     except KeyError:
         raise ValueError(f"no json field, which should hold {key!r}") from None
     except ValueError as error:
