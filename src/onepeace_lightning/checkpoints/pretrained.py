@@ -18,6 +18,7 @@ from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, 
 from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.files import check_fetched
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
@@ -171,6 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; the folder was not saved to its end")
+    check_fetched(path)
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

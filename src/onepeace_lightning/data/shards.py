@@ -25,6 +25,8 @@ import webdataset as wds
 from numpy.typing import NDArray
 from webdataset import tariterators
 
+from onepeace_lightning.files import check_fetched, printable
+
 MANIFEST = "manifest.json"
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -63,6 +65,8 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 # Files that webdataset takes for notes about a shard: in no sample.
 _META = re.compile(r"__[^/]*__($|/)")
+# Files that programs keep for themselves, and the folder of notes that macOS adds to archives.
+_HIDDEN = re.compile(r"(^|/)(\.[^/.]|\.\.[^/]|__MACOSX/)")
 
 
 class ShardError(ValueError):
@@ -133,7 +137,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         ShardError: the folder is missing or empty, has no manifest, or its files are not those of the manifest.
     """
     folder = Path(folder)
-    found = {path.name for path in _tars(folder)}
+    found = {path.name for path in tars(folder)}
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardError(f"{folder} has shards but no {MANIFEST}: make one with `onepeace shards manifest {folder}`")
@@ -175,7 +179,7 @@ def write_manifest(
     folder = Path(folder)
     _check_data_type(data_type)
     shards = []
-    for path in _tars(folder):
+    for path in tars(folder):
         _check_end(path)
         count = 0
         with _damage(path), path.open("rb") as stream:
@@ -391,13 +395,16 @@ class ShardWriter:
         self._keys.clear()
 
 
-def _tars(folder: Path) -> list[Path]:
+def tars(folder: Path) -> list[Path]:
+    """The shards of a folder by name; ShardError where there is no folder or none in it."""
     if not folder.is_dir():
         raise ShardError(f"there is no folder {folder}: give one that holds shards (*.tar) and {MANIFEST}")
-    tars = sorted(folder.glob("*.tar"))
-    if not tars:
-        raise ShardError(f"{folder} has no shards (*.tar): write some with `onepeace shards`")
-    return tars
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        compressed = sorted(path.name for pattern in ("*.tar.*", "*.tgz") for path in folder.glob(pattern))
+        hint = f"; it has {compressed[0]}, which must be decompressed" if compressed else ""
+        raise ShardError(f"{folder} has no shards (*.tar): write some with `onepeace shards`{hint}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,22 +445,63 @@ def _damage(path: Path) -> Iterator[None]:
         raise ShardError(f"{path}: damaged shard ({reason}): restore the file or write the shards again") from error
 
 
+def find_sample(path: Path, key: str) -> dict[str, Any]:
+    """A sample of a tar by its key, as ``read_shard`` gives it; empty where there is none.
+
+    Raises:
+        ShardError: the tar is damaged.
+        OSError: it cannot be opened.
+    """
+    with path.open("rb"):
+        return next((sample.read() for sample in _samples(path) if sample.key == key), {})
+
+
 def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:
     """A tar's plain files in the form that webdataset groups, with their headers for their content.
 
-    webdataset's own reader copies every file, wanted or not, in pieces of 10 kB.
+    webdataset's own reader copies every file, wanted or not, in pieces of 10 kB. Hidden files (``.DS_Store``) are in no
+    sample. Behind the end of a tar another one may follow (``cat a.tar b.tar > c.tar``).
     """
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            if member.isreg() and not _META.match(member.name):
-                if member.issparse():
-                    raise tarfile.ReadError(f"{member.name} is stored as a sparse file")
-                yield {"fname": member.name, "data": member, "__url__": path.name}
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+    while True:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.isreg() and not _META.match(member.name) and not _HIDDEN.search(member.name):
+                    if member.issparse():
+                        raise tarfile.ReadError(f"{member.name} is stored as a sparse file")
+                    yield {"fname": printable(member.name), "data": member, "__url__": path.name}
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            end = tar.offset  # type: ignore[attr-defined]
+        if not _skip_zeros(stream, end):
+            return
+
+
+def _skip_zeros(stream: BinaryIO, end: int) -> bool:
+    """Go to the first block from a position on that is not empty; whether there is one."""
+    stream.seek(end)
+    while block := stream.read(tarfile.BLOCKSIZE):
+        if any(block):
+            stream.seek(-len(block), 1)
+            return True
+    return False
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what is no plain tar, with the way to make it one."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    kinds = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+    for begin, kind in kinds.items():
+        if start.startswith(begin):
+            raise ShardError(
+                f"{path} is compressed ({kind}), so its samples cannot be read one by one: decompress it. Images and"
+                " audio hardly get smaller by it"
+            )
+    check_fetched(path)
 
 
 def _check_end(path: Path) -> None:
     """A tar ends with two blocks of zeros; without them tarfile would end at a cut header without a word."""
+    _check_whole(path)
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 1024))
         tail = stream.read()
