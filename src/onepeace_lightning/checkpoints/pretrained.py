@@ -30,6 +30,8 @@ from onepeace_lightning.models.pretraining import PretrainModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MODULES_FILE = "modules.json"
+"""Says to sentence-transformers how to open the folder."""
 TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
 FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
@@ -38,6 +40,14 @@ _ACCEPTED = (
     f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
     " folder, a checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
 )
+_MODULES = [
+    {
+        "idx": 0,
+        "name": "0",
+        "path": "",
+        "type": "onepeace_lightning.integrations.sentence_transformers.OnePeaceModule",
+    }
+]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -108,6 +118,8 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    if config["contrastive_heads"]:
+        (folder / MODULES_FILE).write_text(json.dumps(_MODULES, indent=2) + "\n")
 
 
 def default_preprocessing(config: ModelConfig) -> Preprocessing:
