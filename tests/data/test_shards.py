@@ -258,6 +258,6 @@ def test_a_name_of_another_encoding_in_a_tar_can_be_written_down(tmp_path):
             info.size = 4
             tar.addfile(info, io.BytesIO(b"bell"))
     made = write_manifest(tmp_path, "image-text", source="-", license="-")
-    [(_, sample)] = read_shard(tmp_path, made.shards[0], [0])
+    [(_, sample)] = read_shard(made, made.shards[0], [0])
     assert sample["__key__"] == "caf\\xe9"
     assert find_sample(tmp_path / "0.tar", sample["__key__"])["txt"] == b"bell"

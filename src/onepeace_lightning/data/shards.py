@@ -452,8 +452,9 @@ def find_sample(path: Path, key: str) -> dict[str, Any]:
         ShardError: the tar is damaged.
         OSError: it cannot be opened.
     """
-    with path.open("rb"):
-        return next((sample.read() for sample in _samples(path) if sample.key == key), {})
+    with path.open("rb") as stream, _damage(path):
+        found = (sample.read(stream, path.name) for sample in _samples(path, stream) if sample.key == key)
+        return next(found, {})
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:
