@@ -51,6 +51,8 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "audio-label": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
     # a grey 8-bit picture of class indices, 255 is no class; about: {"classes": [class name, …]}
     "image-mask": (IMAGE_EXTENSIONS, MASK_EXTENSIONS),
+    # {"instances": [{"label", "box", "mask"}, …]} (``instances.read_annotations``); about: {"classes": [class name, …]}
+    "image-boxes": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
     # what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored picture
     "image-box": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
     # the text asks, {"answers": {answer: score in (0, 1], …}}; about: {"answers": [answer, …]}, those that are learned

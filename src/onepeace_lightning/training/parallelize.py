@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from onepeace_lightning.models.encoder import Block, compile_blocks
+from onepeace_lightning.models.vision.detection_trunk import WindowBlock
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def parallelize(
     building the module directly, on any number of ranks. Loading a checkpoint comes after.
 
     Args:
-        module: the root, built on the meta device with ``requires_grad`` already set; its ``Block`` modules are the
-            units of everything.
+        module: the root, built on the meta device with ``requires_grad`` already set; its blocks are the units of
+            everything.
         settings: what is done.
         device: where the values go.
         mesh: over which to shard; 1-D, or 2-D to replicate over the first dimension and shard over the second. None
@@ -66,7 +67,7 @@ def parallelize(
     Raises:
         TypeError: an owner of parameters or buffers has no ``reset_parameters``.
     """
-    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    blocks = [part for part in module.modules() if isinstance(part, (Block, WindowBlock))]
     if settings.checkpoint_activations:
         for block in blocks:
             # The hooks that gather weights are outside of forward: computing it again does not gather again.
