@@ -7,9 +7,9 @@ import soundfile
 import torch
 from PIL import Image as Picture
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.masking import MaskRatios
 from onepeace_lightning.data.prepare import Prepare, collate
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.audio import num_frames
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer

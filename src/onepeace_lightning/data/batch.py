@@ -23,8 +23,7 @@ class Batch:
         captions: the raw text of each sample ("" where there is none); equal captions are one answer in retrieval.
         second: each sample's second picture (``models.inputs.Image``), where the task has two.
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
-        worker: which data worker made the batch, and ``consumed``: how many raw samples that worker had taken from its
-            stream once this batch was complete (bad ones included). The loader resumes from these two.
+        sources: the name of each sample's source, where the stream mixes several.
         filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
             same collective calls, and is not measured.
     """
@@ -36,8 +35,7 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     second: Any = None
     targets: dict[str, Any] = field(default_factory=dict)
-    worker: int = 0
-    consumed: int = 0
+    sources: list[str] = field(default_factory=list)
     filler: bool = False
 
     def __len__(self) -> int:
