@@ -58,7 +58,7 @@ class FinetuneTask(TrainedModule):
             final norms train with the head.
         lora: train low-rank updates of the encoder instead of its weights.
         parallel: how the model is laid out on its devices.
-        attention: "dense", "flex", or "auto" for what is faster on the device (``models.encoder.set_attention``).
+        attention: "padded", "cpu", "flex", or "auto" for what suits the device (``models.encoder.set_attention``).
 
     Raises:
         ValueError: the backbone lacks a modality, its vocabulary is another, or a setting is out of its range.
