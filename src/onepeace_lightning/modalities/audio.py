@@ -93,6 +93,10 @@ class AudioAdapter(Adapter):
         positions = Tokens.of_padded(torch.cat([cls_B1D, x_BDN.transpose(1, 2)], 1), tokens.lengths)
         return tokens.with_values(tokens.values_TD + positions.values_TD)
 
+    def no_weight_decay(self) -> set[str]:
+        """Vectors without the position of CLS, which the published model stores with more dimensions."""
+        return super().no_weight_decay() - {"cls_position"}
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         return sequence_rows(self.config.buckets)

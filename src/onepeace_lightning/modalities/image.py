@@ -108,6 +108,10 @@ class ImageAdapter(Adapter):
             raise ValueError("a second image needs type embeddings: set type_embedding=True for text and image")
         return tokens.with_values(tokens.values_TD + self.type_embedding_second)
 
+    def no_weight_decay(self) -> set[str]:
+        """Vectors and absolute positions."""
+        return super().no_weight_decay() | {"positions"}
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         return grid_rows(self.config.grid)

@@ -50,6 +50,10 @@ class TextAdapter(Adapter):
             x_BLD = x_BLD + self.type_embedding
         return Tokens.of_padded(x_BLD, (inputs.lengths + 1).tolist())
 
+    def no_weight_decay(self) -> set[str]:
+        """Vectors and absolute positions."""
+        return super().no_weight_decay() | {"positions"}
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         return sequence_rows(self.config.buckets)

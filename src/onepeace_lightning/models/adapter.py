@@ -42,6 +42,10 @@ class Adapter(nn.Module):
         """What the encoder sees: ``embed``'s tokens without those that a mask over positions (B, P) hides."""
         return tokens if hidden_BP is None else tokens.hide(hidden_BP)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the adapter's own parameters that do not decay: vectors, unless a modality says otherwise."""
+        return {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         raise NotImplementedError

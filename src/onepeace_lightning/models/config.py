@@ -59,9 +59,11 @@ class AdapterConfig:
 
     Attributes:
         modality: the registered name.
+        decoder_positions_decay: the learned positions in the denoising decoder have weight decay.
     """
 
     modality: ClassVar[str]
+    decoder_positions_decay: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ class ImageConfig(AdapterConfig):
     """
 
     modality: ClassVar[str] = "image"
+    decoder_positions_decay: ClassVar[bool] = True  # as in the published training, which exempts text and audio alone
     image_size: int = 256
     position_grid: int | None = None
     type_embedding: bool = False
