@@ -17,14 +17,7 @@ class DecoderInput(nn.Module):
     """One modality's way into the decoder: projection, mask token, learned absolute positions."""
 
     def __init__(
-        self,
-        width: int,
-        decoder_width: int,
-        init_std: float,
-        *,
-        positions: int,
-        grid: int | None,
-        positions_decay: bool,
+        self, width: int, decoder_width: int, init_std: float, *, positions: int, grid: int | None, decays: bool = False
     ) -> None:
         super().__init__()
         self.init_std = init_std
