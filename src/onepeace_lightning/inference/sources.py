@@ -14,20 +14,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image
+from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import FIELDS, Manifest, read_manifest
+from onepeace_lightning.data.shards import Manifest, read_manifest
+from onepeace_lightning.modalities.base import modality as find_modality
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 """Endings of tables, and what separates their values."""
-
-_DECODE: dict[str, Callable[[bytes], Any]] = {"text": bytes.decode, "image": decode_image, "audio": decode_audio}
 
 Read = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
-class Source:
+class Items:
     """Items in a fixed order.
 
     Attributes:
@@ -53,20 +52,11 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def decode(modality: str, data: bytes) -> Any:
-    """A file's bytes as an item that ``OnePeace.embed`` takes.
-
-    Raises:
-        ValueError: where they are no such thing.
-    """
-    return _DECODE[modality](data)
-
-
-def open_source(modality: str, source: str, column: str | None = None, root: str | None = None) -> Source:
+def find_items(modality: str, source: str, column: str | None = None, root: str | None = None) -> Items:
     """Find the items that a user means.
 
     Args:
-        modality: text, image or audio.
+        modality: what they are.
         source: a folder (its files and those of its sub-folders), a glob, a table (.csv, .tsv) or a folder of shards.
         column: of a table, the column with the texts or with the files' paths.
         root: folder that a table's paths are relative to; None: the table's own.
@@ -106,7 +96,7 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
     try:
         with tarfile.open(root / shard) as tar:
             members = set(tar.getnames())
-            for ending in EXTENSIONS[modality]:
+            for ending in find_modality(modality).extensions:
                 if (name := f"{stem}.{ending}") in members and (file := tar.extractfile(name)):
                     return file.read()
     except tarfile.TarError as error:
@@ -114,14 +104,14 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
     raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
 
 
-def _folder(modality: str, folder: Path) -> Source:
-    endings = EXTENSIONS[modality]
+def _folder(modality: str, folder: Path) -> Items:
+    endings = find_modality(modality).extensions
     names, left_out = [], Counter[str]()
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder)
         if not file.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        if file.suffix.lower().removeprefix(".") in endings:
+        if find_modality(modality).extension_of(file.name) is not None:
             names.append(relative.as_posix())
         else:
             left_out[file.suffix or "no ending"] += 1
@@ -131,7 +121,7 @@ def _folder(modality: str, folder: Path) -> Source:
     return _files(folder, names)
 
 
-def _glob(pattern: str) -> Source:
+def _glob(pattern: str) -> Items:
     root = Path(pattern)
     while glob.has_magic(str(root)):
         root = root.parent
@@ -141,9 +131,9 @@ def _glob(pattern: str) -> Source:
     return _files(root, [path.relative_to(root).as_posix() for path in found])
 
 
-def _files(root: Path, names: Sequence[str]) -> Source:
+def _files(root: Path, names: Sequence[str]) -> Items:
     signatures = [f"{name} {_state(root / name)}" for name in names]
-    return Source("files", root, signatures, lambda start: ((name, (root / name).read_bytes) for name in names[start:]))
+    return Items("files", root, signatures, lambda start: ((name, (root / name).read_bytes) for name in names[start:]))
 
 
 def _state(file: Path) -> str:
@@ -154,9 +144,9 @@ def _state(file: Path) -> str:
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _table(modality: str, table: Path, column: str | None, root: str | None) -> Source:
+def _table(modality: str, table: Path, column: str | None, root: str | None) -> Items:
     values = _column(table, column)
-    if modality == "text":
+    if find_modality(modality).reads_text:
         if root is not None:
             raise ValueError(f"--root {root} has no meaning for texts of a table")
 
@@ -164,10 +154,10 @@ def _table(modality: str, table: Path, column: str | None, root: str | None) -> 
             for row, value in enumerate(values[start:], start):
                 yield f"{table.name}#{row}", value.encode
 
-        return Source("rows", table, values, texts)
+        return Items("rows", table, values, texts)
     if empty := [str(row) for row, value in enumerate(values) if not value.strip()]:
         raise ValueError(f"{table} has nothing in column {column!r} of row {', '.join(empty[:10])} (counted from 0)")
-    # A picture with several captions is embedded once.
+    # An image with several captions is embedded once.
     return _files(table.parent if root is None else Path(root), list(dict.fromkeys(values)))
 
 
@@ -189,13 +179,13 @@ def _column(table: Path, column: str | None) -> list[str]:
     return values
 
 
-def _shards(modality: str, folder: Path) -> Source:
+def _shards(modality: str, folder: Path) -> Items:
     manifest = read_manifest(folder)
-    endings = EXTENSIONS[modality]
-    if not any(set(group) <= set(endings) for group in FIELDS[manifest.data_type]):
+    endings = find_modality(modality).extensions
+    if not any(set(group) <= set(endings) for group in data_type(manifest.data_type).fields):
         raise ValueError(f"the shards of {folder} hold {manifest.data_type!r}: there is no {modality} in them")
     signatures = [f"{shard.name} {shard.bytes} {index}" for shard in manifest.shards for index in range(shard.samples)]
-    return Source("shards", folder, signatures, partial(_samples, manifest, endings))
+    return Items("shards", folder, signatures, partial(_samples, manifest, endings))
 
 
 def _samples(manifest: Manifest, endings: Sequence[str], start: int) -> Iterator[tuple[str, Read]]:

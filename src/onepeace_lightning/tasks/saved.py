@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace_lightning.checkpoints.loading import read_checkpoint
-from onepeace_lightning.checkpoints.pretrained import preprocessing_from_dict
+from onepeace_lightning.modalities.base import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.tokenizers import tokenizer_from_files
-from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.tasks.base import TASKS
 from onepeace_lightning.tasks.lora import Lora
 
@@ -29,7 +28,7 @@ def load_task(path: str | Path) -> Any:
         raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(TASKS))}")
     settings = dict(task["settings"])
     lora = settings.pop("lora")
-    config = ModelConfig.from_dict(about["config"])
+    config = config_from_dict(about["config"])
     opened = TASKS[task["name"]](
         config,
         drop_path=config.encoder.drop_path,
@@ -40,7 +39,7 @@ def load_task(path: str | Path) -> Any:
     opened.config = config
     if about["tokenizer"] is not None:
         opened.tokenizer = tokenizer_from_files(about["tokenizer"], source=str(path))
-    opened.preprocessing = preprocessing_from_dict(about["preprocessing"])
+    opened.preprocessing = Preprocessing(about["preprocessing"])
     opened.configure_model()
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
                if name.startswith("model.")}  # fmt: skip

@@ -16,13 +16,13 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem, batched
-from onepeace_lightning.data.readers.base import FinetuneDataModule
+from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
+from onepeace_lightning.modalities.image import Image, ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.mask_decoder import MaskHeadConfig
 from onepeace_lightning.models.heads.segmentation import UNLABELLED, SegmentModel, class_scores
 from onepeace_lightning.models.heads.windows import STEP, sliding_scores
-from onepeace_lightning.models.inputs import Image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import SIDE, Drawn
 from onepeace_lightning.tasks.source import BackboneSource
@@ -91,7 +91,7 @@ class SemanticSegmentationTask(FinetuneTask):
     @property
     def side(self) -> int:
         """Side of the model's square in pixels."""
-        return self.preprocessing.image_size
+        return self.preprocessing["image"].size
 
     def settings(self) -> dict[str, Any]:
         """Classes and sizes of the head."""
@@ -110,9 +110,9 @@ class SemanticSegmentationTask(FinetuneTask):
             f" {STEP:.2f} of that apart; measured at the picture's own size"
         ]
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.vocabulary("classes"), "classes")
+        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
 
     def build(self) -> SegmentModel:
         """The image branch with pixel decoder and transformer decoder."""
@@ -182,7 +182,7 @@ class SemanticSegmentationTask(FinetuneTask):
         answers: list[Tensor] = []
         with self.answering():
             for first, [items] in batched(batch_size, image=image):
-                answers += self._answers(np.array(picture) for picture in self.pictures(items, first))
+                answers += self._answers(np.array(picture) for picture in self.load("image", items, first))
         return answers
 
     def _answers(self, pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:

@@ -3,17 +3,16 @@
 S = side of the square picture; see ``mask_decoder`` for the rest.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import ImageAdapter
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.heads.mask_decoder import MaskDecoder, MaskHeadConfig, MaskPrediction
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.models.patches import normalised
 
 UNLABELLED = 255
 """Class index of pixels without a class, in 8-bit masks."""
@@ -33,9 +32,9 @@ class SegmentModel(nn.Module):
         self.backbone = Backbone(config)
         self.head = MaskDecoder(head, config.encoder.width, config.encoder.width // 4)
 
-    def forward(self, image: Image) -> list[MaskPrediction]:
+    def forward(self, image: Any) -> list[MaskPrediction]:
         """What the queries say of (B, 3, S, S) pictures before the first decoder layer and after each."""
-        adapter = cast(ImageAdapter, self.backbone.adapter("image"))
+        adapter = cast(Any, self.backbone.adapter("image"))
         features = self.backbone({"image": image})["image"].values_TD
         # Pictures are all of one size: nothing is padded.
         x_BLD = features.unflatten(0, (len(image.pixels), -1))
@@ -43,12 +42,12 @@ class SegmentModel(nn.Module):
         return self.head(x_BDYX, stem_maps(adapter, image))
 
 
-def stem_maps(adapter: ImageAdapter, image: Image) -> list[Tensor]:
+def stem_maps(adapter: Any, image: Any) -> list[Tensor]:
     """Maps (B, D/4, S/4, S/4) and (B, D/4, S/8, S/8): the stem's convolutions after their activations.
 
     They are computed again: next to the blocks they cost nothing, and ``embed`` need not know of them.
     """
-    x = image.normalised().to(adapter.positions.dtype)
+    x = normalised(image.pixels).to(adapter.positions.dtype)
     maps = []
     for layer in list(adapter.stem)[:-1]:
         x = layer(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.models.inputs import MEAN
+from onepeace_lightning.models.patches import MEAN
 
 STEP = 2 / 3
 """Distance between windows as a share of their side, at most."""
