@@ -1,27 +1,34 @@
 # make fit: everything from a bare Python to a trained toy model.   make test: the whole test suite.
+# fit installs the package alone; test, lint, types and docs add what development needs.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints/tested.txt
 BIN := .venv/bin
+CORE := .venv/.core
 READY := .venv/.ready
 TOY := data/toy/tokenizer/sentencepiece.model
 
-.PHONY: fit env toy test lint types bench ablation downstream
+.PHONY: fit env toy test lint types docs bench
 
-fit: $(READY) $(TOY)
+fit: $(CORE) $(TOY)
 	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
 	$(BIN)/onepeace validate --config configs/pretrain/toy.yaml --ckpt_path runs/toy/checkpoints/best.ckpt --verbose false
 	@echo "results: runs/toy/results.json   retrieved pictures: runs/toy/gallery.html, runs/toy/gallery.png"
 
 env: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(CORE): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 env")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,recipes,lora]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(READY): $(CORE)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs,recipes,lora,serve]'
 	@touch $@
 
 toy: $(TOY)
 
-$(TOY): $(READY) $(wildcard data_recipes/toy*.py)
+$(TOY): $(CORE) $(wildcard data_recipes/toy/*.py)
 	$(BIN)/python -m data_recipes.toy --out data/toy --overwrite
 
 test: $(READY)
@@ -34,14 +41,8 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-ablation: $(READY) $(TOY)
-	$(BIN)/python docs/ablation.py
-
-downstream: $(READY) data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json
-	$(BIN)/python docs/downstream.py
-
-data/toy/tasks/semantic_segmentation/val/image-mask/manifest.json: $(READY) $(wildcard data_recipes/toy*.py)
-	$(BIN)/python -m data_recipes.toy_tasks --out data/toy/tasks --overwrite
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(READY)
 	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py %/gpu.py,$(wildcard benchmarks/*.py))); do \

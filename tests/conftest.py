@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_recipes import toy, toy_tasks
+from data_recipes.toy import pretraining as toy
+from data_recipes.toy import tasks as toy_tasks
 from onepeace_lightning.cli import main
 
 # Some tests fork processes. A fork of a process whose OpenMP threads are running waits for them for ever.

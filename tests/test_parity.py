@@ -13,14 +13,19 @@ from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
-from onepeace_lightning.models import Image, PretrainModel, Text
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.training.param_groups import stage2_trainable
 from tests import parity
 from tests.checkpoints.original_format import to_original
 from tests.checkpoints.test_original import other_config, other_model
+from tests.parity import base
+from tests.parity import model as model_parity
 from tests.tiny import images, masks, texts
 
 ROOT = Path(__file__).parents[1]
+IN_REPOSITORY = ROOT / "tests" / "goldens"
 GOLDENS = ROOT.parent / "shared" / "goldens"
 published = pytest.mark.skipif(not GOLDENS.is_dir(), reason="the published goldens lie outside the repository")
 
@@ -29,14 +34,40 @@ published = pytest.mark.skipif(not GOLDENS.is_dir(), reason="the published golde
 def test_the_published_goldens_pass(capsys):
     assert parity.main(GOLDENS) == 0
     printed = capsys.readouterr().out
-    for name in parity.CHECKS:
+    for name in model_parity.CHECKS:
         assert f"ok   {name}" in printed
     assert printed.rstrip().endswith("0 past it")
+
+
+def test_the_goldens_of_the_repository_pass(capsys):
+    """In a clone alone, too, the numbers are compared with the original's."""
+    assert parity.main(IN_REPOSITORY) == 0
+    printed = capsys.readouterr().out
+    for path in IN_REPOSITORY.glob("*_io.pt"):
+        assert f"ok   {path.name}" in printed
+    assert " 0 past it" in printed
+    assert sum(path.stat().st_size for path in IN_REPOSITORY.rglob("*.*")) < 6_000_000
 
 
 def test_a_folder_without_goldens_is_an_error(tmp_path, capsys):
     assert parity.main(tmp_path) == 2
     assert "encode_io.pt" in capsys.readouterr().err
+    assert parity.main(tmp_path / "nothing") == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_alone_is_named_as_skipped(copy, tmp_path, capsys, monkeypatch):
+    """Without a vocabulary near it, and without the checkpoint whose weights the others need."""
+    monkeypatch.setattr(base, "SHARED", tmp_path / "nowhere")
+    shutil.copy(IN_REPOSITORY / "bpe.json", copy)
+    assert parity.main(copy) == 0
+    assert "skipped: bpe.json" in capsys.readouterr().out
+    (copy / "pretrain.pt").unlink()
+    assert parity.main(copy) == 2
+    printed = capsys.readouterr().out
+    for file in ("encode_io.pt", "vl_pretrain_io.pt", "al_pretrain_io.pt", "stage2_trainable.json"):
+        assert f"skip {file}" in printed
+    assert "0 within tolerance, 0 past it" in printed
 
 
 def test_the_command_exits_with_the_result(tmp_path):
@@ -51,7 +82,7 @@ def goldens(tmp_path_factory) -> Path:
     config = other_config()
     model = other_model(encoder=replace(config.encoder, drop_path=0.0))
     checkpoint = to_original(model)
-    originals = {ours: name for name, ours in parity.name_map(checkpoint["model"]).items()}
+    originals = {ours: name for name, ours in model_parity.name_map(checkpoint["model"]).items()}
     torch.save(checkpoint, folder / "pretrain.pt")
     torch.save(encoded(model.eval()), folder / "encode_io.pt")
     torch.save(vl_pretraining(model, originals), folder / "vl_pretrain_io.pt")
@@ -72,7 +103,7 @@ def encoded(model: PretrainModel) -> dict:
         one = {
             "text": Text(text.ids_BL[sample : sample + 1, : int(text.lengths[sample])]),
             "image": Image(image.pixels[sample : sample + 1]),
-            "audio": parity.normalised(waveforms[sample : sample + 1]),
+            "audio": model_parity.normalised(waveforms[sample : sample + 1]),
         }
         for name in one:
             alone = model.backbone({name: one[name]})
@@ -97,7 +128,7 @@ def results(model: PretrainModel, originals: dict[str, str], file: str, batch: B
         key = name.partition("/")[2].replace("fused_", f"{prefix}_")
         mask = inputs[f"{key}_mask_indices"]
         students[key] = torch.zeros(*mask.shape, rows.shape[1]).masked_scatter(mask[..., None], rows.detach())
-    log = {key: result.terms[f"{other}-text/{term}"].detach() for key, term in parity.TERMS[file].items()}
+    log = {key: result.terms[f"{other}-text/{term}"].detach() for key, term in model_parity.TERMS[file].items()}
     grads = {originals[n]: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return {
         "inputs": inputs,
@@ -123,7 +154,7 @@ def al_pretraining(model: PretrainModel, originals: dict[str, str]) -> dict:
     """Two clips, the second shorter and filled up."""
     text, waveforms = texts(5, 5), torch.randn(2, 320 * 9 + 80)
     lengths = [320 * 9 + 80, 320 * 6 + 80]
-    sounds = parity.normalised([clip[:n] for clip, n in zip(waveforms, lengths, strict=True)])
+    sounds = model_parity.normalised([clip[:n] for clip, n in zip(waveforms, lengths, strict=True)])
     alone = {"audio": masks([10, 7], 0.5, last=True, seed=0)}
     fused = {"text": masks([6] * 2, 0.5, last=False, seed=2), "audio": masks([10, 7], 0.4, last=True, seed=3)}
     padding = torch.arange(10) >= torch.tensor([10, 7])[:, None]
@@ -199,6 +230,6 @@ def test_goldens_may_come_one_at_a_time(copy):
 
 
 def test_shapes_that_differ_are_infinitely_far_apart():
-    assert parity.gap(torch.zeros(2, 3), torch.zeros(3, 2)) == float("inf")
-    assert parity.gap(torch.zeros(2, 1), torch.tensor([[0.0], [0.5]])) == 0.5
-    assert not parity.Check("file", "quantity", float("nan")).ok
+    assert base.gap(torch.zeros(2, 3), torch.zeros(3, 2)) == float("inf")
+    assert base.gap(torch.zeros(2, 1), torch.tensor([[0.0], [0.5]])) == 0.5
+    assert not base.Check("file", "quantity", float("nan")).ok

@@ -9,9 +9,12 @@ from torch.nn import functional as F
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.original import model_from_original
 from onepeace_lightning.losses.answers import box_loss
-from onepeace_lightning.models import Audio, Image, Text
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from tests import parity
 from tests.checkpoints.test_kinds import KINDS, classifier, sizes
+from tests.parity import model as model_parity
 from tests.tiny import images, randomised, texts
 
 WAVEFORMS = [320 * 9 + 80, 320 * 5 + 80, 4000]
@@ -116,7 +119,9 @@ def _without_denoiser(checkpoint: dict) -> dict:
 
 
 FILES = [
-    name for name in parity.CHECKS if name.startswith("retrieval_") or name.removesuffix(".pt") in parity.CLASSIFICATION
+    name
+    for name in model_parity.CHECKS
+    if name.startswith("retrieval_") or name.removesuffix(".pt") in model_parity.CLASSIFICATION
 ]
 
 

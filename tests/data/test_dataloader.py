@@ -245,10 +245,19 @@ def test_evaluation_order_does_not_depend_on_workers(tmp_path, workers):
     assert take(evaluate(tmp_path, 4, num_workers=workers), 7) == take(evaluate(tmp_path, 4), 7)
 
 
-def test_an_evaluation_that_cannot_be_even_is_refused(tmp_path):
-    make(tmp_path, 5)
-    with pytest.raises(ValueError, match="batch_size of at least 2"):
-        evaluate(tmp_path, 1, world_size=2)
+@pytest.mark.parametrize(("samples", "batch_size", "world_size"), [(5, 1, 2), (3, 4, 8), (1, 2, 3)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_rank_without_a_sample_for_a_batch_gets_a_filler(tmp_path, samples, batch_size, world_size, workers):
+    make(tmp_path, samples)
+    loaders = [
+        evaluate(tmp_path, batch_size, rank=rank, world_size=world_size, num_workers=workers)
+        for rank in range(world_size)
+    ]
+    batches = [list(loader) for loader in loaders]
+    assert {len(part) for part in batches} == {len(loaders[0])}
+    assert all(len(batch) > 0 for part in batches for batch in part)
+    seen = [key for part in batches for batch in part if not batch.filler for key in batch.keys]
+    assert seen == [f"k{index:03d}" for index in range(samples)]
 
 
 # Bad input

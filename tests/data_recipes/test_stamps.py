@@ -12,9 +12,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from data_recipes import stamps, stamps_package
-from data_recipes.stamps_media import UnusableError, encode_picture, encode_sound
-from data_recipes.stamps_package import LICENSE, read_package
+from data_recipes.stamps import package as stamps_package
+from data_recipes.stamps import pretraining as stamps
+from data_recipes.stamps.media import UnusableError, encode_picture, encode_sound
+from data_recipes.stamps.package import LICENSE, read_package
 from onepeace_lightning.data.shards import read_manifest, read_shard
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
@@ -290,7 +291,7 @@ def test_svg_pictures_without_resvg_say_what_to_install(tmp_path, monkeypatch):
     tree = tmp_path / "stamps"
     write_stamp(tree, "a/drawn", {"en": "Drawn."})
     (tree / "a/drawn.png").rename(tree / "a/drawn.svg")
-    monkeypatch.setattr("data_recipes.stamps_media.find_spec", lambda name: None)
+    monkeypatch.setattr("data_recipes.stamps.media.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'onepeace-lightning\[recipes\]'"):
         stamps.build(tmp_path / "out", tmp_path, **OPTIONS)
 

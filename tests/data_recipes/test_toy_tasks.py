@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from data_recipes.toy_scenes import ink_box, place_things
-from data_recipes.toy_tasks import TASKS, ToyTasksConfig, build, main, plan
-from data_recipes.toy_tasks_items import ASKED_THINGS, TOLD_APART_COLOURS
-from data_recipes.toy_tasks_questions import ANSWERS
-from data_recipes.toy_world import COLOURS, SIZES, THINGS, Group, caption, is_held_out
+from data_recipes.toy.items import ASKED_THINGS, TOLD_APART_COLOURS
+from data_recipes.toy.questions import ANSWERS
+from data_recipes.toy.scenes import ink_box, place_things
+from data_recipes.toy.tasks import TASKS, ToyTasksConfig, build, main, plan
+from data_recipes.toy.world import COLOURS, SIZES, THINGS, Group, caption, is_held_out
 from onepeace_lightning.data.shards import read_manifest
 
 SMALL = ToyTasksConfig(train=112, val=48)

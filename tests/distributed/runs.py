@@ -208,3 +208,15 @@ class Spoil(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, *args):
         if trainer.global_step == self.step:
             next(pl_module.parameters()).data.fill_(torch.nan)
+
+
+class SpoilGradient(L.Callback):
+    """Makes one process's gradient no number in some steps, after gradients were averaged; no loss shows it."""
+
+    def __init__(self, steps: list[int], rank: int = 0) -> None:
+        self.steps, self.rank = steps, rank
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step in self.steps and trainer.global_rank == self.rank:
+            gradient = next(p.grad for p in pl_module.parameters() if p.grad is not None)
+            (gradient.to_local() if isinstance(gradient, DTensor) else gradient).fill_(torch.nan)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_recipes.toy import ToyConfig, build
+from data_recipes.toy.pretraining import ToyConfig, build
 from onepeace_lightning.data.shards import read_manifest
 from tests.distributed.runs import ALL_STREAMS, RUN, callback, checkout, lines, output, run, streams
 

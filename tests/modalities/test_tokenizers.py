@@ -14,7 +14,7 @@ from onepeace_lightning.modalities.tokenizers import (
     load_tokenizer,
     tokenizer_from_files,
 )
-from onepeace_lightning.models.inputs import EOS
+from onepeace_lightning.modalities.tokenizers.base import EOS, clean_caption, clean_text, whole_strings
 
 SHARED = Path(__file__).parents[3] / "shared"
 CAPTIONS = [
@@ -227,3 +227,39 @@ def test_malformed_files_are_refused(bpe_folder, name, content, message):
 def test_decode_refuses_foreign_ids(tokenizer):
     with pytest.raises(ValueError, match=f"outside this vocabulary of {tokenizer.vocab_size}"):
         tokenizer.decode([tokenizer.vocab_size])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bell \ud83d", "bell"),
+        ("\ude00bell", "bell"),
+        ("a \ud83dbell", "a bell"),
+        ("bell \ud83d\ude00", "bell \N{GRINNING FACE}"),
+        ("bell \N{GRINNING FACE}", "bell \N{GRINNING FACE}"),
+    ],
+)
+def test_halves_of_characters_are_joined_or_left_out(tokenizer, text, expected):
+    assert clean_text(text) == expected
+    assert tokenizer.encode(text).ids == tokenizer.encode(expected).ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u200b", "\ufeff", "\u2060 \u200d", "\u202a\u202c", "\ufe0f", "\u3164", "\u2800", "\x07", "\u00ad", "\ud83d"],
+)
+def test_a_text_that_shows_nothing_has_no_words(tokenizer, text):
+    with pytest.raises(ValueError, match="no words"):
+        clean_caption(text)
+    with pytest.raises(ValueError, match="no words"):
+        tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("text", ["7", "\N{DOG FACE}", "犬", "µ", "(", "é", "ﷺ"])
+def test_a_text_that_shows_something_is_kept(text):
+    assert clean_caption(text)
+
+
+def test_strings_of_json_are_made_whole_at_any_depth():
+    content = json.loads('{"captions": ["bell \\ud83d", "\\ud83d\\ude00"], "n": 1, "answers": {"ye\\ud83ds": null}}')
+    assert whole_strings(content) == {"captions": ["bell ", "\N{GRINNING FACE}"], "n": 1, "answers": {"yes": None}}

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from onepeace_lightning.models import Image
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.heads.mask_decoder import MaskHeadConfig, MaskPrediction, sine_positions, within
 from onepeace_lightning.models.heads.segmentation import SegmentModel, class_scores, stem_maps
 from onepeace_lightning.models.heads.windows import fill_up, resize, scaled_size, sliding_scores, starts

@@ -8,9 +8,9 @@ import torch
 from PIL import Image as Pillow
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.segmentation import MaskAugmentation, SemanticSegmentationDataModule
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.data.readers.masks import MaskAugmentation
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.tasks import SemanticSegmentationTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import segmented, with_mask, write
@@ -21,10 +21,10 @@ PLAIN = MaskAugmentation((1.0, 1.0), 0.0, 0.0)
 SMALL = {"queries": 6, "decoder_layers": 2, "decoder_width": 32}
 
 
-def module(train, val, **options) -> SemanticSegmentationDataModule:
-    return SemanticSegmentationDataModule(
+def module(train, val, **options) -> DataModule:
+    return DataModule(
         StreamConfig(str(train), 4), {"val": StreamConfig(str(val), 3)},
-        preprocessing=Preprocessing(image_size=IMAGE_SIZE), **options,
+        preprocessing=Preprocessing({"image": {"size": IMAGE_SIZE}}), **options,
     )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def data(folders) -> SemanticSegmentationDataModule:
+def data(folders) -> DataModule:
     return module(*folders, augmentation=MaskAugmentation((0.8, 1.2), 0.5, 0.0))
 
 

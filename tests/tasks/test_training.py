@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.training.optimizer import Optimization
 
 
 class Falling(TrainedModule):
@@ -10,6 +11,7 @@ class Falling(TrainedModule):
 
     def __init__(self):
         super().__init__()
+        self.optimization = Optimization()
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
     def training_step(self, batch, batch_idx):

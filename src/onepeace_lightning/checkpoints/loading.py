@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.foreign import Refused, read_foreign
 from onepeace_lightning.checkpoints.sharded import is_sharded, read_sharded
 from onepeace_lightning.training.parallelize import shard_like
 
@@ -128,23 +128,43 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     if is_sharded(path):
         return read_sharded(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is refused: it is damaged or holds more than tensors and plain containers, and code in it might be"
-            f" run. Ask its author for a file that torch.load(…, weights_only=True) reads. ({_first_line(error)})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read: it is cut short or was not written by torch.save (1.6 or later); fetch it again or"
-            f" save it anew. ({_first_line(error)})"
-        ) from error
+    content, found = read_file(path)
+    if found:
+        _log.warning("%s: read as plain data, without their code: %s", path, ", ".join(found))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a dictionary")
     return content
+
+
+def read_file(path: str | Path) -> tuple[Any, list[str]]:
+    """The content of a file that ``torch.save`` or ``pickle`` wrote, nothing in it executed; see ``foreign``.
+
+    Returns:
+        The content in plain containers, and the names of the foreign classes that are only data here.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is refused, naming what could act, cut short or nothing that can be read.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}")
+    try:
+        return read_foreign(path)
+    except Refused as error:
+        raise ValueError(
+            f"{path} is refused: it holds {error}, which is code that might be run. Ask its author for a file that"
+            " torch.load(…, weights_only=True) reads"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is damaged or holds more than data, and code in it might be run. Fetch it again, or"
+            f" ask its author for a file that torch.load(…, weights_only=True) reads. ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read: it is cut short or was written neither by torch.save nor by pickle; fetch it again"
+            f" or save it anew. ({_first_line(error)})"
+        ) from error
 
 
 def _initialise(model: nn.Module, missing: set[str]) -> None:

@@ -51,6 +51,8 @@ class Batch:
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
         worker: which data worker made the batch, and ``consumed``: how many raw samples that worker had taken from its
             stream once this batch was complete (bad ones included). The loader resumes from these two.
+        filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
+            same collective calls, and is not measured.
     """
 
     keys: list[str]
@@ -61,6 +63,7 @@ class Batch:
     targets: dict[str, Any] = field(default_factory=dict)
     worker: int = 0
     consumed: int = 0
+    filler: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
-from onepeace_lightning.losses.denoising import denoised_alone
 from onepeace_lightning.modalities.base import modalities, modality, text_modality
 
 
@@ -102,11 +101,6 @@ class DataType:
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Every two modalities that can be aligned; none where there is an answer."""
         return () if self.answer else tuple(combinations(self.modalities, 2))
-
-    @property
-    def denoised_alone(self) -> tuple[str, ...]:
-        """Modalities that are denoised from a view of their own; none where there is an answer."""
-        return () if self.answer else tuple(denoised_alone(self.modalities))
 
 
 def second_extensions(name: str) -> tuple[str, ...]:

@@ -88,6 +88,8 @@ class TrainLoader:
                 f"seed={seed}: at least 0": seed < 0,
                 f"max_bad_share={max_bad_share}: from 0 to 1": not 0 <= max_bad_share <= 1,
                 f"steps_per_epoch={steps_per_epoch}: at least 1": steps_per_epoch is not None and steps_per_epoch < 1,
+                f"world_size={world_size}: at most the number of samples, {manifest.samples}; use fewer ranks or more"
+                " data": world_size > manifest.samples,
             },
             manifest, batch_size, rank, world_size, num_workers,
         )  # fmt: skip
@@ -195,7 +197,8 @@ class EvalLoader:
     """Every sample exactly once over all ranks, in the order of the manifest, the same number of batches on each rank.
 
     Batches follow each other in the same order for any number of workers, and their sizes are within one of each
-    other, so that collective calls match. A bad sample is an error.
+    other, so that collective calls match. Where a rank has no sample for a batch (a gallery of fewer samples than
+    ranks), it gets one of another rank's that is marked as a filler. A bad sample is an error.
 
     Args:
         folder: a stream folder.
@@ -209,7 +212,7 @@ class EvalLoader:
 
     Raises:
         ShardError: the folder is not a sound stream folder.
-        ValueError: an argument out of its range, or some rank would have an empty batch.
+        ValueError: an argument out of its range.
     """
 
     def __init__(
@@ -227,11 +230,6 @@ class EvalLoader:
         manifest = read_manifest(folder)
         _check({}, manifest, batch_size, rank, world_size, num_workers)
         steps = ceil(ceil(manifest.samples / world_size) / batch_size)
-        if steps > manifest.samples // world_size:
-            raise ValueError(
-                f"{folder}: {manifest.samples} samples over {world_size} ranks in batches of {batch_size} leave a rank "
-                f"without a last batch: use a batch_size of at least 2"
-            )
         positions = rank_range(manifest.samples, rank, world_size)
         self._dataset = _EvalBatches(manifest, positions, steps, prepare, collate)
         self.num_workers = num_workers
@@ -300,10 +298,17 @@ class _EvalBatches(IterableDataset[Batch]):
             self.positions[step * len(self.positions) // self.steps : (step + 1) * len(self.positions) // self.steps]
             for step in range(_worker_id(), self.steps, info.num_workers if info else 1)
         ]
-        wanted = [position for batch in mine for position in batch]
-        samples = read_positions(self.manifest, range(len(self.manifest.shards)), wanted)
+        samples = self._read([position for batch in mine for position in batch])
         for positions in mine:
-            yield self.collate([self._prepared(*sample) for sample in islice(samples, len(positions))])
+            if positions:
+                yield self.collate([self._prepared(*sample) for sample in islice(samples, len(positions))])
+            else:
+                nearest = min(self.positions.start, self.manifest.samples - 1)
+                filler = self.collate([self._prepared(*sample) for sample in self._read([nearest])])
+                yield replace(filler, filler=True)
+
+    def _read(self, positions: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        return read_positions(self.manifest, range(len(self.manifest.shards)), positions)
 
     def _prepared(self, position: int, raw: dict[str, Any]) -> Any:
         try:
@@ -350,9 +355,6 @@ def _check(
         f"batch_size={batch_size}: at least 1": batch_size < 1,
         f"rank={rank}: from 0 to world_size - 1 (world_size={world_size})": not 0 <= rank < world_size,
         f"num_workers={num_workers}: at least 0": num_workers < 0,
-        f"world_size={world_size}: at most the number of samples, {manifest.samples}; use fewer ranks or more data": (
-            world_size > manifest.samples
-        ),
     }
     if found := [problem for problem, holds in problems.items() if holds]:
         raise ValueError(f"{manifest.folder}: " + "; ".join(found))

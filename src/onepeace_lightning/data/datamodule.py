@@ -15,7 +15,7 @@ from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.dataloader import EvalLoader, TrainLoader
 from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
 from onepeace_lightning.data.readers.base import Augmentation
-from onepeace_lightning.data.shards import Manifest, read_manifest
+from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
 from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 
@@ -188,13 +188,16 @@ class DataModule(L.LightningDataModule):
         )
 
     def manifests(self) -> dict[str, Manifest]:
-        """Every configured stream's manifest, the training streams' first."""
-        of = {"train": self.train, "val": self.val, "test": self.test}
-        return {
-            split if self.single and split == "train" else f"{split}.{name}": read_manifest(stream.path)
-            for split, streams in of.items()
-            for name, stream in streams.items()
-        }
+        """The manifest of every configured stream whose data are there, the training streams' first."""
+        found = {}
+        for split, streams in (("train", self.train), ("val", self.val), ("test", self.test)):
+            for name, stream in streams.items():
+                try:
+                    manifest = read_manifest(stream.path)
+                except (OSError, ShardError):  # ``setup`` tells of those that a stage needs
+                    continue
+                found[split if self.single and split == "train" else f"{split}.{name}"] = manifest
+        return found
 
     def names(self, kind: str) -> list[str] | None:
         """The class names or answers that the first folder's manifest lists (``about``); None where none does.
@@ -205,7 +208,8 @@ class DataModule(L.LightningDataModule):
         Raises:
             ValueError: two folders list other ones.
         """
-        listed = {name: manifest.about[kind] for name, manifest in self.manifests().items() if kind in manifest.about}
+        manifests = self.manifests()
+        listed = {name: manifest.about[kind] for name, manifest in manifests.items() if kind in manifest.about}
         for name, names in listed.items():
             first = next(iter(listed))
             if names != listed[first]:
@@ -259,14 +263,15 @@ class DataModule(L.LightningDataModule):
                 problems.append(f"{where}: batch_size is {stream.batch_size}; give 1 or more")
             try:
                 held = data_type(read_manifest(stream.path).data_type)
-                expected = held if stream.data_type is None else data_type(stream.data_type)
+                expected = held
+                if (said := stream.data_type or _named(name, held)) is not None:
+                    expected = data_type(said)
             except (OSError, ValueError) as error:
                 problems.append(f"{where}: {error}")
                 continue
             if held != expected:
                 problems.append(
-                    f"{where}: {stream.path} holds {str(held)!r}, not {stream.data_type!r}; give another path or"
-                    " data_type"
+                    f"{where}: {stream.path} holds {str(held)!r}, not {said!r}; give another path or data_type"
                 )
                 continue
             try:
@@ -278,6 +283,14 @@ class DataModule(L.LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def _named(name: str, held: DataType) -> str | None:
+    """A stream's name, where it says what is to be aligned or denoised."""
+    try:
+        return name if held.answer is None and data_type(name).answer is None else None
+    except ValueError:  # a name like any other
+        return None
 
 
 def _streams(given: Any) -> dict[str, StreamConfig]:

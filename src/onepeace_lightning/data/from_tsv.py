@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onepeace_lightning.data.items import Item, present, write_items
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 
 Task = Literal[
     "image-text", "audio-text", "image-captions", "audio-captions", "esc50", "fsd50k", "vggsound", "avqa", "refcoco",
@@ -314,7 +315,7 @@ def _names(path: Path, task: str, rows: list[tuple[int, dict[str, str]]], labels
 
 def _read_names(path: Path, first: int) -> dict[str, str]:
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
         if any(len(row) != 3 or not row[0].isdigit() for row in rows):
             raise ValueError(
@@ -335,7 +336,7 @@ def _read_names(path: Path, first: int) -> dict[str, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = whole_strings(json.loads(path.read_text(encoding="utf-8-sig")))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

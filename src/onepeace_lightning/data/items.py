@@ -66,10 +66,7 @@ def field_of(part: str, file: Path) -> str:
             raise ValueError(f"{file}: as mask a file named *.png is accepted")
         return "mask.png"
     name = part.removeprefix(SECOND)
-    try:
-        extension = modality(name).field(file.name)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    extension = modality(name).field(str(file))
     return extension if name == part else f"second.{extension}"
 
 

@@ -46,10 +46,7 @@ class _Item:
             raise ValueError(self.problem)
         fields = {"json": json.dumps({"from": self.place}, ensure_ascii=False).encode()}
         for name, file in self.files:
-            try:
-                extension = modality(name).field(file.name)
-            except ValueError as error:
-                raise ValueError(f"{file.parent}: {error}") from error
+            extension = modality(name).field(str(file))
             try:
                 fields[extension] = file.read_bytes()
             except OSError as error:  # it names the file
@@ -306,7 +303,7 @@ def _make(
         split = "val" if _position(fields, text) < val_fraction else "train"
         splits[split].append(item)
         if text in fields and split == "train":
-            captions.append(fields[text].decode())
+            captions.append(modality(text_modality())().decode(fields[text]))
     _report(problems, len(items), skip_bad)
     if not splits["train"] or (val_fraction and not splits["val"]):
         counts = ", ".join(f"{len(chosen)} for {split}" for split, chosen in splits.items())

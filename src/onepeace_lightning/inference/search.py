@@ -86,7 +86,7 @@ def search(
     # The index says in which type its model computed.
     onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=abouts[0]["dtype"])
     for path, about in zip(paths, abouts, strict=True):
-        _check_model(path, about, onepeace, model)
+        check_model(path, about, onepeace, model)
     query = np.zeros(onepeace.config.encoder.width, np.float32)
     for name, given in queries.items():
         item: dict[str, Any] = {name: [given]}
@@ -179,7 +179,8 @@ def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> 
     return {name: 1.0 if weights is None else weights[name] for name in queries}
 
 
-def _check_model(path: Path, about: Mapping[str, Any], onepeace: OnePeace, model: str) -> None:
+def check_model(path: Path, about: Mapping[str, Any], onepeace: OnePeace, model: str) -> None:
+    """Raise ValueError where another model made a file of embeddings."""
     modality = about["modality"]
     onepeace.backbone.adapter(modality)
     if (ours := onepeace.fingerprint(modality)) != about["model"]:

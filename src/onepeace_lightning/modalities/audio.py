@@ -9,20 +9,19 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
 import soundfile
 import torch
-import torchaudio.functional
 from PIL import Image as Pillow
 from PIL import ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.base import Inputs, Modality, Settings, looks_like, pad, register, training_only
+from onepeace_lightning.modalities.audio_files import SAMPLE_RATE, check_rate, check_samples, decode_audio, resample
+from onepeace_lightning.modalities.base import Inputs, Modality, Settings, pad, register, training_only
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
 from onepeace_lightning.models.flops import Flops, product
@@ -30,16 +29,10 @@ from onepeace_lightning.models.layers import ChannelNorm, Linear, init_normal_
 from onepeace_lightning.models.packing import Tokens
 from onepeace_lightning.models.relative_bias import MAX_POSITIONS, sequence_buckets, sequence_rows
 
-SAMPLE_RATE = 16_000
-"""Samples per second of every waveform that reaches a model."""
-
 KERNELS_AND_STRIDES = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 """Of the feature convolutions: one frame every 320 samples at 16 kHz."""
 
-MIN_RATE = 1_000
 _MIN_SAMPLES = 400  # what the convolutions need for one frame
-# 44.1 kHz and its halves and quarters divided by 16 kHz have denominators up to 640, so common rates stay exact.
-_MAX_DENOMINATOR = 640
 _NORMALISE_EPS = 1e-5
 _INTEGERS = (torch.int16, torch.int32)
 
@@ -273,25 +266,10 @@ class AudioModality(Modality):
     def decode(self, data: bytes) -> tuple[Tensor, int]:
         """Decode an audio file to one channel, the mean of all.
 
-        Returns:
-            The waveform (N,) float32 in about [-1, 1], and its samples per second.
-
         Raises:
-            ValueError: the bytes are no whole file of a format that libsndfile reads, hold no samples, hold infinite or
-                undefined values, or have an impossible sample rate.
+            ValueError: as ``decode_audio``.
         """
-        try:
-            channels, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, OSError) as error:
-            raise ValueError(f"cannot decode the audio ({looks_like(data)}): {error}") from error
-        if len(channels) == 0:
-            raise ValueError(f"the audio ({looks_like(data)}) has 0 samples")
-        if rate < MIN_RATE:
-            raise ValueError(f"the audio's sample rate is {rate} Hz; at least {MIN_RATE} Hz is accepted")
-        waveform = channels.mean(axis=1)
-        if not np.isfinite(waveform).all():
-            raise ValueError(f"the audio ({looks_like(data)}) holds infinite or undefined (NaN) samples")
-        return torch.from_numpy(waveform), rate
+        return decode_audio(data)
 
     def convert(self, item: Any) -> tuple[Tensor, int]:
         """Mono float32 from a waveform (N,) or (channels, N) with its samples per second.
@@ -307,8 +285,9 @@ class AudioModality(Modality):
             )
             raise ValueError(f"{given} is no audio; give a path or a tuple (waveform, sample_rate)")
         waveform, rate = torch.as_tensor(item[0]).detach().cpu(), item[1]
-        if not isinstance(rate, numbers.Integral) or rate < MIN_RATE:
-            raise ValueError(f"a sample rate of {rate!r}; give whole samples per second, at least {MIN_RATE}")
+        if not isinstance(rate, numbers.Integral):
+            raise ValueError(f"a sample rate of {rate!r}; give whole samples per second")
+        check_rate(int(rate))
         shape = tuple(waveform.shape)
         if waveform.dim() not in (1, 2) or not waveform.numel():
             raise ValueError(f"a waveform of shape {shape}; give (samples,) or (channels, samples)")
@@ -320,10 +299,9 @@ class AudioModality(Modality):
             waveform = waveform.float() / -torch.iinfo(waveform.dtype).min
         elif not waveform.is_floating_point():
             raise ValueError(f"a waveform of {waveform.dtype}; give floating-point samples in [-1, 1], int16 or int32")
-        waveform = waveform.float().reshape(-1, shape[-1]).mean(0)
-        if not waveform.isfinite().all():
-            raise ValueError("the waveform holds infinite or undefined (NaN) samples")
-        return waveform, int(rate)
+        waveform = waveform.float().reshape(-1, shape[-1])
+        check_samples(waveform.numpy())
+        return waveform.mean(0), int(rate)
 
     def transform(self, item: tuple[Tensor, int]) -> Tensor:
         """(N,) at 16 kHz: normalised over the clip, the first seconds of it, repeated where it is too short.
@@ -385,14 +363,6 @@ class AudioModality(Modality):
             height = float(part.abs().max()) / peak * side / 3 if len(part) else 0.0
             draw.line((x, side / 2 - height, x, side / 2 + height), "#4477aa")
         return plot
-
-
-def resample(waveform: Tensor, rate: int) -> Tensor:
-    """Bring a waveform (..., N) from ``rate`` to 16 kHz."""
-    # The filter bank grows with both terms of the reduced ratio (gigabytes at 44 101 Hz), so odd rates are rounded to a
-    # ratio of small numbers: the pitch is off by less than 0.1 %.
-    ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(_MAX_DENOMINATOR)
-    return torchaudio.functional.resample(waveform, ratio.numerator, ratio.denominator)
 
 
 def span_mask(frames: int, rng: np.random.Generator, ratio: float, span: int = 5, overdraw: float = 0.1) -> np.ndarray:

@@ -469,7 +469,15 @@ class Preprocessing:
         given = settings._settings if isinstance(settings, Preprocessing) else (settings or {})
         if not isinstance(given, Mapping):
             raise ValueError(f"preprocessing is {settings!r}; give a mapping such as {{image: {{size: 256}}}}")
-        self._settings: dict[str, Any] = {name: read_settings(modality(name), value) for name, value in given.items()}
+        self._settings: dict[str, Any] = {}
+        problems = []
+        for name, value in given.items():
+            try:
+                self._settings[name] = read_settings(modality(name), value)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def __getitem__(self, name: str) -> Any:
         """A modality's settings."""

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from PIL import ImageOps
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
@@ -37,6 +36,19 @@ from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows
 
 ImageItem = str | PathLike[str] | Pillow.Image | np.ndarray | Tensor
 """A path, a PIL image, an array (H, W, 3) uint8, or a tensor (3, H, W): uint8, or floating-point in [0, 1]."""
+
+
+# EXIF orientation to what sets the image upright.
+_UPRIGHT = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -227,14 +239,14 @@ class ImageModality(Modality):
     def decode(self, data: bytes) -> Pillow.Image:
         """Decode an image file to 8-bit RGB, the right way up.
 
-        EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to 8 bits; palette, grey
-        and CMYK images are converted.
+        EXIF orientation is applied, transparency is composited on white, grey of more bits is scaled to 8 (see
+        ``to_rgb``); palette, grey and CMYK images are converted.
 
         Raises:
             ValueError: the bytes are no whole image of a format that Pillow reads.
         """
         try:
-            return to_rgb(ImageOps.exif_transpose(Pillow.open(io.BytesIO(data))))
+            return to_rgb(upright(Pillow.open(io.BytesIO(data))))
         except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others
             raise ValueError(f"cannot decode the image ({looks_like(data)}): {error}") from error
 
@@ -245,7 +257,7 @@ class ImageModality(Modality):
             ValueError: where the item is no such thing.
         """
         if isinstance(item, Pillow.Image):
-            return to_rgb(ImageOps.exif_transpose(item))
+            return to_rgb(upright(item))
         if isinstance(item, Tensor):
             return Pillow.fromarray(_pixels(item).permute(1, 2, 0).cpu().numpy())
         if isinstance(item, np.ndarray):
@@ -308,15 +320,49 @@ class ImageModality(Modality):
         return shrunk
 
 
+def upright(image: Pillow.Image) -> Pillow.Image:
+    """Apply the EXIF orientation; metadata that cannot be read say nothing, as in every viewer."""
+    image.load()  # what is wrong with the pixels is an error, outside of what follows
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # on broken metadata Pillow raises SyntaxError, struct.error, ValueError and others
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
 def to_rgb(image: Pillow.Image) -> Pillow.Image:
-    """Any mode to RGB: 16-bit values scaled, transparency over white."""
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit values above 255 instead of scaling them.
-        return Pillow.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    """Any mode to 8-bit RGB, transparency over white.
+
+    Grey of 16 bits is scaled by 1/257. Grey of 32 bits does not say what white is: integers are taken as 8 bits where
+    all are up to 255 and as 16 bits where all are up to 65 535, floating-point values as fractions where all are in
+    [0, 1] and as 8 bits where all are in [0, 255].
+
+    Raises:
+        ValueError: for grey of 32 bits in any other range.
+    """
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow clips these at 255 instead of scaling them
+        return Pillow.fromarray(_grey(np.asarray(image), image.mode)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of more than 8 bits as uint8."""
+    low, high = values.min(), values.max()
+    if mode.startswith("I;16"):
+        white = 65535.0
+    elif mode == "F":
+        white = 1.0 if high <= 1 else 255.0
+    else:
+        white = 255.0 if high <= 255 else 65535.0
+    if not (low >= 0 and high <= white):  # undefined values too
+        raise ValueError(
+            f"a grey image of mode {mode!r} with values in [{low:g}, {high:g}]; accepted are [0, 255], and "
+            f"{'[0, 1]' if mode == 'F' else '[0, 65535]'}: scale it, or store it with 8 or 16 bits"
+        )
+    return np.round(values * (255.0 / white)).astype(np.uint8)
 
 
 def _pixels(image: Tensor) -> Tensor:

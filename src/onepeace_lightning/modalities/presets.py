@@ -13,7 +13,7 @@ from onepeace_lightning.models.config import DecoderConfig, ModelConfig, Transfo
 Preset = Literal["tiny", "small", "base", "large", "4b"]
 
 
-def preset(
+def preset_config(
     name: Preset,
     *,
     modalities: Sequence[str] = ("text", "image", "audio"),

@@ -14,7 +14,16 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from onepeace_lightning.modalities.base import Inputs, Modality, Settings, hide, register, text_card, training_only
+from onepeace_lightning.modalities.base import (
+    Inputs,
+    Modality,
+    Settings,
+    hide,
+    looks_like,
+    register,
+    text_card,
+    training_only,
+)
 from onepeace_lightning.modalities.tokenizers.base import PAD, Encoding, clean_caption
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
@@ -162,12 +171,18 @@ class TextModality(Modality):
     reads_text = True
 
     def decode(self, data: bytes) -> str:
-        """The text of a UTF-8 file.
+        """The text of a UTF-8 file, with or without a byte order mark.
 
         Raises:
             ValueError: the bytes are no UTF-8.
         """
-        return data.decode()
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+            raise ValueError(
+                f"the text ({looks_like(data)}) is {'UTF-16' if utf16 else 'not UTF-8'} ({error}); save it as UTF-8"
+            ) from error
 
     def load(self, item: Any) -> str:
         """The sentence itself; a ``str`` is never a path.

@@ -66,7 +66,7 @@ class AnswersGallery(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw a batch's samples, until there are enough."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero or not outputs:  # a filler has none
             return
         loaders = trainer.val_dataloaders
         name = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else f"validation {dataloader_idx}"

@@ -143,7 +143,12 @@ class RetrievalGallery(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep pictures, embeddings and queries of a batch of several modalities."""
-        if trainer.sanity_checking or not trainer.is_global_zero or (pair := searched_by(batch.inputs)) is None:
+        if (
+            trainer.sanity_checking
+            or batch.filler
+            or not trainer.is_global_zero
+            or (pair := searched_by(batch.inputs)) is None
+        ):
             return
         if dataloader_idx not in self._examples:
             loaders = trainer.val_dataloaders

@@ -198,11 +198,14 @@ class FinetuneTask(TrainedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss = self.loss(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_means({"train/loss": loss}, len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Answer and measure one batch; the answers go to callbacks."""
+        """Answer and measure one batch; the answers go to callbacks. A filler is answered alone."""
+        if batch.filler:
+            self.measure(batch, self.make_metrics().to(self.device))
+            return {}
         return self.measure(batch, self.metrics[dataloader_idx])  # type: ignore[arg-type]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -223,6 +226,7 @@ class FinetuneTask(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that the task and its backbone can be opened from."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["onepeace"] = {
             "config": self.config.to_dict(),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_files(),

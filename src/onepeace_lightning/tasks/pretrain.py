@@ -14,8 +14,7 @@ from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
-from onepeace_lightning.modalities.presets import Preset
-from onepeace_lightning.modalities.presets import preset as sized
+from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig, raise_all
@@ -77,7 +76,7 @@ class PretrainTask(TrainedModule):
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer)
         sizes = {} if preprocessing is None else Preprocessing(preprocessing).sizes(modalities, None)
         sizes[text_modality()] = {"vocab_size": self.tokenizer.vocab_size}
-        self.config: ModelConfig = sized(preset, modalities=modalities, sizes=sizes, drop_path=drop_path)
+        self.config: ModelConfig = preset_config(preset, modalities=modalities, sizes=sizes, drop_path=drop_path)
         _check(self.data_types, modalities, trainable, denoise=objectives.denoise)
         self.model: PretrainModel | None = None
         self.galleries: list[str] = []
@@ -141,8 +140,7 @@ class PretrainTask(TrainedModule):
         frozen = () if self.trainable is None else set(self.config.adapters) - set(self.trainable)
         loss = pretraining_loss(model, batches, self.objectives, frozen)
         total = loss.total
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
-        self.log_dict({f"train/{name}": value.detach() for name, value in loss.terms.items()}, batch_size=1)
+        self.log_means({"train/loss": total, **{f"train/{name}": value for name, value in loss.terms.items()}})
         self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
         return total
 
@@ -158,7 +156,7 @@ class PretrainTask(TrainedModule):
             {"embeddings": {modality: (B, d)}}, for callbacks.
         """
         embeddings = self.embed(batch.inputs)
-        for recall in self.recalls[dataloader_idx]:  # type: ignore[union-attr]
+        for recall in () if batch.filler else self.recalls[dataloader_idx]:  # type: ignore[union-attr]
             ids = caption_ids(batch.targets["answer"]).to(self.device)
             recall.update(embeddings[recall.first], embeddings[recall.second], ids)
         return {"embeddings": embeddings}
@@ -191,6 +189,7 @@ class PretrainTask(TrainedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["onepeace"] = {
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.to_files(),

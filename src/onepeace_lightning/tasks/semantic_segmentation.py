@@ -123,7 +123,7 @@ class SemanticSegmentationTask(FinetuneTask):
         losses = mask_classification_loss(
             self.model(batch.inputs["image"]), batch.targets["classes"], points=self.points
         )
-        self.log_dict({f"train/loss_{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch))
+        self.log_means({f"train/loss_{name}": loss for name, loss in losses.items()}, len(batch))
         return torch.stack(list(losses.values())).sum()
 
     def make_metrics(self) -> MetricCollection:

@@ -13,7 +13,7 @@ from onepeace_lightning.checkpoints.pretrained import Pretrained, read_pretraine
 from onepeace_lightning.checkpoints.resize import fit_tables
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.modalities.base import Preprocessing, text_modality
-from onepeace_lightning.modalities.presets import Preset, preset
+from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.config import ModelConfig
 
@@ -54,7 +54,7 @@ def open_source(backbone: BackboneSource, tokenizer: str | None, preprocessing: 
     """
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     if isinstance(backbone, str) and backbone in get_args(Preset):
-        config = preset(backbone)  # type: ignore[arg-type]
+        config = preset_config(backbone)  # type: ignore[arg-type]
         sizes = {} if preprocessing is None else preprocessing.sizes(config.adapters, None)
         backbone = _sized(config, sizes, kept=False)
     if isinstance(backbone, ModelConfig):

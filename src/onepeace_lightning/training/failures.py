@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.training.finite import keys_of
 
 _LOST = (
     "closed by peer",
@@ -47,9 +47,7 @@ class FiniteLoss(L.Callback):
         loss = outputs.get("loss")
         if loss is None:  # the step was skipped
             return
-        streams = batch if isinstance(batch, dict) else {"batch": batch}
-        keys = {name: part.keys for name, part in streams.items() if isinstance(part, Batch)}
-        current = {"step": trainer.global_step, "loss": str(float(loss)), "keys": keys}
+        current = {"step": trainer.global_step, "loss": str(float(loss)), "keys": keys_of(batch)}
         if loss.isfinite().all():
             self._before = current
             return

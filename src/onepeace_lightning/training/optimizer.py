@@ -25,6 +25,8 @@ class Optimization:
         layer_decay: factor of the learning rate from one block to the one before.
         betas: of AdamW.
         eps: of AdamW.
+        max_skipped_steps: steps in a row whose gradient is not finite and that are therefore left out
+            (``finite.SkippedSteps``); so many end the run.
     """
 
     total_steps: int | None = None
@@ -35,6 +37,7 @@ class Optimization:
     layer_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
+    max_skipped_steps: int = 10
 
 
 class ShardAdamW(torch.optim.AdamW):

@@ -8,7 +8,8 @@ import numpy as np
 
 from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.base import Reader, encoded
-from onepeace_lightning.modalities.base import modality, text_modality
+from onepeace_lightning.losses.denoising import denoised_alone
+from onepeace_lightning.modalities.base import Modality, modality, text_modality
 from onepeace_lightning.modalities.tokenizers.base import clean_caption, clean_text
 
 
@@ -35,11 +36,7 @@ class AlignedReader(Reader):
         answer = clean_text(caption) or f"{raw['__shard__']}/{raw['__key__']}"
         example = Example(raw["__key__"], inputs, caption, targets={"answer": answer})
         if self.train and self.masks:
-            for name in self.data_type.denoised_alone:
-                example.masks[name] = self.modalities[name].mask(inputs[name], rng)
-            if len(inputs) > 1:
-                for name, array in inputs.items():
-                    example.fused_masks[name] = self.modalities[name].fused_mask(array, example.masks.get(name), rng)
+            example.masks, example.fused_masks = draw_masks(self.modalities, inputs, rng)
         return example
 
     def _caption(self, raw: Mapping[str, Any]) -> str:
@@ -52,3 +49,23 @@ class AlignedReader(Reader):
         if len(self.items) > 1 or text in self.modalities:
             clean_caption(caption)
         return str(caption)
+
+
+def draw_masks(
+    modalities: Mapping[str, Modality], arrays: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """All masks that one training sample needs.
+
+    Args:
+        modalities: name to modality, whose settings say how much is hidden.
+        arrays: the sample.
+        rng: the only source of randomness.
+
+    Returns:
+        The masks of the students that see one modality alone (of those that are denoised so), and those of the student
+        that sees all together (empty where there is one).
+    """
+    alone = {name: modalities[name].mask(arrays[name], rng) for name in denoised_alone(list(arrays))}
+    if len(arrays) < 2:
+        return alone, {}
+    return alone, {name: modalities[name].fused_mask(array, alone.get(name), rng) for name, array in arrays.items()}

@@ -15,6 +15,7 @@ from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.modalities.base import Modality, Preprocessing, text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.models.adapter import SECOND
 
 Augmentation = bool | Mapping[str, Any] | None
@@ -94,11 +95,9 @@ class Reader(ABC):
         if given is True and cls.may_augment:
             return True, None
         if given is True or cls.augmentation_type is None:
-            accepted = ["false"] + ["true"] * cls.may_augment
-            accepted += (
-                [", ".join(entry.name for entry in fields(cls.augmentation_type))] if cls.augmentation_type else []
-            )
-            raise ValueError(f"augmentation of {kind} is {given!r}; give {' or '.join(accepted)}")
+            own = f", or settings ({_names(cls.augmentation_type)})" if cls.augmentation_type else ""
+            accepted = "true or false" if cls.may_augment else "false"
+            raise ValueError(f"augmentation of {kind} is {given!r}; give {accepted}{own}")
         if not isinstance(given, Mapping):  # made already
             return False, given
         known = _names(cls.augmentation_type)
@@ -196,7 +195,7 @@ def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -
         ValueError: there is no such entry, or it is of another kind.
     """
     try:
-        content = json.loads(raw["json"])
+        content = whole_strings(json.loads(raw["json"]))
     except KeyError:
         raise ValueError(f"no json field, which should hold {key!r}") from None
     except ValueError as error:

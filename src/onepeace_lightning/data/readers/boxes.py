@@ -104,7 +104,7 @@ def read_box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box:
     x0, y0, x1, y1 = map(float, box)
     if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
         raise ValueError(
-            f"its box is {box} in a image of {size[0]}×{size[1]} pixels; it must lie within, with x0 < x1 and y0 < y1"
+            f"its box is {box} in an image of {size[0]}×{size[1]} pixels; it must lie within, with x0 < x1 and y0 < y1"
         )
     return x0, y0, x1, y1
 

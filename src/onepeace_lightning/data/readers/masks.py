@@ -1,6 +1,6 @@
 """Reads images with a class for every pixel (``image-mask``), with an augmentation of images and masks alike.
 
-S = side of the model's square, Y and X = rows and columns of a image.
+S = side of the model's square, Y and X = rows and columns of an image.
 """
 
 import io

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ DEFAULT_MAX_LENGTH = 70
 SETTINGS_FILE = "tokenizer_settings.json"
 
 _LEADING_MARKS = ",.!?*#:;~"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Letters and symbols by category that show nothing: Hangul fillers, an empty Braille cell.
+_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"
 _BLANKS = re.compile(r"\s{2,}|\t")
 
 
@@ -98,14 +102,41 @@ class Tokenizer(Protocol):
 
 
 def clean_text(text: str) -> str:
-    """Lower-case a text and remove leading punctuation and superfluous blanks."""
+    """Lower-case a text and remove leading punctuation, superfluous blanks and halves of broken characters."""
+    text = whole_characters(text)
     return _BLANKS.sub(" ", text.lower().lstrip(_LEADING_MARKS)).rstrip("\n").strip(" ")
 
 
+def whole_characters(text: str) -> str:
+    """Join surrogates to the characters whose halves they are, and leave single ones out.
+
+    JSON can hold half of an emoji where a caption was cut off; no encoding can write it.
+    """
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+
+
+def whole_strings(content: Any) -> Any:
+    """``whole_characters`` of every string in what JSON holds."""
+    if isinstance(content, str):
+        return whole_characters(content)
+    if isinstance(content, list):
+        return [whole_strings(part) for part in content]
+    if isinstance(content, dict):
+        return {whole_characters(key): whole_strings(part) for key, part in content.items()}
+    return content
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character that is seen; zero-width spaces, direction marks and fillers are not."""
+    return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANK_LETTERS for letter in text)
+
+
 def clean_caption(text: str) -> str:
-    """Clean a text up; raise ValueError if no word is left."""
+    """Clean a text up; raise ValueError if nothing that can be seen is left."""
     cleaned = clean_text(text)
-    if not cleaned.strip():
+    if not is_visible(cleaned):
         raise _no_words(text)
     return cleaned
 

@@ -1,0 +1,1 @@
+"""Drawings and recordings of a Debian package: a small corpus that is not generated."""

@@ -1,0 +1,5 @@
+"""``python -m data_recipes.stamps``."""
+
+from data_recipes.stamps.pretraining import main
+
+main()

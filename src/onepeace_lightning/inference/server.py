@@ -1,0 +1,455 @@
+"""``onepeace serve``: embeddings and search over HTTP, and a page to search one's own files.
+
+``/v1/embeddings`` takes what OpenAI's clients send: texts, and other modalities as data URLs, whose first word is the
+modality (``data:image/png;base64,…``, ``data:audio/wav;base64,…``). ``/v1/search`` takes a weighted mixture of such
+inputs and of items that were found. Nothing that a client sends is ever read as a path.
+
+d = embedding width, N = items.
+"""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from onepeace_lightning.inference.gallery import Gallery
+from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.base import text_modality
+
+_DATA_URL = re.compile(r"data:([a-z0-9_-]+)/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for.
+
+    Attributes:
+        request_bytes: of one request's body.
+        open_bytes: of the bodies of all requests that are being answered.
+        inputs: of one request.
+        waiting: inputs that wait for the model, over all requests; more are refused with 503.
+        characters: of a text.
+        seconds: until a request is given up.
+        hits: of one search.
+    """
+
+    request_bytes: int = 20_000_000
+    open_bytes: int = 500_000_000
+    inputs: int = 256
+    waiting: int = 2048
+    characters: int = 20_000
+    seconds: float = 60.0
+    hits: int = 200
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Batcher:
+    """Embeds inputs of concurrent requests together.
+
+    An input is decoded by itself, so that one that cannot be read fails alone; those that are waiting when the model is
+    free go through it together, by modality. What an input gives does not depend on the others.
+
+    Args:
+        model: with contrastive heads.
+        batch_size: inputs that go through the model together.
+        wait: seconds to wait for further inputs once there is one.
+        waiting: inputs that may wait.
+    """
+
+    def __init__(self, model: OnePeace, *, batch_size: int = 32, wait: float = 0.004, waiting: int = 2048) -> None:
+        self.model, self.batch_size, self.wait, self.waiting = model, batch_size, wait, waiting
+        self.admitted = 0
+        self.sizes: Callable[[int], None] = lambda size: None
+        self._queue: asyncio.Queue[tuple[str, Any, asyncio.Future[np.ndarray]]] = asyncio.Queue()
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    async def embed(self, inputs: list[str], characters: int) -> np.ndarray:
+        """(N, d) float32 embeddings of unit length.
+
+        Raises:
+            RefusedError: an input cannot be read (its number is named), or too many are waiting.
+        """
+        if self.admitted + len(inputs) > self.waiting:
+            raise RefusedError(503, "busy", f"{self.admitted} inputs are waiting already; try again in a moment")
+        self.admitted += len(inputs)
+        try:
+            tasks = [asyncio.ensure_future(self._one(number, given, characters)) for number, given in enumerate(inputs)]
+            try:
+                return np.stack(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self.admitted -= len(inputs)
+
+    async def _one(self, number: int, given: str, characters: int) -> np.ndarray:
+        loop = asyncio.get_running_loop()
+        modality, array = await loop.run_in_executor(self._decoders, self._read, number, given, characters)
+        future: asyncio.Future[np.ndarray] = loop.create_future()
+        self._queue.put_nowait((modality, array, future))
+        return await future
+
+    def _read(self, number: int, given: str, characters: int) -> tuple[str, Any]:
+        """The modality of an input and what its adapter takes."""
+        try:
+            if match := _DATA_URL.match(given):
+                name, data = match[1], base64.b64decode(given[match.end() :], validate=True)
+                modality = self.model.modality(name)
+                return name, modality.transform(modality.decode(data))
+            if given[:5].lower() == "data:":
+                raise ValueError("a data URL must be data:MODALITY/FORMAT;base64,…, such as data:image/png;base64,…")
+            if not given.strip():
+                raise ValueError("the text is empty")
+            if len(given) > characters:
+                raise ValueError(f"a text of {len(given)} characters; at most {characters} are accepted")
+            text = text_modality()
+            return text, self.model.modality(text).read(given)
+        except (ValueError, OSError, binascii.Error) as error:
+            raise RefusedError(400, "bad_input", f"input {number}: {str(error).partition(chr(10))[0]}") from error
+
+    async def run(self) -> None:
+        """Embed what is waiting, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            deadline = loop.time() + self.wait
+            while len(batch) < self.batch_size and (left := deadline - loop.time()) > 0:
+                try:
+                    batch.append(await asyncio.wait_for(self._queue.get(), left))
+                except TimeoutError:
+                    break
+            for modality in dict.fromkeys(entry[0] for entry in batch):
+                entries = [entry for entry in batch if entry[0] == modality and not entry[2].done()]
+                if entries:
+                    await self._answer(modality, entries)
+
+    async def _answer(self, modality: str, entries: list[tuple[str, Any, asyncio.Future[np.ndarray]]]) -> None:
+        self.sizes(len(entries))
+        arrays = [array for _, array, _ in entries]
+        try:
+            rows = await asyncio.get_running_loop().run_in_executor(self._compute, self._embed, modality, arrays)
+        except Exception as error:  # whatever the model raises is the answer to these requests; the service goes on
+            for _, _, future in entries:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for row, (_, _, future) in zip(rows, entries, strict=True):
+            if not future.done():
+                future.set_result(row)
+
+    def _embed(self, modality: str, arrays: list[Any]) -> np.ndarray:
+        rows: np.ndarray = self.model.embed_inputs(modality, self.model.modality(modality).collate(arrays)).numpy()
+        return rows
+
+
+class EmbeddingsRequest(BaseModel):
+    """The body of ``/v1/embeddings``."""
+
+    model_config = ConfigDict(extra="ignore")
+    input: str | list[str]
+    model: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+class Part(BaseModel):
+    """One part of a search: an input or a row of the index, and its weight."""
+
+    input: str | None = None
+    row: int | None = Field(default=None, ge=0)
+    weight: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
+
+
+class SearchRequest(BaseModel):
+    """The body of ``/v1/search``."""
+
+    query: list[Part] = Field(min_length=1, max_length=16)
+    k: int = Field(default=24, ge=1)
+
+
+class Guard:
+    """Middleware: asks for the key, and refuses bodies that are too large before they are read."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], limits: Limits, key: str | None) -> None:
+        self.app, self.limits, self.key, self.open_bytes = app, limits, key, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        if self.key is not None and scope["path"].startswith(("/v1/", "/metrics")):
+            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(given, self.key.encode()):
+                refused = RefusedError(401, "invalid_api_key", "give the API key: Authorization: Bearer KEY")
+                return await _error(refused)(scope, receive, send)
+        if scope["method"] in ("GET", "HEAD"):
+            return await self.app(scope, receive, send)
+        body = bytearray()
+        try:
+            await asyncio.wait_for(self._read(body, headers.get(b"content-length", b""), receive), self.limits.seconds)
+            messages = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+            async def replay() -> MutableMapping[str, Any]:
+                return messages.pop() if messages else await receive()
+
+            return await self.app(scope, replay, send)
+        except RefusedError as refused:
+            return await _error(refused)(scope, receive, send)
+        except TimeoutError:
+            return await _error(RefusedError(408, "slow", "the request did not arrive in time"))(scope, receive, send)
+        finally:
+            self.open_bytes -= len(body)
+
+    async def _read(self, body: bytearray, declared: bytes, receive: Receive) -> None:
+        """Read a request's body.
+
+        Raises:
+            RefusedError: it is too large, or too much is being answered at the time.
+        """
+        more = True
+        while more:
+            if max(len(body), int(declared) if declared.isdigit() else 0) > self.limits.request_bytes:
+                raise RefusedError(413, "too_large", f"at most {self.limits.request_bytes} bytes are accepted")
+            if self.open_bytes > self.limits.open_bytes:
+                raise RefusedError(503, "busy", "too many large requests at a time; try again in a moment")
+            message = await receive()
+            if message["type"] != "http.request":
+                raise RefusedError(400, "incomplete", "the request ended before its body did")
+            chunk = message.get("body", b"")
+            body += chunk
+            self.open_bytes += len(chunk)
+            more = message.get("more_body", False)
+
+
+def _error(refused: RefusedError) -> JSONResponse:
+    error = {"message": str(refused), "type": "invalid_request_error", "param": None, "code": refused.code}
+    headers = {"Retry-After": "1"} if refused.status == 503 else None
+    return JSONResponse({"error": error}, refused.status, headers)
+
+
+def make_app(
+    model: OnePeace,
+    *,
+    name: str = "onepeace",
+    gallery: Gallery | None = None,
+    api_key: str | None = None,
+    limits: Limits = Limits(),
+    batch_size: int = 32,
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        model: with contrastive heads.
+        name: what clients call it.
+        gallery: embedded files to search; None: there is no search and no page.
+        api_key: what clients must send; None: anybody may ask.
+        limits: of requests.
+        batch_size: inputs that go through the model together.
+    """
+    batcher = Batcher(model, batch_size=batch_size, waiting=limits.waiting)
+    registry = CollectorRegistry()
+    requests = Counter("onepeace_requests", "Requests by path and status.", ["path", "status"], registry=registry)
+    seconds = Histogram(
+        "onepeace_request_seconds", "Seconds from a request to its answer.", ["path"], registry=registry
+    )
+    sizes = Histogram(
+        "onepeace_batch_size", "Inputs that went through the model together.", buckets=[1, 2, 4, 8, 16, 32, 64],
+        registry=registry,
+    )  # fmt: skip
+    Gauge("onepeace_waiting", "Inputs that wait for the model.", registry=registry).set_function(
+        lambda: batcher.admitted
+    )
+    batcher.sizes = sizes.observe
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.run())
+        yield
+        worker.cancel()
+
+    app = FastAPI(title="onepeace", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, limits=limits, key=api_key)
+
+    @app.exception_handler(RefusedError)
+    async def _refused(request: Request, refused: RefusedError) -> JSONResponse:
+        return _error(refused)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return _error(RefusedError(400, "invalid_request", f"{where}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return _error(
+            RefusedError(error.status_code, "not_found" if error.status_code == 404 else "error", error.detail)
+        )
+
+    @app.middleware("http")
+    async def _measured(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        start = time.perf_counter()
+        response = await call(request)
+        route = request.scope.get("route")
+        path = getattr(route, "path", "other")
+        requests.labels(path, str(response.status_code)).inc()
+        seconds.labels(path).observe(time.perf_counter() - start)
+        return response
+
+    async def embedded(inputs: list[str]) -> np.ndarray:
+        if not 1 <= len(inputs) <= limits.inputs:
+            raise RefusedError(400, "invalid_request", f"{len(inputs)} inputs; give 1 to {limits.inputs}")
+        try:
+            return await asyncio.wait_for(batcher.embed(inputs, limits.characters), limits.seconds)
+        except TimeoutError as error:
+            raise RefusedError(504, "timeout", f"no answer within {limits.seconds:g} s; try fewer inputs") from error
+
+    @app.post("/v1/embeddings")
+    async def _embeddings(body: EmbeddingsRequest) -> JSONResponse:
+        inputs = [body.input] if isinstance(body.input, str) else body.input
+        rows = await embedded(inputs)
+        if body.dimensions is not None:
+            if body.dimensions > rows.shape[1]:
+                raise RefusedError(
+                    400, "invalid_request", f"dimensions is {body.dimensions}; the model has {rows.shape[1]}"
+                )
+            rows = rows[:, : body.dimensions]
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+        encode: Callable[[np.ndarray], Any] = (
+            (lambda row: base64.b64encode(row.astype("<f4").tobytes()).decode())
+            if body.encoding_format == "base64"
+            else np.ndarray.tolist
+        )
+        data = [{"object": "embedding", "index": i, "embedding": encode(row)} for i, row in enumerate(rows)]
+        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        return JSONResponse({"object": "list", "data": data, "model": body.model or name, "usage": usage})
+
+    @app.get("/v1/models")
+    async def _models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "onepeace"}]}
+
+    @app.get("/health")
+    async def _health() -> dict[str, Any]:
+        return {"status": "ok", "model": name, "modalities": list(model.config.adapters), "waiting": batcher.admitted}
+
+    @app.get("/metrics")
+    async def _metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    if gallery is not None:
+        _add_search(app, gallery, embedded, limits)
+    return app
+
+
+def _add_search(
+    app: FastAPI, gallery: Gallery, embedded: Callable[[list[str]], Awaitable[np.ndarray]], limits: Limits
+) -> None:
+    """The routes that search, and the page."""
+
+    @app.get("/", response_class=HTMLResponse)
+    async def _page() -> str:
+        return files(__package__).joinpath("search_page.html").read_text(encoding="utf-8")
+
+    @app.post("/v1/search")
+    async def _search(body: SearchRequest) -> dict[str, Any]:
+        if body.k > limits.hits:
+            raise RefusedError(400, "invalid_request", f"k is {body.k}; at most {limits.hits} hits are given")
+        if wrong := [part for part in body.query if (part.input is None) == (part.row is None)]:
+            raise RefusedError(
+                400, "invalid_request", f"{len(wrong)} parts of the query have not either an input or a row"
+            )
+        if unknown := [part.row for part in body.query if part.row is not None and part.row >= len(gallery)]:
+            raise RefusedError(404, "not_found", f"there is no row {unknown[0]}; the index has {len(gallery)}")
+        inputs = [part.input for part in body.query if part.input is not None]
+        rows = iter(await embedded(inputs)) if inputs else iter(())
+        query_d = np.zeros(gallery.embeddings_Nd.shape[1], np.float32)
+        for part in body.query:
+            query_d += part.weight * (next(rows) if part.row is None else gallery.embeddings_Nd[part.row])
+        length = float(np.linalg.norm(query_d))
+        if length < 1e-6:
+            raise RefusedError(400, "invalid_request", "the weighted parts add up to nothing; give other weights")
+        hits = await asyncio.to_thread(gallery.search, query_d / length, body.k)
+        return {"hits": [hit._asdict() for hit in hits], "items": len(gallery)}
+
+    @app.get("/v1/items/{row}", response_class=HTMLResponse)
+    async def _item(row: int) -> str:
+        if not 0 <= row < len(gallery):
+            raise RefusedError(404, "not_found", f"there is no row {row}; the index has {len(gallery)}")
+        try:
+            return await asyncio.to_thread(gallery.html, row)
+        except OSError as error:
+            raise RefusedError(404, "not_found", "the file is not there any more") from error
+
+
+def serve(
+    *,
+    model: str,
+    index: list[str] | None = None,
+    root: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    batch_size: int = 32,
+    bpe_dir: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Serve embeddings, and with an index search and a page to search one's files.
+
+    Args:
+        model: a folder, a checkpoint, or a name on the hub.
+        index: files that ``onepeace embed`` wrote with the same model.
+        root: where the indexed files are now, if they were moved.
+        host: the address to listen on; only this machine reaches the default.
+        port: to listen on.
+        api_key: what clients must send as ``Authorization: Bearer KEY``; needed to listen on another address.
+        batch_size: inputs that go through the model together.
+        bpe_dir: folder with the vocabulary, for the original's checkpoints.
+        device: where to compute, such as cuda.
+        dtype: float32, bfloat16 or float16; the weights' own if null.
+
+    Raises:
+        ValueError: an index of another model, or an address that others reach without a key.
+    """
+    if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
+        raise ValueError(f"--host {host} lets others in: give --api-key, which clients then must send")
+    onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=dtype)
+    gallery = None if index is None else Gallery.open(index, onepeace, root)
+    app = make_app(onepeace, name=model, gallery=gallery, api_key=api_key, batch_size=batch_size)
+    print(f"serving {model} on http://{host}:{port}" + (f", {len(gallery)} items to search" if gallery else ""))
+    uvicorn.run(app, host=host, port=port, log_level="warning", limit_concurrency=1024, timeout_keep_alive=5)

@@ -1,0 +1,1 @@
+"""Models of the published vision results, each for one kind of answer."""
