@@ -37,7 +37,7 @@ LOADER = "loader"
 BARE = "a bare decode-and-transform loop"
 PROCESSES = 2
 FIELDS = {"image-text": "jpg", "audio-text": "flac"}
-PREPROCESSING = Preprocessing({"image": {"size": 160}})
+PREPROCESSING = Preprocessing()
 WORDS = [first + last for first in ("ba", "de", "ki", "lo", "mu", "sa") for last in ("nd", "rk", "st", "lm", "t")]
 
 

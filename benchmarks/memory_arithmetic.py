@@ -29,8 +29,8 @@ from onepeace_lightning.losses.denoising import LOGITS
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.models import ModelConfig, PretrainModel
+from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.config import TransformerConfig
-from onepeace_lightning.models.encoder import Block
 from onepeace_lightning.training.pretraining_flops import StepViews, step_views
 
 SAMPLES = 256

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint
 from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
 from onepeace_lightning.checkpoints.sharded import is_sharded
+from onepeace_lightning.files import check_fetched
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
@@ -29,6 +30,8 @@ from onepeace_lightning.models.pretraining import PretrainModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MODULES_FILE = "modules.json"
+"""Says to sentence-transformers how to open the folder."""
 TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
 FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
@@ -37,6 +40,14 @@ _ACCEPTED = (
     f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
     " folder, a checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
 )
+_MODULES = [
+    {
+        "idx": 0,
+        "name": "0",
+        "path": "",
+        "type": "onepeace_lightning.integrations.sentence_transformers.OnePeaceModule",
+    }
+]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -107,6 +118,8 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    if config["contrastive_heads"]:
+        (folder / MODULES_FILE).write_text(json.dumps(_MODULES, indent=2) + "\n")
 
 
 def model_parts(model: nn.Module) -> dict[str, Any]:
@@ -166,6 +179,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; the folder was not saved to its end")
+    check_fetched(path)
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

@@ -44,32 +44,30 @@ class Batch:
         inputs: name of an input to what the modality's adapter takes. A name is a modality's; ``second_`` before it
             means the second of two items.
         masks: modality name to (B, L) bool, True where a token is hidden from the student that sees this modality
-            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation. Masks stay on the host,
-            where tokens are counted and gathered by them.
+            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation. Host data: all indices
+            that a step needs are computed from them without waiting for the device.
         fused_masks: the same for the student that sees all modalities together. Empty unless several in training.
         captions: the raw text of each sample ("" where there is none).
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
-        worker: which data worker made the batch, and ``consumed``: how many raw samples that worker had taken from its
-            stream once this batch was complete (bad ones included). The loader resumes from these two.
+        sources: the name of each sample's source, where the stream mixes several.
         filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
             same collective calls, and is not measured.
     """
 
     keys: list[str]
     inputs: dict[str, Any]
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    fused_masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     targets: dict[str, Any] = field(default_factory=dict)
-    worker: int = 0
-    consumed: int = 0
+    sources: list[str] = field(default_factory=list)
     filler: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
-        """Move every tensor to a device (Lightning calls this)."""
+        """Move every tensor to a device (Lightning calls this); masks stay on the host."""
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> "Batch":
@@ -111,9 +109,10 @@ class Collate:
         )
 
 
-def pad_masks(rows: Sequence[np.ndarray]) -> Tensor:
+def pad_masks(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Join masks (P,) of any lengths to (B, longest P); what is filled up is not masked."""
-    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
 
 
 def _join(targets: list[Any]) -> Any:

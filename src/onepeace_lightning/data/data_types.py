@@ -36,6 +36,7 @@ ANSWERS: dict[str, Answer] = {
     "label": Answer('{"labels": [class name, …]}, one or several', about="classes"),
     "captions": Answer('{"captions": [caption, …]}', captions=True),
     "box": Answer('what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored image', text=True),
+    "boxes": Answer('{"instances": [{"label", "box", "mask"}, …]}, see instances.read_annotations', about="classes"),
     "mask": Answer("a grey 8-bit image of class indices, 255 is no class", (("mask.png",),), about="classes"),
     "question": Answer(
         'the text asks, {"answers": {answer: score in (0, 1], …}}; about lists those that are learned', text=True,

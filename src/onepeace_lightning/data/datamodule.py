@@ -56,8 +56,8 @@ class DataModule(L.LightningDataModule):
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
         steps_per_epoch: batches per epoch; one pass over the longest stream if None. Shorter streams start again.
-        shuffle_buffer: samples held back by each worker to be mixed; 1 mixes whole shards only.
-        max_bad_share: fraction of bad samples beyond which training stops.
+        shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
+        max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
         masks: draw masks in streams by name; contrast alone needs none.
     """
 
@@ -74,7 +74,7 @@ class DataModule(L.LightningDataModule):
         seed: int = 0,
         steps_per_epoch: int | None = None,
         shuffle_buffer: int = 1000,
-        max_bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
         masks: bool = True,
     ) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class DataModule(L.LightningDataModule):
         self.seed = seed
         self.given_steps_per_epoch = steps_per_epoch
         self.shuffle_buffer = shuffle_buffer
-        self.max_bad_share = max_bad_share
+        self.max_bad_fraction = max_bad_fraction
         self.masks = masks
 
     @cached_property
@@ -183,7 +183,7 @@ class DataModule(L.LightningDataModule):
             # Streams that share their images (image and image-text) must not walk through them in step.
             seed=self.seed + zlib.crc32(name.encode()),
             shuffle_buffer=self.shuffle_buffer,
-            max_bad_share=self.max_bad_share,
+            max_bad_fraction=self.max_bad_fraction,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -233,9 +233,9 @@ class DataModule(L.LightningDataModule):
         if self.seed < 0:
             problems.append(f"seed is {self.seed}; give 0 or more")
         if self.shuffle_buffer < 1:
-            problems.append(f"shuffle_buffer is {self.shuffle_buffer}; give 1 (which keeps the order) or more")
-        if not 0 <= self.max_bad_share <= 1:
-            problems.append(f"max_bad_share is {self.max_bad_share}; give a fraction from 0 to 1")
+            problems.append(f"shuffle_buffer is {self.shuffle_buffer}; give 1 or more")
+        if not 0 <= self.max_bad_fraction <= 1:
+            problems.append(f"max_bad_fraction is {self.max_bad_fraction}; give a fraction from 0 to 1")
         return problems
 
     def _eval_loaders(self, of: Mapping[str, StreamConfig]) -> dict[str, EvalLoader]:

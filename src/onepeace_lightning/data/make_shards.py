@@ -7,9 +7,7 @@ Every file is checked before anything is written. What they write is laid out as
     out/tokenizer/           a SentencePiece vocabulary of the training captions, where there is text
 """
 
-import csv
 import hashlib
-import io
 import json
 import random
 import tarfile
@@ -20,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from onepeace_lightning.data.data_types import DataType
-from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, write_manifest
+from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, tars, write_manifest
+from onepeace_lightning.data.tables import read_table
+from onepeace_lightning.files import check_fetched, check_name, files_below, printable
 from onepeace_lightning.modalities.base import Modality, modalities, modality, modality_of, text_modality
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
@@ -46,6 +46,7 @@ class _Item:
             raise ValueError(self.problem)
         fields = {"json": json.dumps({"from": self.place}, ensure_ascii=False).encode()}
         for name, file in self.files:
+            check_name(str(file))
             extension = modality(name).field(str(file))
             try:
                 fields[extension] = file.read_bytes()
@@ -83,7 +84,7 @@ def from_csv(
     """Make shards of the rows of a table.
 
     Args:
-        csv_path: comma-separated table (tab-separated if it ends in .tsv), UTF-8, with a header line.
+        csv_path: table with a header line, UTF-8, with commas, semicolons or tabs between the values.
         out: data set folder to write ``train/``, ``val/`` and ``tokenizer/`` into.
         columns: modality to the column with its files' paths, or with the captions; on the command line
             ``--image-col file --text-col caption``.
@@ -130,7 +131,7 @@ def from_folder(
     """Make shards of a folder and its sub-folders; files that differ in their extension alone are one sample.
 
     ``cow.jpg`` with ``cow.txt`` is an image with its caption. All samples must be of one data type, which is found
-    from what is there.
+    from what is there. Links are followed; hidden files and folders are left out.
 
     Args:
         folder: where the files are.
@@ -149,9 +150,9 @@ def from_folder(
     top = Path(folder)
     samples: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     left_out: Counter[str] = Counter()
-    for file in sorted(top.rglob("*")):
-        if not file.is_file() or file.name.startswith("."):
-            continue
+    if not top.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    for file in files_below(top):
         if found := modality_of(file.name):
             name, extension = found
             relative = file.relative_to(top).as_posix()
@@ -164,7 +165,7 @@ def from_folder(
         known = [extension for cls in modalities().values() for extension in cls.extensions]
         raise ValueError(f"{folder} holds no file that ends in {', '.join(known)}")
     _make(
-        [_Item(stem, files) for stem, files in samples.items()],
+        [_Item(printable(stem), files) for stem, files in samples.items()],
         _common_type(samples),
         Path(out),
         val_fraction=val_fraction,
@@ -210,13 +211,12 @@ def manifest(
 
 def _shard_type(folder: Path) -> str:
     """Find the data type from what is in the first shard."""
-    shard = min(folder.glob("*.tar"), default=None)
-    if shard is None:
-        raise ValueError(f"{folder} holds no shards (*.tar)")
+    shard = tars(folder)[0]
     try:
         with tarfile.open(shard) as tar:
             names = tar.getnames()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError) as error:
+        check_fetched(shard)
         raise ValueError(f"{shard}: damaged shard ({error}); restore the file") from error
     present = {found[0] for name in names if (found := modality_of(name.rpartition("/")[2]))}
     return str(_data_type(present))
@@ -224,24 +224,19 @@ def _shard_type(folder: Path) -> str:
 
 def _rows(table: Path, folder: Path, columns: Mapping[str, str]) -> Iterator[_Item]:
     """Read a table; ``columns`` maps modalities to column names."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8 ({error}); save it in that encoding") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-    header = list(reader.fieldnames or [])
+    header, rows = read_table(table)
     if missing := [column for column in columns.values() if column not in header]:
         raise ValueError(f"{table} has no column {', '.join(map(repr, missing))}; its columns are {header}")
-    for row in reader:
+    for row in rows:
         problem = None
-        if None in row:
+        if row.surplus:
             problem = f"more than {len(header)} values; put quotes around values that hold the separator"
-        elif empty := [column for column in columns.values() if not (row[column] or "").strip()]:
+        elif empty := [column for column in columns.values() if not row.values.get(column, "").strip()]:
             problem = f"nothing in column {', '.join(map(repr, empty))}"
-        values = {name: row[column] or "" for name, column in columns.items()}
+        values = {name: row.values.get(column, "") for name, column in columns.items()}
         caption = values.pop(text_modality(), None)
         files = [(name, folder / value) for name, value in values.items()]
-        yield _Item(f"{table.name}, line {reader.line_num}", files, caption, problem)
+        yield _Item(f"{table.name}, line {row.line}", files, caption, problem)
 
 
 def _data_type(present: Iterable[str]) -> DataType:

@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-
 from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import Manifest, read_manifest
+from onepeace_lightning.data.shards import Manifest, find_sample, read_manifest
+from onepeace_lightning.data.tables import TABLES, read_column
+from onepeace_lightning.files import check_name, files_below, printable
 from onepeace_lightning.modalities.base import modality as find_modality
-
-TABLES = {".csv": ",", ".tsv": "\t"}
-"""Endings of tables, and what separates their values."""
 
 Read = Callable[[], bytes]
 
@@ -93,24 +88,19 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
     if kind == "files":
         return (root / key).read_bytes()
     shard, _, stem = key.partition("/")
-    try:
-        with tarfile.open(root / shard) as tar:
-            members = set(tar.getnames())
-            for ending in find_modality(modality).extensions:
-                if (name := f"{stem}.{ending}") in members and (file := tar.extractfile(name)):
-                    return file.read()
-    except tarfile.TarError as error:
-        raise OSError(f"{root / shard} is damaged ({error})") from error
-    raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
+    sample = find_sample(root / shard, stem)
+    extensions = find_modality(modality).extensions
+    field = next((sample[extension] for extension in extensions if extension in sample), None)
+    if field is None:
+        raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
+    return field
 
 
 def _folder(modality: str, folder: Path) -> Items:
     endings = find_modality(modality).extensions
     names, left_out = [], Counter[str]()
-    for file in sorted(folder.rglob("*")):
+    for file in files_below(folder):
         relative = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
         if find_modality(modality).extension_of(file.name) is not None:
             names.append(relative.as_posix())
         else:
@@ -132,8 +122,17 @@ def _glob(pattern: str) -> Items:
 
 
 def _files(root: Path, names: Sequence[str]) -> Items:
-    signatures = [f"{name} {_state(root / name)}" for name in names]
-    return Items("files", root, signatures, lambda start: ((name, (root / name).read_bytes) for name in names[start:]))
+    signatures = [f"{printable(name)} {_state(root / name)}" for name in names]
+
+    def items(start: int) -> Iterator[tuple[str, Read]]:
+        return ((printable(name), partial(_file, root, name)) for name in names[start:])
+
+    return Items("files", root, signatures, items)
+
+
+def _file(root: Path, name: str) -> bytes:
+    check_name(name)
+    return (root / name).read_bytes()
 
 
 def _state(file: Path) -> str:
@@ -145,7 +144,7 @@ def _state(file: Path) -> str:
 
 
 def _table(modality: str, table: Path, column: str | None, root: str | None) -> Items:
-    values = _column(table, column)
+    values = read_column(table, column)
     if find_modality(modality).reads_text:
         if root is not None:
             raise ValueError(f"--root {root} has no meaning for texts of a table")
@@ -159,24 +158,6 @@ def _table(modality: str, table: Path, column: str | None, root: str | None) -> 
         raise ValueError(f"{table} has nothing in column {column!r} of row {', '.join(empty[:10])} (counted from 0)")
     # An image with several captions is embedded once.
     return _files(table.parent if root is None else Path(root), list(dict.fromkeys(values)))
-
-
-def _column(table: Path, column: str | None) -> list[str]:
-    """A column of a table, as it is written there."""
-    parse = pa.csv.ParseOptions(delimiter=TABLES[table.suffix.lower()], newlines_in_values=True)
-    try:
-        with pa.csv.open_csv(table, parse_options=parse) as reader:
-            columns = reader.schema.names
-        if column is None or column not in columns:
-            asked = f"has no column {column!r}" if column else "is a table: say which column with --column"
-            raise ValueError(f"{table} {asked}; its columns are {', '.join(columns)}")
-        convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, include_columns=[column])
-        values: list[str] = pa.csv.read_csv(table, parse_options=parse, convert_options=convert)[column].to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{table} cannot be read as a table: {error}") from error
-    if not values:
-        raise ValueError(f"{table} has no rows")
-    return values
 
 
 def _shards(modality: str, folder: Path) -> Items:

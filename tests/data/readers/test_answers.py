@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.readers.questions import ChoicesReader, PairReader, QuestionReader
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from tests.samples import as_json, png, wav

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.readers.boxes import BoxAugmentation, BoxReader, other_side
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.modalities.image import ImageModality
 from tests.samples import as_json, png, scene
 

@@ -7,6 +7,7 @@ from onepeace_lightning.data.readers.aligned import AlignedReader
 from onepeace_lightning.data.readers.base import Reader
 from onepeace_lightning.data.readers.boxes import BoxReader
 from onepeace_lightning.data.readers.captions import CaptionsReader
+from onepeace_lightning.data.readers.detection import InstancesReader
 from onepeace_lightning.data.readers.labels import LabelReader
 from onepeace_lightning.data.readers.masks import MaskReader
 from onepeace_lightning.data.readers.questions import ChoicesReader, PairReader, QuestionReader
@@ -16,6 +17,7 @@ READERS: Mapping[str | None, type[Reader]] = {
     "label": LabelReader,
     "captions": CaptionsReader,
     "box": BoxReader,
+    "boxes": InstancesReader,
     "mask": MaskReader,
     "question": QuestionReader,
     "choices": ChoicesReader,

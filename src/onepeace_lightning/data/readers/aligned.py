@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from onepeace_lightning.data.bad_samples import EmptyCaption
 from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.base import Reader, encoded
 from onepeace_lightning.losses.denoising import denoised_alone
@@ -47,7 +48,10 @@ class AlignedReader(Reader):
             return ""
         caption = modality(text)().decode(encoded(raw, extensions, text))
         if len(self.items) > 1 or text in self.modalities:
-            clean_caption(caption)
+            try:
+                clean_caption(caption)
+            except ValueError as error:
+                raise EmptyCaption(str(error)) from error
         return str(caption)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.batch import Collate, Example
 from onepeace_lightning.data.data_types import DataType, data_type
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.modalities.base import Modality, Preprocessing, text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.base import whole_strings

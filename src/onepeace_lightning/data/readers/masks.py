@@ -21,9 +21,9 @@ from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.base import Reader
 from onepeace_lightning.data.readers.labels import seeded
 from onepeace_lightning.modalities.base import looks_like
-from onepeace_lightning.models.heads.segmentation import UNLABELLED
-from onepeace_lightning.models.heads.windows import scaled_size
 from onepeace_lightning.models.patches import MEAN
+from onepeace_lightning.models.vision.segmentation import UNLABELLED
+from onepeace_lightning.models.vision.windows import scaled_size
 
 
 @dataclass(frozen=True)
