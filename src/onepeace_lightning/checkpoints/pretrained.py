@@ -14,8 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint
-from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint, read_file
+from onepeace_lightning.checkpoints.original import OriginalModel, named
+from onepeace_lightning.checkpoints.released.base import ReleasedFile
+from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.files import check_fetched
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality
@@ -38,7 +40,7 @@ FORMAT_VERSION = 1
 
 _ACCEPTED = (
     f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
-    " folder, a checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
+    " folder, a file of the original ONE-PEACE's release (.pt, .pkl), or a name 'owner/name' on the Hugging Face hub"
 )
 _MODULES = [
     {
@@ -187,14 +189,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> Pretrained:
-    content = read_checkpoint(path)
-    if "onepeace" in content:
+    if is_sharded(path):
+        return _read_training(path, read_checkpoint(path))
+    content, found = read_file(path)
+    if isinstance(content, dict) and "onepeace" in content:
         return _read_training(path, content)
-    if "cfg" in content:
-        checkpoint = read_original(path)
-        model, report = model_from_original(checkpoint)
-        return Pretrained(model, Preprocessing().fitting(model.config), report=report)
-    raise ValueError(f"{path} holds {sorted(map(str, content))}, which is nothing known; accepted is {_ACCEPTED}")
+    file = ReleasedFile.of(path, content, found)
+    kind = kind_of(file)
+    model, report = kind.model(file)
+    return Pretrained(model, Preprocessing(kind.preprocessing(file, model.config)).fitting(model.config), report=report)
 
 
 def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:

@@ -32,6 +32,7 @@ class Source:
         tokenizer: its vocabulary, if it has one.
         preprocessing: settings of its modalities.
         name: for messages.
+        whole: the weights are those of the whole model, head and all.
     """
 
     config: ModelConfig
@@ -39,6 +40,7 @@ class Source:
     tokenizer: Tokenizer | None
     preprocessing: Preprocessing
     name: str
+    whole: bool = False
 
 
 def open_source(backbone: BackboneSource, tokenizer: str | None, preprocessing: Preprocessing | None) -> Source:
