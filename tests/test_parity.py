@@ -13,7 +13,9 @@ from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
-from onepeace_lightning.models import Image, PretrainModel, Text
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import PretrainModel
 from tests import parity
 from tests.checkpoints.original_format import to_original
 from tests.checkpoints.test_original import other_config, other_model

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from onepeace_lightning.models.adapter import Adapter, adapter_type
+from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.layers import PerModality, layer_scale_of
@@ -19,9 +19,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.adapters = PerModality(
-            {name: adapter_type(name)(sizes, config) for name, sizes in config.adapters.items()}
-        )
+        self.adapters = PerModality({name: sizes.build(config) for name, sizes in config.adapters.items()})
         self.encoder = Encoder(config.encoder, tuple(config.adapters))
 
     def lr_scale(self, name: str, layer_decay: float) -> float:
