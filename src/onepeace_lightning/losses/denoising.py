@@ -1,15 +1,11 @@
 """Intra-modal denoising contrast (paper section 3.3): find a hidden token's own teacher feature among all tokens."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from onepeace_lightning.losses.chunks import summed
 
 TEMPERATURE = 0.4
-
-LOGITS = 2**28
-"""What is kept for the backward pass at most, 1 GiB in float32. More are computed part by part, and once again then:
-they grow with the square of the batch."""
 
 
 def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -34,10 +30,4 @@ def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor,
         logits_PN = (student_PD @ teacher_ND.T).float()
         return F.cross_entropy(logits_PN, target_P, label_smoothing=spread, reduction="sum")
 
-    hidden = len(target_M)
-    if hidden * candidates <= LOGITS:
-        return total(student_MD, target_M) / max(hidden, 1)
-    rows = max(1, LOGITS // candidates)
-    parts = zip(student_MD.split(rows), target_M.split(rows), strict=True)
-    losses = [checkpoint(total, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.stack(losses).sum() / hidden
+    return summed(total, candidates, student_MD, target_M) / max(len(target_M), 1)

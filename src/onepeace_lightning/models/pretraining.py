@@ -14,11 +14,14 @@ class PretrainModel(nn.Module):
     Args:
         config: sizes.
         denoise: build the denoising decoder.
+        logit_bias: learn a bias of the contrast's logits, which the sigmoid contrast needs.
     """
 
-    def __init__(self, config: ModelConfig, *, denoise: bool = True) -> None:
+    def __init__(self, config: ModelConfig, *, denoise: bool = True, logit_bias: bool = False) -> None:
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
-        self.heads = ContrastiveHeads(config.encoder.width, tuple(config.adapters), config.encoder.init_std)
+        self.heads = ContrastiveHeads(
+            config.encoder.width, tuple(config.adapters), config.encoder.init_std, biased=logit_bias
+        )
         self.denoiser = Denoiser(config) if denoise else None
