@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -247,3 +248,75 @@ def test_manifest_of_no_shards(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"not a tar")
     with pytest.raises(ValueError, match="damaged"):
         manifest(str(tmp_path))
+
+
+def test_links_are_followed_and_hidden_folders_left_out(tmp_path):
+    for name in ("a/x0", "a/.ipynb_checkpoints/x0-checkpoint", "real/y0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(png(len(name)))
+        (tmp_path / f"{name}.txt").write_bytes(b"\xef\xbb\xbfbell " + name.encode())
+    (tmp_path / "a" / "more").symlink_to("../real")
+    from_folder(str(tmp_path / "a"), out=str(tmp_path / "out"), vocab_size=VOCAB)
+    found = samples(tmp_path / "out" / "train" / "image-text")
+    assert {json.loads(sample["json"])["from"] for sample in found} == {"x0", "more/y0"}
+
+
+def test_a_name_that_is_no_utf_8_is_named_and_can_be_left_out(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.png").write_bytes(png(1))
+    (tmp_path / "raw" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(2))
+    with pytest.raises(ValueError, match=r"caf\\xe9: .*caf\\xe9\.png is no UTF-8; rename"):
+        from_folder(str(tmp_path / "raw"), out=str(tmp_path / "out"))
+    from_folder(str(tmp_path / "raw"), out=str(tmp_path / "out"), skip_bad=True)
+    assert len(samples(tmp_path / "out" / "train" / "image")) == 1
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere"):
+        from_folder(str(tmp_path / "nowhere"), out=str(tmp_path / "out"))
+
+
+def test_an_unclosed_quote_stops_with_its_line(tmp_path):
+    table = pairs(tmp_path / "raw", 12)
+    table.write_text(table.read_text().replace("thing number 7", '"good night'))
+    with pytest.raises(ValueError, match="line 9: a quote"):
+        make(table, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_long_caption_and_one_without_a_visible_character(tmp_path):
+    table = pairs(tmp_path / "raw", 2)
+    table.write_text(table.read_text().replace("thing number 0", "bell " * 30_000).replace("thing number 1", "\u200b"))
+    with pytest.raises(ValueError, match=r"1 of 2 samples cannot be used:\n.*line 3: caption '\\u200b' has no words"):
+        make(table, tmp_path / "out")
+    make(table, tmp_path / "out", skip_bad=True)
+    assert [sample["txt"] for sample in samples(tmp_path / "out" / "train" / "image-text")] == [b"bell " * 30_000]
+
+
+def test_manifest_of_shards_from_elsewhere(tmp_path):
+    def tar(name, members, mode="w"):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "0.tar", mode) as archive:
+            for member, data in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        return tmp_path / name
+
+    pair = [("d/IMG_1.PNG", png(1)), ("d/IMG_1.TXT", b"bell")]
+    mac = [("d/.DS_Store", b"x"), ("./d/._IMG_1.PNG", b"x"), ("__MACOSX/d/IMG_1.PNG", b"x"), *pair]
+    assert manifest(str(tar("upper", pair))).samples == 1
+    assert manifest(str(tar("mac", mac))).samples == 1
+    with pytest.raises(ValueError, match=r"0\.tar is compressed \(gzip\).*decompress it"):
+        manifest(str(tar("gz", pair, "w:gz")))
+    (tmp_path / "gz" / "0.tar").rename(tmp_path / "gz" / "0.tar.gz")
+    with pytest.raises(ValueError, match=r"0\.tar\.gz"):
+        manifest(str(tmp_path / "gz"))
+    two = tar("two", pair)
+    other = tar("other", [("d/2.png", png(2)), ("d/2.txt", b"drum")])
+    with (two / "0.tar").open("ab") as stream:
+        stream.write((other / "0.tar").read_bytes())
+    assert manifest(str(two)).samples == 2
+    (two / "0.tar").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match="Git LFS pointer"):
+        manifest(str(two))

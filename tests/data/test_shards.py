@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -8,6 +9,7 @@ from onepeace_lightning.data.shards import (
     FIELDS,
     ShardError,
     ShardWriter,
+    find_sample,
     read_manifest,
     read_shard,
     write_manifest,
@@ -31,7 +33,7 @@ def edit(folder, **changes):
 def read(folder, index, wanted=None):
     manifest = read_manifest(folder)
     shard = manifest.shards[index]
-    return list(read_shard(folder, shard, range(shard.samples) if wanted is None else wanted))
+    return list(read_shard(manifest, shard, range(shard.samples) if wanted is None else wanted))
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -192,8 +194,9 @@ def test_truncated_shard(tmp_path, size):
     whole = read(tmp_path, 0)
     truncate(tmp_path, size)
     seen = []
+    manifest = read_manifest(tmp_path)
     with pytest.raises(ShardError, match=r"00000.tar"):
-        seen.extend(read_shard(tmp_path, read_manifest(tmp_path).shards[0], range(7)))
+        seen.extend(read_shard(manifest, manifest.shards[0], range(7)))
     assert [raw["__key__"] for _, raw in seen] == [raw["__key__"] for _, raw in whole[: len(seen)]]
     with pytest.raises(ShardError, match=r"00000.tar: damaged shard"):
         write_manifest(tmp_path, "text", **ABOUT)
@@ -234,3 +237,27 @@ def test_counting_checks_the_fields(tmp_path):
     with pytest.raises(ShardError, match="'two' of type 'image-text' needs exactly one of txt"):
         write_manifest(tmp_path, "image-text", **ABOUT)
     assert write_manifest(tmp_path, "image", **ABOUT).samples == 2
+
+
+def test_two_tars_in_one_file_are_read_as_one(tmp_path):
+    write(tmp_path / "a", samples=3, per_shard=3)
+    write(tmp_path / "b", samples=5, per_shard=5)
+    (tmp_path / "c").mkdir()
+    tars = [(tmp_path / name / "00000.tar").read_bytes() for name in "ab"]
+    (tmp_path / "c" / "00000.tar").write_bytes(b"".join(tars))
+    assert write_manifest(tmp_path / "c", "text", **ABOUT).samples == 8
+    assert [sample for _, sample in read(tmp_path / "c", 0)] == [
+        sample for name in "ab" for _, sample in read(tmp_path / name, 0)
+    ]
+
+
+def test_a_name_of_another_encoding_in_a_tar_can_be_written_down(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in (b"caf\xe9.png", b"caf\xe9.txt"):
+            info = tarfile.TarInfo(os.fsdecode(name))
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"bell"))
+    made = write_manifest(tmp_path, "image-text", source="-", license="-")
+    [(_, sample)] = read_shard(made, made.shards[0], [0])
+    assert sample["__key__"] == "caf\\xe9"
+    assert find_sample(tmp_path / "0.tar", sample["__key__"])["txt"] == b"bell"

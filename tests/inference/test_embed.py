@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -344,11 +346,11 @@ def test_a_source_of_bad_files_only_leaves_no_file(here, model_folder):
         (["--image", "pairs.csv", "--column", "file"], "has no column 'file'; its columns are path, sound, caption"),
         (["--image", "photos", "--column", "path"], r"photos is no table .*--column path has no meaning"),
         (["--text", "pairs.csv", "--column", "caption", "--root", "."], r"--root \. has no meaning"),
-        (["--image", "torn.csv", "--column", "a"], r"torn\.csv cannot be read as a table: .*Expected 2 columns, got 3"),
-        (["--image", "latin.csv", "--column", "a"], r"latin\.csv cannot be read as a table: .*UTF8"),
+        (["--image", "torn.csv", "--column", "a"], r"torn\.csv, line 3: 3 values, the header has 2"),
+        (["--image", "latin.csv", "--column", "a"], r"latin\.csv is not UTF-8 .*save it as UTF-8"),
         (["--image", "gap.csv", "--column", "a"], r"gap\.csv has nothing in column 'a' of row 1"),
         (["--image", "head.csv", "--column", "a"], r"head\.csv has no rows"),
-        (["--image", "nothing.csv", "--column", "a"], r"nothing\.csv cannot be read as a table"),
+        (["--image", "nothing.csv", "--column", "a"], r"nothing\.csv is empty"),
         (["--image", "absent.csv", "--column", "a"], r"absent\.csv"),
         (["--audio", "shards"], "hold 'image-text': there is no audio"),
         (["--image", "loose"], "has shards but no manifest"),
@@ -404,3 +406,46 @@ def test_files_of_a_newer_release_are_refused(here, model_folder):
     parts["about"] = np.array(json.dumps({**json.loads(str(parts["about"])), "format_version": 2}))
     np.savez("out.npz", **parts)
     fails("--image", "photos", "--out", "out.npz", model=model_folder, says="format_version 2; this release reads 1")
+
+
+# ---------------------------------------------------------------- odd files
+
+
+def test_links_names_and_hidden_folders(here, model_folder, capsys):
+    (here / "more").mkdir()
+    (here / "more" / "far").symlink_to("../photos/trip")
+    (here / "more" / ".cache").mkdir()
+    shutil.copy("photos/0.jpg", "more/.cache/0.jpg")
+    shutil.copy("photos/0.jpg", os.fsencode("more") + b"/caf\xe9.jpg")
+    fails("--image", "more", "--out", "a.parquet", model=model_folder, says=r"caf\\xe9\.jpg is no UTF-8; rename")
+    embed(model_folder, "--image", "more", "--out", "b.parquet", "--skip-bad")
+    assert content("b.parquet")[0] == ["far/1.png", "far/3.png"]
+    assert "caf\\xe9.jpg" in capsys.readouterr().out
+
+
+def test_pictures_with_unreadable_metadata_are_embedded_and_absurd_sounds_named(here, model_folder):
+    data = Path("photos/0.jpg").read_bytes()
+    block = b"Exif\0\0\x01\x02\x03garbage!"
+    Path("exif").mkdir()
+    Path("exif/0.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2) + block + data[2:])
+    embed(model_folder, "--image", "exif", "--out", "exif.parquet")
+    embed(model_folder, "--image", "photos/0.jpg", "--out", "plain.parquet")
+    assert torch.equal(content("exif.parquet")[1], content("plain.parquet")[1])
+    Path("loud").mkdir()
+    soundfile.write("loud/a.wav", np.full(8000, 1e30, np.float32), 16000, subtype="FLOAT")
+    shutil.copy("sounds/0.wav", "loud/b.wav")
+    fails(
+        "--audio", "loud", "--out", "loud.parquet", model=model_folder, says=r"a\.wav: .*samples in \[1e\+30, 1e\+30\]"
+    )
+    embed(model_folder, "--audio", "loud", "--out", "loud.parquet", "--skip-bad")
+    ids, embeddings, _ = content("loud.parquet")
+    assert ids == ["b.wav"]
+    assert embeddings.isfinite().all()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(here, model_folder):
+    Path("t").mkdir()
+    Path("t/a.txt").write_bytes(b"\xef\xbb\xbfa red cow")
+    Path("t/b.txt").write_bytes(b"a red cow")
+    embed(model_folder, "--text", "t", "--out", "t.parquet")
+    assert content("t.parquet")[2] == ["a red cow", "a red cow"]

@@ -92,3 +92,30 @@ def test_a_checkpoint_of_pretraining_has_no_answers(tmp_path):
     torch.save({"onepeace": {"config": {}}, "state_dict": {}}, tmp_path / "p.ckpt")
     with pytest.raises(SystemExit, match="no downstream task"):
         main(["predict", str(tmp_path / "p.ckpt"), "x", "--out", str(tmp_path / "a.jsonl")])
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_table(sounds, tmp_path):
+    for name, text in (("t.csv", "audio;note\r\nsounds/low.wav;x\r\n"), ("t.jsonl", '{"audio": "sounds/low.wav"}\n\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        main(["predict", sounds, str(tmp_path / name), "--out", str(tmp_path / "answers.jsonl")])
+        assert [line["audio"] for line in lines(tmp_path / "answers.jsonl")] == ["sounds/low.wav"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t.jsonl", '{"audio": 7}\n', "row 1: audio is 7; give the path of a file"),
+        ("t.csv", 'audio,note\nsounds/low.wav,"x\n', "line 2: a quote"),
+        ("t.csv", "audio,note\nsounds/low.wav,x,y\n", "line 2: 3 values, the header has 2"),
+    ],
+)
+def test_a_table_that_cannot_be_read_ends_in_words(sounds, tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit, match=says):
+        main(["predict", sounds, str(tmp_path / name), "--out", str(tmp_path / "answers.jsonl")])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told_in_words(sounds, tmp_path):
+    with pytest.raises(SystemExit, match=r"device is 'cuda'.*try 'cpu'"):
+        main(["predict", sounds, str(tmp_path / "sounds"), "--out", str(tmp_path / "a.jsonl"), "--device", "cuda"])

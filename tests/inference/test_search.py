@@ -1,5 +1,6 @@
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,16 @@ def test_words_in_any_order_reach_the_parser():
     assert bracketed(["one.npz", "--weights.text", "2", "--help"]) == ['["one.npz"]', "--weights.text=2", "--help"]
     with pytest.raises(ValueError, match="1 weights"):
         bracketed(["--weights", "1"])
+
+
+def test_shards_with_upper_case_extensions_show_their_pictures(here, model_folder):
+    Path("upper").mkdir()
+    with tarfile.open("upper/0.tar", "w") as tar:
+        tar.add("photos/0.jpg", "d/IMG_1.JPG")
+    main(["shards", "manifest", "upper"])
+    main(["embed", "--model", str(model_folder), "--image", "upper", "--out", "upper.parquet"])
+    search(model_folder, "upper.parquet", "--text", "a cow")
+    page = Path("search.html").read_text()
+    assert "0.tar/d/IMG_1" in page
+    assert "data:image" in page
+    assert "not there any more" not in page

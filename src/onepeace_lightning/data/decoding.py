@@ -234,6 +234,7 @@ def _sniff(data: bytes) -> str:
         b"ID3": "MP3",
         b"\xff\xfb": "MP3",
         b"GIF8": "GIF",
+        b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
         b"RIFF": f"RIFF {data[8:12].decode('latin-1').strip()}",
     }
     name = next((name for start, name in signatures.items() if data.startswith(start)), f"begins with {data[:8]!r}")

@@ -7,9 +7,7 @@ Every file is checked before anything is written. What they write is laid out as
     out/tokenizer/           a SentencePiece vocabulary of the training captions, where there is text
 """
 
-import csv
 import hashlib
-import io
 import json
 import random
 import tarfile
@@ -21,7 +19,9 @@ from typing import Any
 
 from onepeace_lightning.data.batch import DATA_TYPES
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
-from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, write_manifest
+from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, tars, write_manifest
+from onepeace_lightning.data.tables import read_table
+from onepeace_lightning.files import check_fetched, check_name, files_below, printable
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.modalities.tokenizers.base import clean_caption
 
@@ -54,6 +54,7 @@ class _Item:
         fields = {"json": json.dumps({"from": self.place}, ensure_ascii=False).encode()}
         for modality, file in self.files:
             ending = _ending(file)
+            check_name(str(file))
             if ending not in EXTENSIONS[modality]:
                 raise ValueError(f"{file}: {modality} files must end in {', '.join(EXTENSIONS[modality])}")
             try:
@@ -88,7 +89,7 @@ def from_csv(
     """Make shards of the rows of a table.
 
     Args:
-        csv_path: comma-separated table (tab-separated if it ends in .tsv), UTF-8, with a header line.
+        csv_path: table with a header line, UTF-8, with commas, semicolons or tabs between the values.
         out: data set folder to write ``train/``, ``val/`` and ``tokenizer/`` into.
         image_col: column with paths of pictures.
         audio_col: column with paths of sounds.
@@ -132,10 +133,10 @@ def from_folder(
     license: str = "not stated",
     skip_bad: bool = False,
 ) -> None:
-    """Make shards of a folder and its sub-folders; files that differ in their ending alone are one sample.
+    """Make shards of a folder and its sub-folders; files that differ in their extension alone are one sample.
 
     ``cow.jpg`` with ``cow.txt`` is a picture with its caption. All samples must be of one data type, which is found
-    from what is there.
+    from what is there. Links are followed; hidden files and folders are left out.
 
     Args:
         folder: where the files are.
@@ -154,9 +155,9 @@ def from_folder(
     top = Path(folder)
     samples: dict[str, list[Path]] = defaultdict(list)
     left_out: Counter[str] = Counter()
-    for file in sorted(top.rglob("*")):
-        if not file.is_file() or file.name.startswith("."):
-            continue
+    if not top.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    for file in files_below(top):
         if _ending(file) in _MODALITY:
             samples[file.relative_to(top).with_suffix("").as_posix()].append(file)
         else:
@@ -166,7 +167,10 @@ def from_folder(
     if not samples:
         raise ValueError(f"{folder} holds no file that ends in {', '.join(_MODALITY)}")
     _make(
-        [_Item(stem, [(_MODALITY[_ending(file)], file) for file in files]) for stem, files in samples.items()],
+        [
+            _Item(printable(stem), [(_MODALITY[_ending(file)], file) for file in files])
+            for stem, files in samples.items()
+        ],
         _common_type(samples),
         Path(out),
         val_fraction=val_fraction,
@@ -212,13 +216,12 @@ def manifest(
 
 def _shard_type(folder: Path) -> str:
     """Find the data type from what is in the first shard."""
-    shard = min(folder.glob("*.tar"), default=None)
-    if shard is None:
-        raise ValueError(f"{folder} holds no shards (*.tar)")
+    shard = tars(folder)[0]
     try:
         with tarfile.open(shard) as tar:
             endings = {_ending(Path(name)) for name in tar.getnames()}
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError) as error:
+        check_fetched(shard)
         raise ValueError(f"{shard}: damaged shard ({error}); restore the file") from error
     present = {_MODALITY[ending] for ending in endings if ending in _MODALITY}
     return "audio-image" if len(present) == len(EXTENSIONS) else _data_type(present)
@@ -226,24 +229,19 @@ def _shard_type(folder: Path) -> str:
 
 def _rows(table: Path, folder: Path, columns: dict[str, str]) -> Iterator[_Item]:
     """Read a table; ``columns`` maps modalities to column names."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8 ({error}); save it in that encoding") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if _ending(table) == "tsv" else ",")
-    header = list(reader.fieldnames or [])
+    header, rows = read_table(table)
     if missing := [column for column in columns.values() if column not in header]:
         raise ValueError(f"{table} has no column {', '.join(map(repr, missing))}; its columns are {header}")
-    for row in reader:
+    for row in rows:
         problem = None
-        if None in row:
+        if row.surplus:
             problem = f"more than {len(header)} values; put quotes around values that hold the separator"
-        elif empty := [column for column in columns.values() if not (row[column] or "").strip()]:
+        elif empty := [column for column in columns.values() if not row.values.get(column, "").strip()]:
             problem = f"nothing in column {', '.join(map(repr, empty))}"
-        values = {modality: row[column] or "" for modality, column in columns.items()}
+        values = {modality: row.values.get(column, "") for modality, column in columns.items()}
         caption = values.pop("text", None)
         files = [(modality, folder / value) for modality, value in values.items()]
-        yield _Item(f"{table.name}, line {reader.line_num}", files, caption, problem)
+        yield _Item(f"{table.name}, line {row.line}", files, caption, problem)
 
 
 def _data_type(modalities: Iterable[str]) -> str:

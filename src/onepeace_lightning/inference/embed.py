@@ -49,7 +49,7 @@ def embed(
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
         batch_size: items that run through the model together.
         chunk_size: items that are kept together.
-        device: where to compute, such as cuda.
+        device: where to compute, such as cuda; a GPU where there is one if null.
         dtype: float32, bfloat16 or float16; the weights' own if null.
         skip_bad: leave out items that cannot be read, naming them, instead of stopping.
 

@@ -90,14 +90,14 @@ class OnePeace:
                 (``.pt``), or a name ``owner/name`` on the Hugging Face hub.
             bpe_dir: for the original's checkpoints, which have no vocabulary: a folder with its ``dict.txt``,
                 ``encoder.json`` and ``vocab.bpe``. Images and audio do not need it.
-            device: where to compute; None: on the CPU.
+            device: where to compute; None: on a GPU where there is one.
             dtype: float32, bfloat16 or float16, as a ``torch.dtype`` or a name of ``DTYPES``; None: the weights' own.
 
         Raises:
             FileNotFoundError: where a file is missing.
             ValueError: where the source is nothing known or damaged, or for an unknown device or type.
         """
-        place, kind = _device(device), _dtype(dtype)
+        place, kind = available_device(device), _dtype(dtype)
         pretrained = read_pretrained(source, bpe_dir)
         if kind is None:  # weights of several types could not be multiplied
             kind = reduce(torch.promote_types, (parameter.dtype for parameter in pretrained.model.parameters()))
@@ -322,9 +322,14 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     raise ValueError(f"dtype is {dtype!r}; accepted are {', '.join(DTYPES)}, or one of these as a torch.dtype")
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def available_device(device: str | torch.device | None) -> torch.device:
+    """A device that can be computed on; None is a GPU where there is one.
+
+    Raises:
+        ValueError: it is unknown or not there.
+    """
     try:
-        place = torch.device(device or "cpu")
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on its build
         first_line = str(error).partition("\n")[0]

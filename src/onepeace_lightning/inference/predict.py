@@ -1,6 +1,5 @@
 """``onepeace predict``: a trained downstream task's answers to files, from its checkpoint alone."""
 
-import csv
 import inspect
 import json
 import os
@@ -13,7 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from onepeace_lightning.data.raw import AudioItem, ImageItem
-from onepeace_lightning.inference.sources import TABLES, decode, open_source
+from onepeace_lightning.data.tables import TABLES, whole_rows
+from onepeace_lightning.inference.onepeace import available_device
+from onepeace_lightning.inference.sources import decode, open_source
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.tasks import load_task
 
 JSON_LINES = ".jsonl"
@@ -27,7 +29,7 @@ def predict(
     out: str,
     root: str | None = None,
     batch_size: int = 32,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> None:
     """Answer with a trained task and write one line of JSON for each item.
 
@@ -39,7 +41,7 @@ def predict(
         out: the .jsonl file to write. Masks are written as PNG files beside it, in a folder of the same name.
         root: folder that a table's paths are relative to; the table's own if null.
         batch_size: items that run through the model together.
-        device: where to compute, such as cuda.
+        device: where to compute, such as cuda; a GPU where there is one if null.
 
     Raises:
         ValueError: the checkpoint is no task's, a column is missing, or an item cannot be read.
@@ -48,9 +50,10 @@ def predict(
     target = Path(out)
     if target.suffix != JSON_LINES:
         raise ValueError(f"--out is {target}; give a file that ends in {JSON_LINES}")
+    place = available_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
-    task = load_task(checkpoint).to(device)
+    task = load_task(checkpoint).to(place)
     inputs = _inputs(task)
     answered = 0
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +93,12 @@ def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: st
                 f"{path} lacks {', '.join(lacking)} in some row; this task takes {', '.join(inputs)}, and the table has"
                 f" {', '.join(map(str, rows[0]))}"
             )
+        for number, row in enumerate(rows, 1):
+            for name, kind in inputs.items():
+                if kind is not None and not isinstance(row[name], str):
+                    raise ValueError(
+                        f"{path}, row {number}: {name} is {row[name]!r}; give the path of a file as a text"
+                    )
         folder = path.parent if root is None else Path(root)
         shown = [{name: _value(row[name], kind) for name, kind in inputs.items()} for row in rows]
         # All at once, because retrieval compares them with each other; they are paths and texts.
@@ -120,18 +129,21 @@ def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: st
 
 
 def _table(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        if path.suffix.lower() != JSON_LINES:
-            yield from csv.DictReader(stream, delimiter=TABLES[path.suffix.lower()])
-            return
+    if path.suffix.lower() != JSON_LINES:
+        for row in whole_rows(path)[1]:
+            yield dict(row.values)
+        return
+    with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line)
+                content = whole_strings(json.loads(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: {row!r} is no object with a value for each column")
-            yield row
+            if not isinstance(content, dict):
+                raise ValueError(f"{path}, line {number}: {content!r} is no object with a value for each column")
+            yield content
 
 
 def _value(value: Any, kind: str | None) -> Any:

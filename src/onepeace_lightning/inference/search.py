@@ -75,7 +75,7 @@ def search(
         out: the page to write, with the pictures and sounds in it.
         root: where the indexed files are now, if they were moved.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
-        device: where to compute, such as cuda.
+        device: where to compute, such as cuda; a GPU where there is one if null.
 
     Raises:
         ValueError: no query, weights that do not fit, or an index of another model.
@@ -233,7 +233,7 @@ def write_page(
             try:
                 data = read_item(found["kind"], Path(root or found["root"]), hit.modality, hit.key)
                 content = shown(hit.modality, decode(hit.modality, data), hit.key, seconds)
-            except OSError:
+            except (OSError, ValueError):  # gone, or damaged since
                 content, missing = "<blockquote>The file is not there any more.</blockquote>", missing + 1
         figures.append(figure(content, f"{rank}. {escape(hit.key)} <i>{hit.cosine:.3f}</i>"))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import FIELDS, Manifest, read_manifest
-
-TABLES = {".csv": ",", ".tsv": "\t"}
-"""Endings of tables, and what separates their values."""
+from onepeace_lightning.data.shards import FIELDS, Manifest, find_sample, read_manifest
+from onepeace_lightning.data.tables import TABLES, read_column
+from onepeace_lightning.files import check_name, files_below, printable
 
 _DECODE: dict[str, Callable[[bytes], Any]] = {"text": decode_text, "image": decode_image, "audio": decode_audio}
 
@@ -103,24 +98,18 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
     if kind == "files":
         return (root / key).read_bytes()
     shard, _, stem = key.partition("/")
-    try:
-        with tarfile.open(root / shard) as tar:
-            members = set(tar.getnames())
-            for ending in EXTENSIONS[modality]:
-                if (name := f"{stem}.{ending}") in members and (file := tar.extractfile(name)):
-                    return file.read()
-    except tarfile.TarError as error:
-        raise OSError(f"{root / shard} is damaged ({error})") from error
-    raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
+    sample = find_sample(root / shard, stem)
+    field = next((sample[extension] for extension in EXTENSIONS[modality] if extension in sample), None)
+    if field is None:
+        raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
+    return field
 
 
 def _folder(modality: str, folder: Path) -> Source:
     endings = EXTENSIONS[modality]
     names, left_out = [], Counter[str]()
-    for file in sorted(folder.rglob("*")):
+    for file in files_below(folder):
         relative = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
         if file.suffix.lower().removeprefix(".") in endings:
             names.append(relative.as_posix())
         else:
@@ -142,8 +131,17 @@ def _glob(pattern: str) -> Source:
 
 
 def _files(root: Path, names: Sequence[str]) -> Source:
-    signatures = [f"{name} {_state(root / name)}" for name in names]
-    return Source("files", root, signatures, lambda start: ((name, (root / name).read_bytes) for name in names[start:]))
+    signatures = [f"{printable(name)} {_state(root / name)}" for name in names]
+
+    def items(start: int) -> Iterator[tuple[str, Read]]:
+        return ((printable(name), partial(_file, root, name)) for name in names[start:])
+
+    return Source("files", root, signatures, items)
+
+
+def _file(root: Path, name: str) -> bytes:
+    check_name(name)
+    return (root / name).read_bytes()
 
 
 def _state(file: Path) -> str:
@@ -155,7 +153,7 @@ def _state(file: Path) -> str:
 
 
 def _table(modality: str, table: Path, column: str | None, root: str | None) -> Source:
-    values = _column(table, column)
+    values = read_column(table, column)
     if modality == "text":
         if root is not None:
             raise ValueError(f"--root {root} has no meaning for texts of a table")
@@ -169,24 +167,6 @@ def _table(modality: str, table: Path, column: str | None, root: str | None) -> 
         raise ValueError(f"{table} has nothing in column {column!r} of row {', '.join(empty[:10])} (counted from 0)")
     # A picture with several captions is embedded once.
     return _files(table.parent if root is None else Path(root), list(dict.fromkeys(values)))
-
-
-def _column(table: Path, column: str | None) -> list[str]:
-    """A column of a table, as it is written there."""
-    parse = pa.csv.ParseOptions(delimiter=TABLES[table.suffix.lower()], newlines_in_values=True)
-    try:
-        with pa.csv.open_csv(table, parse_options=parse) as reader:
-            columns = reader.schema.names
-        if column is None or column not in columns:
-            asked = f"has no column {column!r}" if column else "is a table: say which column with --column"
-            raise ValueError(f"{table} {asked}; its columns are {', '.join(columns)}")
-        convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, include_columns=[column])
-        values: list[str] = pa.csv.read_csv(table, parse_options=parse, convert_options=convert)[column].to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{table} cannot be read as a table: {error}") from error
-    if not values:
-        raise ValueError(f"{table} has no rows")
-    return values
 
 
 def _shards(modality: str, folder: Path) -> Source:

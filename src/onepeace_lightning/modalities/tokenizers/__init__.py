@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from onepeace_lightning.files import is_lfs_pointer
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE, Encoding, Tokenizer
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES, GPT2BPETokenizer
 from onepeace_lightning.modalities.tokenizers.sentencepiece import MODEL_FILE, SentencePieceTokenizer
@@ -41,6 +42,11 @@ def tokenizer_from_files(files: Mapping[str, bytes], *, source: str = "this set 
         FileNotFoundError: if the files of neither kind are all there.
         ValueError: if the files of both kinds are there, or a file is malformed.
     """
+    if pointers := [name for name, content in files.items() if is_lfs_pointer(content)]:
+        raise ValueError(
+            f"{source} holds {', '.join(pointers)} as a Git LFS pointer, not the file itself: fetch it with"
+            " `git lfs pull`"
+        )
     bpe = [name for name in BPE_FILES if name in files]
     if MODEL_FILE in files and bpe:
         raise ValueError(f"{source} holds two tokenizers, {MODEL_FILE} and {', '.join(bpe)}; remove one of them")

@@ -1,0 +1,1 @@
+"""The model behind interfaces of other tools, each of which is an extra."""
