@@ -20,7 +20,7 @@ from onepeace_lightning.losses.pretraining import (
     contrasted_embeddings,
     weight,
 )
-from onepeace_lightning.models.encoder import DropPath
+from onepeace_lightning.models.block import DropPath
 from onepeace_lightning.models.pretraining import PretrainModel
 
 Encode = Callable[[Mapping[str, Batch]], tuple[Embeddings, Tensor, Tensor | None]]
