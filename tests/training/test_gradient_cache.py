@@ -40,7 +40,7 @@ def gradients(made: PretrainModel) -> dict[str, torch.Tensor]:
 def cached(made: PretrainModel, parts, objectives: Objectives, frozen=()):
     terms, last = cached_loss(
         lambda piece: encode(made, piece, objectives, frozen),
-        lambda piece, contrast: pretraining_loss(made, piece, objectives, frozen, contrast),
+        lambda piece, contrast: pretraining_loss(made, piece, objectives, frozen, contrast).terms,
         parts,
         objectives,
         lambda loss: loss.backward(),

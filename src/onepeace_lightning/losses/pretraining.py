@@ -61,7 +61,12 @@ class PretrainingLoss:
     @property
     def total(self) -> Tensor:
         """The weighted sum."""
-        return torch.stack([weight(name) * value for name, value in self.terms.items()]).sum()
+        return weighted(self.terms)
+
+
+def weighted(terms: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of terms by name."""
+    return torch.stack([weight(name) * value for name, value in terms.items()]).sum()
 
 
 def weight(term: str) -> float:

@@ -15,16 +15,16 @@ from onepeace_lightning.losses.pretraining import (
     Contrast,
     Embeddings,
     Objectives,
-    PretrainingLoss,
     contrast_terms,
     contrasted_embeddings,
     weight,
+    weighted,
 )
 from onepeace_lightning.models.block import DropPath
 from onepeace_lightning.models.pretraining import PretrainModel
 
 Encode = Callable[[Mapping[str, Batch]], tuple[Embeddings, Tensor, Tensor | None]]
-Learn = Callable[[Mapping[str, Batch], Contrast], PretrainingLoss]
+Learn = Callable[[Mapping[str, Batch], Contrast], dict[str, Tensor]]
 
 
 def cached_loss(
@@ -40,7 +40,7 @@ def cached_loss(
 
     Args:
         encode: a batch to the embeddings that are contrasted, the inverse temperature and the bias (``encode``).
-        learn: a batch to its loss terms, with what takes the place of the contrast (``pretraining_loss``).
+        learn: a batch to its loss terms by name, with what takes the place of the contrast (``pretraining_loss``).
         parts: the batches, stream to batch each; on every rank as many samples of a stream in all.
         objectives: how the losses are computed.
         backward: called with each batch's share of the loss but the last one's.
@@ -79,17 +79,16 @@ def cached_loss(
                 products.append((bias * bias_gradient).sum() * first)
             return {_CACHED: torch.stack(products).sum()}
 
-        loss = learn(part, product)
-        denoising = {name: value for name, value in loss.terms.items() if name != _CACHED}
+        learned = learn(part, product)
+        denoising = {name: value for name, value in learned.items() if name != _CACHED}
         for name, value in denoising.items():
             sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         shares = [weight(name) * value / len(parts) for name, value in denoising.items()]
-        last = torch.stack([*shares, *([loss.terms[_CACHED]] if terms else [])]).sum()
+        last = torch.stack([*shares, *([learned[_CACHED]] if terms else [])]).sum()
         if number < len(parts) - 1:
             backward(last)
     terms |= sums
-    total = torch.stack([weight(name) * value for name, value in terms.items()]).sum()
-    return terms, total + (last - last.detach())
+    return terms, weighted(terms) + (last - last.detach())
 
 
 def encode(
@@ -130,8 +129,7 @@ def _cache(
         for (stream, name), rows_ND in joined.items():
             whole.setdefault(stream, {})[name] = rows_ND
         terms = contrast_terms(whole, leaves[len(sides)], None if bias is None else leaves[-1], objectives=objectives)
-        total = torch.stack([weight(name) * value for name, value in terms.items()]).sum()
-        gradients = torch.autograd.grad(total, leaves)
+        gradients = torch.autograd.grad(weighted(terms), leaves)
     parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in embeddings]
     for (stream, name), gradient_ND in zip(sides, gradients, strict=False):
         rows = gradient_ND.split([len(part[stream][name]) for part in embeddings])

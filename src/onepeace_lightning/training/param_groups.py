@@ -13,7 +13,7 @@ _BLOCK = re.compile(r"backbone\.encoder\.blocks\.(\d+)\.")
 _TABLE = re.compile(r"backbone\.adapters\.\w+\.bias_tables\.(\d+)$")
 _POSITION_TABLE = re.compile(r"(adapters|inputs)\.(text|image)\.positions$")
 _BY_MODALITY = ("adapters", "ffns", "norms", "projections", "inputs", "outputs")
-_STAGE2_SHARED = re.compile(r"denoiser\.|heads\.logit_scale|heads\.projections\.image\.")
+_STAGE2_SHARED = re.compile(r"denoiser\.|heads\.logit_(?:scale|bias)|heads\.projections\.image\.")
 
 
 def layer_scales(names: Iterable[str], blocks: int, decay: float) -> dict[str, float]:
