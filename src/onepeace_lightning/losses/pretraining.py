@@ -7,15 +7,15 @@ embeddings are contrasted. The second, without gradient, holds the teachers that
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from itertools import combinations
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_contrast, sigmoid_contrast
-from onepeace_lightning.losses.denoising import denoising_contrast
+from onepeace_lightning.losses.denoising import denoised_alone, denoising_contrast, self_taught
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.packing import Tokens, View, to_device
 from onepeace_lightning.models.pretraining import PretrainModel
@@ -23,9 +23,13 @@ from onepeace_lightning.models.pretraining import PretrainModel
 WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
 """Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""
 
-DENOISED_ALONE = {frozenset({"image", "text"}): ("text", "image")}
-"""Pairs both of whose modalities are denoised alone, from themselves. Any other pair with text is learned as audio-text
-is: only the other modality is denoised alone, and the fused pass is its teacher."""
+
+class Sampled(Protocol):
+    """What the losses need of a batch: ``data.batch.Batch``."""
+
+    inputs: Mapping[str, Any]
+    masks: Mapping[str, Tensor]
+    fused_masks: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class PretrainingLoss:
     """What ``pretraining_loss`` returns.
 
     Attributes:
-        terms: "stream/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>.
+        terms: "stream/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>. Of
+            three modalities or more each two have a contrast, ``contrast_<modality>_<modality>``.
         students: the same denoising terms to the (M, D) features predicted for the hidden tokens.
     """
 
@@ -72,12 +77,6 @@ def weighted(terms: Mapping[str, Tensor]) -> Tensor:
 def weight(term: str) -> float:
     """Weight of a term named "stream/term"."""
     return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
-
-
-def denoised_alone(modalities: Collection[str]) -> Collection[str]:
-    """Those modalities of a batch that are denoised from a view of their own."""
-    others = [name for name in modalities if len(modalities) == 1 or name != "text"]
-    return DENOISED_ALONE.get(frozenset(modalities), others)
 
 
 Embeddings = Mapping[str, Mapping[str, Tensor]]
@@ -132,7 +131,7 @@ class _Student:
 
 def pretraining_loss(
     model: PretrainModel,
-    batches: Mapping[str, Batch],
+    batches: Mapping[str, Sampled],
     objectives: Objectives = Objectives(),
     without_gradient: Collection[str] = (),
     contrast: Contrast | None = None,
@@ -170,7 +169,7 @@ def pretraining_loss(
 
 def contrasted_embeddings(
     model: PretrainModel,
-    batches: Mapping[str, Batch],
+    batches: Mapping[str, Sampled],
     objectives: Objectives = Objectives(),
     without_gradient: Collection[str] = (),
     *,
@@ -196,25 +195,27 @@ def contrasted_embeddings(
 def contrast_terms(
     embeddings: Embeddings, scale: Tensor, bias: Tensor | None, *, objectives: Objectives
 ) -> dict[str, Tensor]:
-    """The aligning contrasts of embeddings, "stream/contrast" to its value.
+    """The aligning contrasts of embeddings: "stream/contrast" to its value, of each two of three modalities or more.
 
     Raises:
         ValueError: the sigmoid contrast without a bias.
     """
     terms = {}
     for stream, sides in embeddings.items():
-        first, second = sides.values()
-        if objectives.contrast == "softmax":
-            terms[f"{stream}/contrast"] = aligning_contrast(first, second, scale, objectives.keys)
-        elif bias is None:
-            raise ValueError("the sigmoid contrast needs a bias; build the model with logit_bias=True")
-        else:
-            terms[f"{stream}/contrast"] = sigmoid_contrast(first, second, scale, bias)
+        for pair in combinations(sides, 2):
+            name = f"{stream}/contrast" if len(sides) == 2 else f"{stream}/contrast_{pair[0]}_{pair[1]}"
+            first, second = (sides[modality] for modality in pair)
+            if objectives.contrast == "softmax":
+                terms[name] = aligning_contrast(first, second, scale, objectives.keys)
+            elif bias is None:
+                raise ValueError("the sigmoid contrast needs a bias; build the model with logit_bias=True")
+            else:
+                terms[name] = sigmoid_contrast(first, second, scale, bias)
     return terms
 
 
 def _views(
-    model: PretrainModel, batches: Mapping[str, Batch], objectives: Objectives, without_gradient: Collection[str]
+    model: PretrainModel, batches: Mapping[str, Sampled], objectives: Objectives, without_gradient: Collection[str]
 ) -> tuple[_Passes, dict[str, dict[str, _Ref]], list[_Student]]:
     """Collect the views of a step: those to contrast, by stream and modality, and the students."""
     if objectives.denoise and model.denoiser is None:
@@ -232,9 +233,9 @@ def _views(
         if not objectives.denoise:
             continue
         together = dict.fromkeys(tokens, passes.add("teach", tokens))
-        from_itself = frozenset(tokens) in DENOISED_ALONE
-        for name in denoised_alone(tokens):
-            teachers = {name: alone[name] if from_itself else together[name]}
+        from_itself = self_taught(list(tokens))
+        for name in denoised_alone(list(tokens)):
+            teachers = {name: alone[name] if pair and from_itself else together[name]}
             students.append(_student(passes, {name: tokens[name]}, batch.masks, stream + "/", teachers))
         if pair:
             students.append(_student(passes, tokens, batch.fused_masks, stream + "/fused_", together))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import (
     Contrast,
     Embeddings,
     Objectives,
+    Sampled,
     contrast_terms,
     contrasted_embeddings,
     weight,
@@ -23,14 +23,14 @@ from onepeace_lightning.losses.pretraining import (
 from onepeace_lightning.models.block import DropPath
 from onepeace_lightning.models.pretraining import PretrainModel
 
-Encode = Callable[[Mapping[str, Batch]], tuple[Embeddings, Tensor, Tensor | None]]
-Learn = Callable[[Mapping[str, Batch], Contrast], dict[str, Tensor]]
+Encode = Callable[[Mapping[str, Sampled]], tuple[Embeddings, Tensor, Tensor | None]]
+Learn = Callable[[Mapping[str, Sampled], Contrast], dict[str, Tensor]]
 
 
 def cached_loss(
     encode: Encode,
     learn: Learn,
-    parts: Sequence[Mapping[str, Batch]],
+    parts: Sequence[Mapping[str, Sampled]],
     objectives: Objectives,
     backward: Callable[[Tensor], None],
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -92,7 +92,7 @@ def cached_loss(
 
 
 def encode(
-    model: PretrainModel, batches: Mapping[str, Batch], objectives: Objectives, without_gradient: Collection[str] = ()
+    model: PretrainModel, batches: Mapping[str, Sampled], objectives: Objectives, without_gradient: Collection[str] = ()
 ) -> tuple[Embeddings, Tensor, Tensor | None]:
     """What of a batch enters the contrast: its embeddings, the inverse temperature and the bias.
 
