@@ -18,8 +18,8 @@ from benchmarks.timing import fresh, own_peak
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.chunks import LOGITS
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
-from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.modalities.presets import Preset
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.training.gradient_cache import cached_loss, encode
 
 OBJECTIVES = Objectives(denoise=False)
