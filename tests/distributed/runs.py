@@ -15,6 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.cli import main
+from onepeace_lightning.training.finite import keys_of
 
 ROOT = Path(__file__).parent.parent.parent
 ALL_STREAMS = ("image-text", "audio-text", "image", "audio", "text")
@@ -146,7 +147,7 @@ class Record(L.Callback):
             "run": self.run,
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
-            "keys": {name: part.keys for name, part in batch.items()},
+            "keys": keys_of(batch),
             "loss": float(outputs["loss"]),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "memory": memory(),

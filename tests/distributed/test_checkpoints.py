@@ -16,7 +16,7 @@ def command(strategy: str, folder: str, steps: int, *, asynchronous: bool) -> li
     written = {"dirpath": folder, "every_n_train_steps": 2, "keep": 2, "asynchronous": str(asynchronous).lower()}
     return [
         *RUN[:2], *STRATEGIES[strategy], *RUN[2:], f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0",
-        "--data.init_args.num_workers=0", "--data.init_args.preprocessing.image_size=32", streams("image-text"),
+        "--data.init_args.num_workers=0", "--data.init_args.preprocessing={image: {size: 32}}", streams("image-text"),
         "--trainer.default_root_dir=.", f"--trainer.callbacks={RecentCheckpoints.__module__}.RecentCheckpoints",
         *(f"--trainer.callbacks.{name}={value}" for name, value in written.items()),
         "--trainer.callbacks+=onepeace_lightning.training.averaging.WeightAverage", "--trainer.callbacks.decay=0.2",

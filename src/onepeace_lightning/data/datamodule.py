@@ -56,7 +56,7 @@ class DataModule(L.LightningDataModule):
             ``scale``, ``flip`` and ``distort``.
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
-        steps_per_epoch: training steps per epoch; one pass over the longest stream if None. Shorter streams start again.
+        steps_per_epoch: training steps per epoch; one pass over the longest stream if None, shorter ones start again.
         shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
         max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
         masks: draw masks in streams by name; contrast alone needs none.
