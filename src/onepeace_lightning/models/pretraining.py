@@ -32,10 +32,10 @@ class PretrainModel(nn.Module):
     def trained_in_stage2(self, modalities: Collection[str]) -> set[str]:
         """Names of the parameters that train when modalities are added to a trained model (paper section 3.4).
 
-        Their own, the denoiser, temperature and bias of the contrast, and the projection of images where there is one
-        (unused here, but part of the published list); all else stays as it is.
+        Their own, the denoiser, temperature and bias, and the projection of images where there is one (unused here, but
+        part of the published list); all else stays as it is.
         """
-        shared = ("denoiser.", "heads.logit_scale", "heads.logit_bias", "heads.projections.image.")
+        shared = ("denoiser.", "heads.logit_", "heads.projections.image.")
         return modality_parameters(self, modalities) | {
             name for name, _ in self.named_parameters() if name.startswith(shared)
         }
