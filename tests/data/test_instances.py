@@ -120,7 +120,7 @@ def test_instances_that_were_cut_off_are_gone():
         len(ScaleJitter((8, 8), 0)(picture, annotations, 10, np.random.default_rng(seed)).annotations.boxes)
         for seed in range(30)
     ]
-    assert set(counts) == {0, 1}
+    assert {0, 1} <= set(counts)
 
 
 def test_extreme_proportions_keep_a_pixel():
