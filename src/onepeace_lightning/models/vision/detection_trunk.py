@@ -60,13 +60,12 @@ class WindowAttention(nn.Module):
             projection(x_WND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        whole = toeplitz(table_HRR, self.side)
         rows = max(1, LOGITS_AT_ONCE // (q.shape[0] * self.heads * self.side**3))
         parts = []
         for first in range(0, self.side, rows):
             part = slice(first, min(first + rows, self.side))
             q_WHyXC = q.unflatten(2, (self.side, self.side))[:, :, part]
-            bias = self._bias(q_WHyXC, whole[:, part], part)
+            bias = self._bias(q_WHyXC, toeplitz(table_HRR, self.side, part), part)
             parts.append(F.scaled_dot_product_attention(q_WHyXC.flatten(2, 3), k, v, attn_mask=bias))
         attended_WND = torch.cat(parts, 2).transpose(1, 2).flatten(2)
         return from_windows(self.out(self.norm(attended_WND)), self.side, size)
@@ -201,11 +200,17 @@ class DetectionTrunk(nn.Module):
         return x_BYXD.permute(0, 3, 1, 2)
 
 
-def toeplitz(table_HRR: Tensor, side: int) -> Tensor:
-    """(H, n, n, n, n) the entry for the distance in rows and columns of any two patches, the query's first."""
+def toeplitz(table_HRR: Tensor, side: int, rows: slice) -> Tensor:
+    """(H, y, n, n, n) the entry for the distances in rows and columns of any two patches, the query's first.
+
+    Args:
+        table_HRR: an entry for each distance.
+        side: n.
+        rows: of the queries; y of them.
+    """
     # Mirrored, the entries that one query reads are neighbours: windows of the table, which need no gathering.
     windows = table_HRR.flip(1, 2).unfold(1, side, 1).unfold(2, side, 1)
-    return windows.flip(1, 2)
+    return windows[:, side - rows.stop : side - rows.start].flip(1, 2)
 
 
 def to_windows(x_BYXD: Tensor, side: int) -> Tensor:
