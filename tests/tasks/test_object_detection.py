@@ -8,10 +8,9 @@ import torch
 from PIL import Image as Pillow
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.instances import ScaleJitter, decode_masks
-from onepeace_lightning.data.readers.detection import ObjectDetectionDataModule
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.tasks import ObjectDetectionTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from onepeace_lightning.training.param_groups import parameter_groups
@@ -20,7 +19,8 @@ from tests.tiny import IMAGE_SIZE, tiny_config, tiny_model
 
 FAST = Optimization(lr=3e-3, min_lr=1e-5, warmup_steps=5, weight_decay=0.1)
 SIDE = 2 * IMAGE_SIZE
-SIZES = {"image_size": SIDE, "channels": 16, "hidden": 32, "regions": 32, "global_blocks": [2]}
+PREPROCESSING = {"image": {"size": SIDE}}
+SIZES = {"preprocessing": PREPROCESSING, "channels": 16, "hidden": 32, "regions": 32, "global_blocks": [2]}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def data(folders) -> ObjectDetectionDataModule:
+def data(folders) -> DataModule:
     train, val = folders
-    return ObjectDetectionDataModule(
+    return DataModule(
         StreamConfig(str(train), 3), {"val": StreamConfig(str(val), 2)},
-        preprocessing=Preprocessing(image_size=SIDE), augmentation=ScaleJitter((0.9, 1.1), 0.5),
+        preprocessing=Preprocessing({"image": {"size": SIDE}}), augmentation=ScaleJitter((0.9, 1.1), 0.5),
     )  # fmt: skip
 
 
@@ -134,13 +134,15 @@ def test_what_does_not_fit_is_refused(tmp_path, trainer, data):
     with pytest.raises(ValueError, match="window is 2; the relative positions of the given model are for 3"):
         task.configure_model()
     with pytest.raises(ValueError, match="it must be a multiple of the window of 3 patches, 48 pixels"):
-        ObjectDetectionTask(tiny_config(), FAST, classes=["a"], **{**SIZES, "image_size": 64}, window=3).build()
+        ObjectDetectionTask(
+            tiny_config(), FAST, classes=["a"], **{**SIZES, "preprocessing": {"image": {"size": 64}}}, window=3
+        ).build()
     with pytest.raises(ValueError, match="regions is 1"):
         ObjectDetectionTask(tiny_config(), FAST, **{**SIZES, "regions": 1})
     folder = write(tmp_path / "nameless", "image-boxes", [with_instances({}, (20, 20))])
-    nameless = ObjectDetectionDataModule(StreamConfig(str(folder), 3), preprocessing=Preprocessing(image_size=SIDE))
+    nameless = DataModule(StreamConfig(str(folder), 3), preprocessing=Preprocessing({"image": {"size": SIDE}}))
     with pytest.raises(ValueError, match="list no classes"):
-        nameless.prepare("image-boxes", train=True)
+        nameless.reader(StreamConfig(str(folder), 3), train=True)
 
 
 def test_only_the_head_trains_where_that_is_asked_for(task):

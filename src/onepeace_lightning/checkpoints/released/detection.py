@@ -6,7 +6,9 @@ from typing import Any
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
-from onepeace_lightning.models.config import PATCH, ImageConfig, ModelConfig, TransformerConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.models.config import ModelConfig, TransformerConfig
+from onepeace_lightning.models.patches import PATCH
 
 COCO = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",

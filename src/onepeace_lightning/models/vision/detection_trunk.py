@@ -16,7 +16,8 @@ from torchvision.ops import StochasticDepth
 
 from onepeace_lightning.models.block import GeGLU
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
-from onepeace_lightning.models.layers import ChannelNorm, Linear, init_normal_
+from onepeace_lightning.models.layers import Linear, init_normal_
+from onepeace_lightning.models.patches import PATCH, patch_stem
 
 LOGITS_AT_ONCE = 2**27
 """Attention logits that are held at once; more are computed a few rows of queries after the other."""
@@ -115,15 +116,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, width: int, heads: int, grid: int, table_grid: int, init_std: float) -> None:
         super().__init__()
         self.init_std, self.table_grid = init_std, table_grid
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 4, 4),
-            ChannelNorm(width // 4),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width // 4, 2, 2),
-            ChannelNorm(width // 4),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width, 2, 2),
-        )
+        self.stem = patch_stem(3, width)
         self.positions = nn.Parameter(torch.empty(1 + grid**2, width))
         self.bias_table = nn.Parameter(torch.empty((2 * table_grid - 1) ** 2 + 3, heads))
         self.reset_parameters()
@@ -169,7 +162,7 @@ class DetectionTrunk(nn.Module):
         if image.grid % window:
             raise ValueError(
                 f"image_size is {image.image_size}, {image.grid} patches; it must be a multiple of the window of"
-                f" {window} patches, {16 * window} pixels"
+                f" {window} patches, {PATCH * window} pixels"
             )
         sizes, self.image_size = config.encoder, image.image_size
         rates = torch.linspace(0.0, sizes.drop_path, sizes.depth, device="cpu").tolist()
