@@ -132,9 +132,7 @@ def test_type_embeddings_start_at_zero_and_their_matrices_decay():
 def test_the_number_of_images_must_be_the_heads(made_for, given):
     ours = model(PoolingConfig(outputs=2, modality="text", images=made_for), with_types(tiny_config()))
     second = {"second_image": images(2)} if given == 2 else {}
-    with pytest.raises(
-        ValueError, match=rf"{given} item\(s\) of a modality per sample; this head is made for {made_for}"
-    ):
+    with pytest.raises(ValueError, match=rf"{given} item.s. of a modality per sample.*made for {made_for}"):
         ours({"text": texts(5, 3), "image": images(2), **second})
 
 
