@@ -45,12 +45,12 @@ def embed(
         audio: the same, with sounds.
         text: a folder with .txt files, a glob, a table of texts, or a folder of shards.
         column: of a table (.csv, .tsv): where the paths or texts are.
-        root: folder that a table's paths are relative to; the table's own if null.
+        root: folder that a table's paths are relative to; the table's own by default.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
         batch_size: items that run through the model together.
         chunk_size: items that are kept together.
-        device: where to compute, such as cuda; a GPU where there is one if null.
-        dtype: float32, bfloat16 or float16; the weights' own if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
+        dtype: float32, bfloat16 or float16; the weights' own by default.
         skip_bad: leave out items that cannot be read, naming them, instead of stopping.
 
     Raises:

@@ -3,7 +3,6 @@
 N = items, d = embedding width.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +18,7 @@ from rich.text import Text
 from onepeace_lightning.data.decoding import SAMPLE_RATE
 from onepeace_lightning.data.raw import to_picture, to_waveform
 from onepeace_lightning.inference.embedding_files import read_about, read_embeddings
-from onepeace_lightning.inference.onepeace import MODALITIES, OnePeace
+from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.sources import decode, read_item
 from onepeace_lightning.reports.pages import answer_row, audio_tag, figure, image_tag, page
 
@@ -70,12 +69,12 @@ def search(
         text: a sentence to search with.
         image: a picture to search with.
         audio: a sound to search with.
-        weights: of the queries, in the order in which they are given; 1 each if null. Negative ones lead away.
+        weights: of the queries, such as audio=0.7 text=0.3; 1 each by default. Negative ones lead away.
         top: items to show.
         out: the page to write, with the pictures and sounds in it.
         root: where the indexed files are now, if they were moved.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
-        device: where to compute, such as cuda; a GPU where there is one if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
 
     Raises:
         ValueError: no query, weights that do not fit, or an index of another model.
@@ -135,44 +134,6 @@ def nearest(query_d: np.ndarray, paths: Sequence[Path], abouts: Sequence[Mapping
             ]
             best = sorted(best, key=lambda hit: -hit.cosine)[:top]
     return best
-
-
-def bracketed(words: Sequence[str]) -> list[str]:
-    """A command line as it is typed to what the parser takes: lists in brackets, weights by the name of their query.
-
-    ``a.parquet b.parquet --audio siren.wav --text "at night" --weights 0.7 0.3`` gives the sound 0.7.
-
-    Raises:
-        ValueError: where there are not as many weights as queries.
-    """
-    index: list[str] = []
-    options: list[list[str]] = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            options.append([name, value] if equals else [name])
-        elif options and (len(options[-1]) == 1 or (options[-1][0] == "--weights" and _is_number(word))):
-            options[-1].append(word)
-        else:
-            index.append(word)
-    queries = [name[2:] for name, *_ in options if name[2:] in MODALITIES]
-    typed = [json.dumps(index)] if index else []
-    for name, *values in options:
-        if name != "--weights":
-            typed.append("=".join([name, *values]))
-        elif len(values) != len(queries):
-            raise ValueError(f"{len(values)} weights ({' '.join(values)}) for {len(queries)} queries, {queries}")
-        else:
-            typed += [f"--weights.{query}={value}" for query, value in zip(queries, values, strict=True)]
-    return typed
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:

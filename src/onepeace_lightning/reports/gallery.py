@@ -111,15 +111,15 @@ class RetrievalGallery(L.Callback):
     several processes queries and candidates are rank zero's share.
 
     Args:
-        folder: where both files go; made where it does not exist, older files are replaced.
+        folder: where both files go, the trainer's ``default_root_dir`` if None; older files are replaced.
         queries: how many of each stream to show, with distinct captions.
         top: pictures retrieved for each.
     """
 
-    def __init__(self, folder: str, queries: int = 8, top: int = 5) -> None:
+    def __init__(self, folder: str | None = None, queries: int = 8, top: int = 5) -> None:
         if queries < 1 or top < 1:
             raise ValueError(f"queries is {queries} and top is {top}: a gallery shows at least 1 of each")
-        self.folder = Path(folder)
+        self.folder = folder
         self.queries = queries
         self.top = top
         self._examples: dict[int, RetrievalExamples] = {}
@@ -166,9 +166,10 @@ class RetrievalGallery(L.Callback):
             rank_zero_warn("no validation stream held images with sounds or captions: there is no gallery to write")
             return
         sheet = render_sheet(examples, self.top)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.folder / "gallery.png")
-        (self.folder / "gallery.html").write_text(render_html(examples, self.top), encoding="utf-8")
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / "gallery.png")
+        (folder / "gallery.html").write_text(render_html(examples, self.top), encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("gallery", np.asarray(sheet), trainer.global_step, dataformats="HWC")

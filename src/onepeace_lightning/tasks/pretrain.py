@@ -103,6 +103,13 @@ class PretrainTask(TrainedModule):
             new = self.trainable or ()
             load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
             self.model.heads.reset_parameters()
+        else:
+            self.untrained = sum(parameter.numel() for parameter in self.model.parameters())
+
+    def monitor(self, data: Any) -> str | None:
+        """``val/mean_R@1``, where the validation data have pairs of a trained type."""
+        types = {stream.data_type or name for name, stream in getattr(data, "val", {}).items()}
+        return f"val/mean_{SCORE}" if any("-" in kind and kind in self.data_types for kind in types) else None
 
     def setup(self, stage: str) -> None:
         """Make one recall metric per validation gallery.
@@ -166,6 +173,7 @@ class PretrainTask(TrainedModule):
     def on_validation_epoch_end(self) -> None:
         """Log recall and chance of every gallery, and the mean R@1 over the trained pairs' galleries."""
         trained = []
+        named = set(self.galleries) & set(self.data_types)
         for name, recall in zip(self.galleries, self.recalls, strict=True):
             if not isinstance(recall, CrossModalRecall):
                 continue
@@ -175,7 +183,7 @@ class PretrainTask(TrainedModule):
             recall.reset()
             # Every rank has the whole gallery's scores; Lightning would warn that they were not averaged.
             self.log_dict({prefix + key: value for key, value in scores.items()}, sync_dist=True)
-            if name in self.data_types:
+            if name in self.data_types or (data_type in self.data_types and not named):
                 trained += [value for key, value in scores.items() if key.endswith(SCORE) and "chance" not in key]
         if trained:
             self.log(f"val/mean_{SCORE}", torch.stack(trained).mean(), prog_bar=True, sync_dist=True)
@@ -189,7 +197,7 @@ class PretrainTask(TrainedModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over parameter groups and the schedule, stepped by optimizer step."""
-        return adamw(cast(PretrainModel, self.model), self.optimization)
+        return adamw(cast(PretrainModel, self.model), self.optimization, self.total_steps())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""
