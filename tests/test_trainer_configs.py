@@ -6,7 +6,8 @@ import pytest
 import yaml
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from onepeace_lightning.cli import OnePeaceCLI, command_line, main
+from onepeace_lightning.cli import main
+from onepeace_lightning.cli.trainer import OnePeaceCLI, command_line
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 from onepeace_lightning.training.throughput import Throughput
 

@@ -1,4 +1,4 @@
-"""The mask-classification loss: matching against brute force, limits, ignored pixels, gradients."""
+"""The mask-classification loss: matching against brute force, limits, points, gradients."""
 
 from itertools import permutations
 
@@ -7,14 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from onepeace_lightning.losses.mask_classification import (
-    at_pixels,
+    at_points,
+    labels_at_points,
     mask_classification_loss,
     match,
     matching_cost,
-    unsure_pixels,
+    unsure_points,
 )
-from onepeace_lightning.models.heads.mask_decoder import MaskPrediction
-from onepeace_lightning.models.heads.segmentation import UNLABELLED
+from onepeace_lightning.models.vision.mask_decoder import MaskPrediction
+from onepeace_lightning.models.vision.segmentation import UNLABELLED
 from tests.tiny import drawn
 
 CLASSES, QUERIES, SIDE = 5, 4, 8
@@ -45,25 +46,32 @@ def perfect(truth: torch.Tensor) -> MaskPrediction:
     return MaskPrediction(classes, masks)
 
 
+def every_pixel(side: int = SIDE) -> torch.Tensor:
+    """(P, 2) x and y of all pixels' centres, row by row."""
+    at = (torch.arange(side) + 0.5) / side
+    return torch.stack([at.repeat(side), at.repeat_interleave(side)], -1)
+
+
 def plain_cost(prediction: MaskPrediction, truth: torch.Tensor, picture: int, query: int, label: int) -> float:
-    """The cost of one pair, written out."""
-    logits = F.interpolate(prediction.masks_BQYX[picture, query][None, None], size=SIDE, mode="bilinear")[0, 0]
-    known = truth[picture] != UNLABELLED
-    x, t = logits[known], (truth[picture] == label)[known].float()
+    """The cost of one pair at all pixels, written out."""
+    x = at_points(prediction.masks_BQYX[picture, query][None, None], every_pixel()[None])[0, 0]
+    t = (truth[picture] == label).float().flatten()
     entropy = F.binary_cross_entropy_with_logits(x, t)
     dice = 1 - (2 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 1)
     return float(5 * entropy + 5 * dice - 2 * prediction.classes_BQK[picture, query].softmax(-1)[label])
 
 
-def test_the_matching_is_the_cheapest_of_all():
+def test_the_matching_is_the_cheapest_of_all(monkeypatch):
     prediction, truth = said(), labels()
-    cost = matching_cost(prediction.classes_BQK[None], prediction.masks_BQYX[None], truth)
+    everywhere = every_pixel().expand(2, -1, -1)
+    cost = matching_cost(prediction.classes_BQK[None], prediction.masks_BQYX[None], truth, everywhere)
     for picture in range(2):
         for query in range(QUERIES):
             for label in range(CLASSES):
                 assert cost[0, picture, query, label] == pytest.approx(
                     plain_cost(prediction, truth, picture, query, label), abs=1e-4
                 )
+    monkeypatch.setattr(torch, "rand", lambda *size, device: everywhere)
     pairs = torch.stack(match(prediction.classes_BQK[None], prediction.masks_BQYX[None], truth), 1).tolist()
     for picture in range(2):
         present = sorted(set(truth[picture].flatten().tolist()) - {UNLABELLED})
@@ -83,14 +91,15 @@ def test_more_classes_than_queries_leaves_the_dearest_out():
     assert mask_classification_loss([prediction], labels(1))["mask"].isfinite()
 
 
-def test_a_perfect_answer_costs_nothing_in_any_order_of_queries():
+def test_a_perfect_answer_costs_next_to_nothing_in_any_order_of_queries():
     truth = labels()
     prediction = perfect(truth)
+    torch.manual_seed(0)
     losses = mask_classification_loss([prediction, prediction], truth)
-    assert all(float(loss) == pytest.approx(0, abs=1e-5) for loss in losses.values())
+    assert float(losses["class"]) == pytest.approx(0, abs=1e-5)
     order = torch.tensor([4, 2, 0, 1, 3])
     wrong = MaskPrediction(prediction.classes_BQK[:, order], prediction.masks_BQYX)
-    assert float(sum(mask_classification_loss([wrong], truth).values())) > 1
+    assert float(sum(mask_classification_loss([wrong], truth).values())) > 10 * float(losses["class"] + losses["dice"])
 
 
 def test_layers_add_up_and_pictures_are_matched_alone():
@@ -98,61 +107,51 @@ def test_layers_add_up_and_pictures_are_matched_alone():
     together = mask_classification_loss([first, second], truth)
     for name in together:
         apart = sum(float(mask_classification_loss([part], truth)[name]) for part in (first, second))
-        assert float(together[name]) == pytest.approx(apart, rel=1e-5)
+        assert float(together[name]) == pytest.approx(apart, rel=0.05)
     swapped = MaskPrediction(*(part.flip(0) for part in first))
     again = mask_classification_loss([swapped], truth.flip(0))
     once = mask_classification_loss([first], truth)
     for name in once:
-        assert float(again[name]) == pytest.approx(float(once[name]), rel=1e-5)
+        assert float(again[name]) == pytest.approx(float(once[name]), rel=0.05)
 
 
-def test_what_is_drawn_where_there_is_no_class_does_not_matter():
+def test_pixels_without_a_class_are_outside_of_all_masks():
     truth = labels()
     prediction = said(side=SIDE)
-    changed = prediction.masks_BQYX.clone()
-    changed[:, :, 0] += 7
-    before = mask_classification_loss([prediction], truth)
-    after = mask_classification_loss([prediction._replace(masks_BQYX=changed)], truth)
-    for name in before:
-        assert float(after[name]) == pytest.approx(float(before[name]), rel=1e-5)
+    lower = prediction.masks_BQYX.clone()
+    lower[:, :, 0] = -40
+    upper = lower.clone()
+    upper[:, :, 0] = 40
+    before = mask_classification_loss([prediction._replace(masks_BQYX=lower)], truth)
+    after = mask_classification_loss([prediction._replace(masks_BQYX=upper)], truth)
+    assert float(after["mask"]) > float(before["mask"]) + 1
 
 
-def test_a_picture_without_labels_teaches_nothing():
-    truth = labels()
-    truth[1] = UNLABELLED
+def test_a_picture_without_labels_teaches_that_no_query_sees_anything():
+    truth = torch.full_like(labels(), UNLABELLED)
     prediction = MaskPrediction(*(part.requires_grad_() for part in said()))
     losses = mask_classification_loss([prediction], truth)
-    sum(losses.values()).backward()
-    for part in prediction:
-        assert part.grad[0].abs().sum() > 0
-        assert part.grad[1].abs().sum() == 0
-    nothing = mask_classification_loss([said()], torch.full_like(truth, UNLABELLED))
-    assert all(float(loss) == 0 for loss in nothing.values())
+    assert float(losses["mask"]) == float(losses["dice"]) == 0
+    losses["class"].backward()
+    # the gradient of cross-entropy pushes "none" up and all else down
+    assert (prediction.classes_BQK.grad[..., -1] < 0).all()
+    assert (prediction.classes_BQK.grad[..., :-1] > 0).all()
 
 
-def test_random_pixels_stand_for_all():
+def test_masks_are_read_at_points_as_they_would_be_written_out():
+    truth = labels(3)
+    at = torch.rand(4, 50, 2, generator=drawn(2))
+    image, label = torch.tensor([2, 0, 1, 0]), torch.tensor([[3], [0], [4], [1]])
+    written = at_points((truth[image] == label[:, None]).float()[:, None], at)
+    torch.testing.assert_close(labels_at_points(truth, image, at, label), written.mT)
+
+
+def test_points_are_mostly_at_outlines():
     torch.manual_seed(0)
-    side = 64
-    rows = torch.arange(side)[None, :, None].expand(1, side, side)
-    truth = (rows // 22).to(torch.uint8)
-    masks = torch.randn(1, QUERIES, 8, 8)
-    classes = torch.randn(1, QUERIES, CLASSES + 1)
-    whole = matching_cost(classes[None], masks[None], truth)[..., :3]
-    some = matching_cost(classes[None], masks[None], truth, points=2000)[..., :3]
-    torch.testing.assert_close(some, whole, atol=0.4, rtol=0)
-    assert not torch.equal(some, whole)
-    sharp = perfect(torch.where(truth < 3, truth, UNLABELLED))
-    assert float(mask_classification_loss([sharp], truth, points=500)["class"]) == pytest.approx(0, abs=1e-5)
-
-
-def test_pixels_are_read_where_they_are_and_mostly_at_outlines():
-    masks = torch.randn(3, 2, 4, 4, generator=drawn(1))
-    index = torch.randint(SIDE**2, (3, 20), generator=drawn(2))
-    whole = at_pixels(masks, SIDE, None)
-    torch.testing.assert_close(at_pixels(masks, SIDE, index), whole.gather(2, index[:, None].expand(-1, 2, -1)))
     ramp = torch.linspace(-9, 9, 16).expand(1, 16, 16)
-    columns = unsure_pixels(ramp, 64, 400) % 64
-    assert ((columns - 31.5).abs() < 12).float().mean() > 0.75
+    at = unsure_points(ramp, 400)
+    assert at.shape == (1, 400, 2)
+    assert ((at[..., 0] - 0.5).abs() < 0.19).float().mean() > 0.75
 
 
 def test_gradients_reach_masks_and_classes_in_half_precision_too():
@@ -173,7 +172,9 @@ def test_a_diverged_model_is_named():
 
 def test_masks_are_averaged_over_all_ranks(monkeypatch):
     """With another rank that has three times as many masks, this one's weigh half."""
+    torch.manual_seed(0)
     alone = mask_classification_loss([said()], labels())
+    torch.manual_seed(0)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda count: count.mul_(4))

@@ -1,6 +1,7 @@
 """Semantic segmentation: data, training, answers at any size."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.tasks import SemanticSegmentationTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import segmented, with_mask, write
-from tests.tiny import IMAGE_SIZE, tiny_model
+from tests.tiny import IMAGE_SIZE, tiny_config, tiny_model
 
 FAST = Optimization(lr=3e-3, warmup_steps=0.1)
 PLAIN = MaskAugmentation((1.0, 1.0), 0.0, 0.0)
-SMALL = {"queries": 6, "decoder_layers": 2, "decoder_width": 32}
+SIZES = {"queries": 6, "decoder_layers": 2, "decoder_width": 32, "decoder_heads": 4, "decoder_inner": 64}
+SMALL = {"head": "light", **SIZES}
+PUBLISHED = {"pixel_layers": 1, "adapter_channels": 8, **SIZES}
 
 
 def module(train, val, **options) -> SemanticSegmentationDataModule:
@@ -62,6 +65,25 @@ def test_classes_are_learned_and_given_at_each_picture_s_own_size(trainer, tmp_p
     assert opened.classes == ["ground", "red", "green", "blue"]
     for answer, again in zip(answers, opened.predict(pictures, batch_size=1), strict=True):
         assert torch.equal(answer, again)
+
+
+def test_the_published_head_learns_and_opens_again(trainer, tmp_path, folders):
+    tiny = replace(tiny_config(), encoder=replace(tiny_config().encoder, depth=4))
+    data = SemanticSegmentationDataModule(
+        StreamConfig(str(folders[0]), 4), {"val": StreamConfig(str(folders[1]), 3)},
+        preprocessing=Preprocessing(image_size=64), augmentation=PLAIN,
+    )  # fmt: skip
+    task = SemanticSegmentationTask(tiny, FAST, image_size=64, **PUBLISHED)
+    run = trainer(max_steps=60)
+    run.fit(task, data)
+    [scores] = run.validate(task, data, verbose=False)
+    assert scores["val/mIoU"] > 35
+    assert any("windows of 64 pixels, 37 apart" in line for line in task.score_context)
+    run.save_checkpoint(tmp_path / "task.ckpt")
+    opened = load_task(tmp_path / "task.ckpt")
+    assert opened.head == "published"
+    picture = Pillow.new("RGB", (70, 40), "grey")
+    assert torch.equal(opened.predict([picture])[0], task.predict([picture])[0])
 
 
 def test_scores_are_of_all_pixels_together_and_at_several_scales(trainer, folders, data):
@@ -185,7 +207,8 @@ def test_a_picture_without_any_labelled_pixel_is_no_trouble(trainer, tmp_path):
     task = SemanticSegmentationTask(OnePeace(tiny_model()), FAST, **SMALL)
     run = trainer(max_steps=2)
     run.fit(task, module(only, folder, augmentation=PLAIN))
-    assert run.logged_metrics["train/loss"] == 0
+    assert run.logged_metrics["train/loss_mask"] == run.logged_metrics["train/loss_dice"] == 0
+    assert run.logged_metrics["train/loss"] > 0  # no query should see anything
     [scores] = run.validate(task, module(folder, folder), verbose=False)
     assert 0 <= scores["val/mIoU"] <= 100
     data = module(folder, folder)
@@ -202,9 +225,11 @@ def test_settings_and_data_that_do_not_fit_are_refused(trainer, tmp_path, folder
         SemanticSegmentationTask(model, queries=0)
     unnamed = write(tmp_path / "unnamed", "image-mask", [GOOD])
     with pytest.raises(ValueError, match=r"list 0 classes.*about\.classes"):
-        trainer().validate(SemanticSegmentationTask(model, classes=CLASSES), module(unnamed, unnamed), verbose=False)
+        trainer().validate(
+            SemanticSegmentationTask(model, classes=CLASSES, **SMALL), module(unnamed, unnamed), verbose=False
+        )
     with pytest.raises(ValueError, match="are not the task's"):
-        trainer().validate(SemanticSegmentationTask(model, classes=["a"]), module(*folders), verbose=False)
+        trainer().validate(SemanticSegmentationTask(model, classes=["a"], **SMALL), module(*folders), verbose=False)
     task = SemanticSegmentationTask(model, classes=CLASSES, **SMALL)
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"image 1 .*no\.png"):

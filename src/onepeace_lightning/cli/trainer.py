@@ -1,8 +1,10 @@
 """``onepeace fit | validate | test``: Lightning's trainer by configuration."""
 
+import importlib
 import json
 import logging
 import os
+import pkgutil
 import sys
 import time
 import warnings
@@ -19,23 +21,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-# Classes that configurations name without their module must have been imported.
 import onepeace_lightning.data.pretrain
-import onepeace_lightning.data.readers.audio_choices
-import onepeace_lightning.data.readers.classification
-import onepeace_lightning.data.readers.grounding
-import onepeace_lightning.data.readers.question_answering
-import onepeace_lightning.data.readers.reasoning
-import onepeace_lightning.data.readers.retrieval
-import onepeace_lightning.data.readers.segmentation
 import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.cli import configurations, runs
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
+from onepeace_lightning.data import readers
 from onepeace_lightning.data.sampler import TooManyBadSamplesError
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.progress import StepBar
 from onepeace_lightning.training.strategy import FullyShardedStrategy
+
+# Classes that configurations name without their module must have been imported.
+for _module in pkgutil.iter_modules(readers.__path__, f"{readers.__name__}."):
+    importlib.import_module(_module.name)
 
 USER_FAULTS = (
     ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, FloatingPointError,

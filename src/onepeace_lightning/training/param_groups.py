@@ -4,7 +4,7 @@ All rules go by parameter name, as ``named_parameters`` gives it for a model wit
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -63,13 +63,21 @@ def stage2_trainable(name: str, modalities: Collection[str] = ("audio",)) -> boo
 def parameter_groups(
     module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: trainable parameters by learning rate and weight decay."""
+    """Groups for an optimiser: trainable parameters by learning rate and weight decay.
+
+    A module with a rule of its own names what does not decay by its method ``no_weight_decay``.
+    """
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     blocks = 1 + max(
         (int(found[1]) for name, _ in module.named_parameters() if (found := _BLOCK.search(name))), default=0
     )
     scales = layer_scales(named, blocks, layer_decay)
-    decays = weight_decays({name: parameter.dim() for name, parameter in named.items()}, weight_decay)
+    own_rule: Callable[[], set[str]] | None = getattr(module, "no_weight_decay", None)
+    if own_rule is not None:
+        exempt = own_rule()
+        decays = {name: 0.0 if name in exempt else weight_decay for name in named}
+    else:
+        decays = weight_decays({name: parameter.dim() for name, parameter in named.items()}, weight_decay)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named.items():
         key = (scales[name], decays[name])

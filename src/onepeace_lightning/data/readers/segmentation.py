@@ -21,9 +21,9 @@ from onepeace_lightning.data.decoding import decode_mask
 from onepeace_lightning.data.prepare import Example
 from onepeace_lightning.data.readers.base import FinetuneDataModule, Reader
 from onepeace_lightning.data.readers.classification import seeded
-from onepeace_lightning.models.heads.segmentation import UNLABELLED
-from onepeace_lightning.models.heads.windows import scaled_size
 from onepeace_lightning.models.inputs import MEAN
+from onepeace_lightning.models.vision.segmentation import UNLABELLED
+from onepeace_lightning.models.vision.windows import scaled_size
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""Image classification as published for ImageNet: mean over the patches' features, LayerNorm, Linear."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.packing import Tokens
+
+HEAD_SCALE = 1e-3
+"""Factor on the classifier's initial weights."""
+
+
+class MeanHead(nn.Module):
+    """Mean over all tokens but CLS, LayerNorm, Linear."""
+
+    def __init__(self, width: int, classes: int, init_std: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.classifier = SmallLinear(width, classes, init_std)
+
+    def forward(self, features: Tokens) -> Tensor:
+        """(B, classes) logits from images of one size."""
+        x_BLD = features.values_TD.unflatten(0, (len(features.lengths), -1))
+        return self.classifier(self.norm(x_BLD[:, 1:].mean(1)))
+
+
+class SmallLinear(Linear):
+    """A linear layer whose answers are near zero at first."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.mul_(HEAD_SCALE)
+
+
+class ImageClassifier(nn.Module):
+    """The image branch without its final norm, and a head over the mean of the patches.
+
+    Args:
+        config: sizes.
+        classes: how many.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        # The released classifiers have none: the mean is over what the last block gives.
+        self.backbone.encoder.norms["image"] = nn.Identity()
+        self.head = MeanHead(config.encoder.width, classes, config.encoder.init_std)
+
+    def forward(self, inputs: Mapping[str, Any], second: None = None) -> Tensor:
+        """(B, classes) logits of {"image": …}."""
+        return self.head(self.backbone(inputs)["image"])

@@ -1,0 +1,129 @@
+"""The image branch over plain batches of images: every sequence has the same length, so nothing is packed.
+
+Module names are those of ``Backbone``: its weights fit. B = images, L = tokens (CLS first), D = width, H = heads.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace_lightning.modalities.image import ImageAdapter
+from onepeace_lightning.models.block import Block
+from onepeace_lightning.models.config import ImageConfig, ModelConfig, TransformerConfig
+from onepeace_lightning.models.inputs import Image
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth: zero whole rows (first dimension) of a residual branch in training, scale up the others."""
+    if not training or rate == 0.0:
+        return x
+    keep = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - rate)
+    return x * keep / (1 - rate)
+
+
+class VisionBlock(Block):
+    """Pre-norm transformer block: x + γ₁ Attention(LN x), then x + γ₂ FFN(LN x)."""
+
+    def __init__(self, config: TransformerConfig, drop_path: float) -> None:
+        super().__init__(config, ("image",), drop_path)
+        self.drop_rate = drop_path
+
+    def forward(self, x_BLD: Tensor, bias_HLL: Tensor | None) -> Tensor:  # type: ignore[override]
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            x_BLD: tokens.
+            bias_HLL: added to the attention logits of every image.
+        """
+        x_BLD = x_BLD + self.drop(self.gamma_1 * self.attend(self.norm_attention(x_BLD), bias_HLL))
+        return x_BLD + self.drop(self.gamma_2 * self.ffn(self.norm_ffn(x_BLD)))
+
+    def attend(self, x_BLD: Tensor, bias_HLL: Tensor | None = None) -> Tensor:
+        """Multi-head self-attention within each row, LayerNorm before its output projection."""
+
+        def attend(*qkv_BLD: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2) for part in qkv_BLD)
+            bias = None if bias_HLL is None else bias_HLL[None].to(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+        return self.attention(x_BLD, attend)
+
+    def ffn(self, x_BLD: Tensor) -> Tensor:
+        """The feed-forward network of images."""
+        return self.ffns["image"](x_BLD)
+
+    def drop(self, branch: Tensor) -> Tensor:
+        """Stochastic depth of a residual branch."""
+        return drop_path(branch, self.drop_rate, self.training)
+
+
+class Trunk(nn.Module):
+    """Patch embedding, blocks and their relative bias tables, without a final norm.
+
+    Args:
+        config: sizes; the image adapter's are used.
+        block: the kind of block, built with (sizes, its stochastic depth).
+
+    Raises:
+        ValueError: where the sizes are of a model without images or without LayerScale.
+    """
+
+    def __init__(self, config: ModelConfig, block: type[VisionBlock] = VisionBlock) -> None:
+        super().__init__()
+        image = config.adapters.get("image")
+        if not isinstance(image, ImageConfig):
+            raise ValueError(f"a vision model needs the 'image' modality; this one has {', '.join(config.adapters)}")
+        if config.encoder.layer_scale is None:
+            raise ValueError("layer_scale is None; the vision models' blocks have LayerScale, give its initial value")
+        self.config = config
+        self.adapters = nn.ModuleDict({"image": ImageAdapter(image, config)})
+        rates = torch.linspace(0.0, config.encoder.drop_path, config.encoder.depth, device="cpu").tolist()
+        self.encoder = nn.ModuleDict({"blocks": nn.ModuleList(block(config.encoder, rate) for rate in rates)})
+
+    @property
+    def adapter(self) -> ImageAdapter:
+        """Patch embedding, positions and bias tables."""
+        return cast(ImageAdapter, self.adapters["image"])
+
+    @property
+    def blocks(self) -> Sequence[VisionBlock]:
+        """The blocks in order."""
+        return cast(Sequence[VisionBlock], self.encoder["blocks"])
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.adapter.config.grid
+
+    def embed(self, image: Image) -> Tensor:
+        """(B, L, D) [CLS; patches] with positions."""
+        return self.adapter.embed(image).values_TD.unflatten(0, (len(image.pixels), -1))
+
+    def biases(self) -> "Biases":
+        """The relative bias of each block in one pass."""
+        return Biases(self.adapter)
+
+    def forward(self, image: Image) -> Tensor:
+        """(B, L, D) the last block's output, not normed."""
+        x_BLD, biases = self.embed(image), self.biases()
+        for index, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, biases[index])
+        return x_BLD
+
+
+class Biases:
+    """(H, L, L) relative bias of any block; one that all blocks share is written out once for a pass."""
+
+    def __init__(self, adapter: ImageAdapter) -> None:
+        self.relative = adapter.relative_bias(1 + adapter.config.grid**2)
+        shared = len(self.relative.tables_RH) == 1
+        self.shared = self._write(self.relative.table(0)) if shared else None
+
+    def __getitem__(self, block: int) -> Tensor:
+        return self._write(self.relative.table(block)) if self.shared is None else self.shared
+
+    def _write(self, table_RH: Tensor) -> Tensor:
+        return F.embedding(self.relative.buckets_PP, table_RH).permute(2, 0, 1)
