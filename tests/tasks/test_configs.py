@@ -73,9 +73,7 @@ def test_toy_zero_shot_prints_its_prompt_and_chance(trained_checkout, path, caps
     assert "prompts: a small {label} | two small {label}s" in printed
     assert "fingerprint" in printed
     assert "chance is" in printed
-    assert "accuracy" in json.loads(
-        (trained_checkout / "runs" / run_name([path]) / "results.json").read_text()
-    )
+    assert "accuracy" in json.loads((trained_checkout / "runs" / run_name([path]) / "results.json").read_text())
 
 
 @pytest.mark.parametrize("path", [path for path in FINETUNE + ZERO_SHOT if "toy" not in path])

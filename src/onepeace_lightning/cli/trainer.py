@@ -27,9 +27,9 @@ from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.cli import configurations, runs
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
 from onepeace_lightning.data import readers
-from onepeace_lightning.data.sampler import TooManyBadSamplesError
+from onepeace_lightning.data.bad_samples import TooManyBadSamplesError
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
-from onepeace_lightning.training.progress import StepBar
+from onepeace_lightning.training.progress import Announcement, StepBar
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 
 # Classes that configurations name without their module must have been imported.
@@ -159,6 +159,7 @@ def run(name: str, words: Sequence[str]) -> None:
 def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
     """Parse and instantiate; with ``run`` also carry out the subcommand, without it there is none in ``args``."""
     subcommand, words = (list(args[:1]), args[1:]) if run else ([], args)
+    warnings.filterwarnings("ignore", ".*args parameter is intended.*")  # configurations are put together before
     return OnePeaceCLI(
         LightningModule,
         LightningDataModule,
@@ -172,7 +173,7 @@ def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
             "log_every_n_steps": 10,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
-            "callbacks": [FiniteLoss(), LostProcess()],
+            "callbacks": [Announcement(), FiniteLoss(), LostProcess()],
         },
         parser_kwargs={
             "exit_on_error": False,
@@ -220,21 +221,18 @@ def first_rank() -> bool:
 
 def _data_types(train: Any) -> list[str]:
     """What the configured training streams hold: a stream is of the type it says, or else of the type it is named."""
-    if isinstance(train, Namespace):
-        train = vars(train)
     if not isinstance(train, Mapping):  # the one stream of a downstream task, which need not say what it holds
         return []
-    kinds = {}
+    kinds = set()
     for name, stream in train.items():
-        said = (
-            stream.get("data_type") if isinstance(stream, Mapping | Namespace) else getattr(stream, "data_type", None)
-        )
-        kinds[said or name] = None
+        # jsonargparse may hand over a class's arguments with its name.
+        settings = (stream or {}).get("init_args") or stream or {}
+        kinds.add(settings.get("data_type") or name)
     return sorted(kinds)
 
 
 _KNOWN = (
-    ".*args parameter is intended.*", ".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*",
+    ".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*",
     ".*litlogger.*", ".*tensorboardX.*", ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches.*", ".*lr_scheduler.step.*", ".*Be aware that when using `ckpt_path`.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",

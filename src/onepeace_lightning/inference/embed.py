@@ -1,5 +1,6 @@
 """``onepeace embed``: a file of embeddings from a folder, a glob, a table or shards."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def embed(
     sources = {name: given for name, given in {"image": image, "audio": audio, "text": text}.items() if given}
     if len(sources) != 1:
         raise ValueError(f"give one of --image, --audio and --text, not {', '.join(sources) or 'none'}")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"{processes} processes would write one file: run onepeace embed without torchrun, or give each process a"
+            " part of the source and a file of its own (onepeace search takes several)"
+        )
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
     [(modality, given)] = sources.items()

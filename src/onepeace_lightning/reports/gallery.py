@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -162,8 +161,7 @@ class RetrievalGallery(L.Callback):
         if not trainer.is_global_zero:
             return
         examples = list(self._examples.values())
-        if not examples:
-            rank_zero_warn("no validation stream held images with sounds or captions: there is no gallery to write")
+        if not examples:  # no validation stream held images with sounds or captions
             return
         sheet = render_sheet(examples, self.top)
         folder = Path(self.folder or trainer.default_root_dir)

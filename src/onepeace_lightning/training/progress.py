@@ -12,6 +12,15 @@ _SHOWN = ("train/loss", "val/score", "val/mean_R@1")
 """Logged values beside the bar, where there are such."""
 
 
+class Announcement(L.Callback):
+    """Says in a line what trains, before it does."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line."""
+        if trainer.is_global_zero:
+            print(describe(trainer, pl_module), flush=True)
+
+
 class StepBar(ProgressBar):
     """Counts the optimizer steps of a whole run or the batches of an evaluation; silent where there is no terminal."""
 
@@ -25,11 +34,6 @@ class StepBar(ProgressBar):
     def disable(self) -> None:
         """Show nothing: what Lightning asks of all ranks but the first."""
         self._enabled = False
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what trains."""
-        if trainer.is_global_zero:
-            print(describe(trainer, pl_module), flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count where the run goes on."""
