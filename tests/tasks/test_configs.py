@@ -92,7 +92,7 @@ def test_published_configurations_parse_and_everything_arrives(trained_checkout,
     assert task.config.encoder.drop_path == model.get("drop_path", 0.0)
     if "image" in task.config.adapters:
         assert task.config.adapters["image"].image_size == data.preprocessing.image_size
-    if "max_epochs" in written["trainer"]:
+    if "max_epochs" in written.get("trainer", {}):
         assert cli.trainer.max_epochs == written["trainer"]["max_epochs"]
         devices = written["trainer"]["devices"] * written["trainer"]["num_nodes"]
         first_lines = (ROOT / path).read_text().partition("\ntrainer:")[0].replace("\n#", "")

@@ -115,7 +115,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> str:
     devices = f"{trainer.world_size} {'CPU' if trainer.strategy.root_device.type == 'cpu' else 'GPU'}"
     devices += " processes" if trainer.world_size > 1 and devices.endswith("CPU") else ""
     steps = trainer.max_steps
-    length = f"{steps} steps" if steps > 0 else f"{trainer.max_epochs} epochs"
+    length = f"{steps} steps" if steps > 0 else f"{trainer.max_epochs} epoch{'s' if trainer.max_epochs != 1 else ''}"
     return f"{_parameters(module)}, {trainer.precision}, {devices}; {length}; written to {trainer.default_root_dir}"
 
 
