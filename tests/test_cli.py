@@ -9,7 +9,7 @@ import torch
 from onepeace_lightning.cli import main
 from onepeace_lightning.cli.runs import refuse_used
 from onepeace_lightning.cli.trainer import best_precision, command_line
-from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.modalities.base import config_from_dict
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -73,7 +73,7 @@ def test_a_checkpoint_carries_its_tokenizer_and_sizes(checkout):
     folder = checkout / "data/toy/tokenizer"
     assert saved["tokenizer"] == {file.name: file.read_bytes() for file in folder.iterdir()}
     assert saved["preprocessing"]["min_audio_seconds"] == 0.4
-    config = ModelConfig.from_dict(saved["config"])
+    config = config_from_dict(saved["config"])
     assert config.adapters["image"].image_size == 96
     assert config.adapters["text"].vocab_size == len(
         checkpoint["state_dict"]["model.backbone.adapters.text.embedding.weight"]
@@ -143,7 +143,7 @@ def test_shipped_configurations_parse_and_everything_linked_arrives(name, checko
     [
         (["--model.init_args.learning_rate=1"], r"Option 'learning_rate' is not accepted"),
         (["--trainer.max_steps=abc"], r'"trainer.max_steps":\n.*abc'),
-        (["--data.init_args.preprocessing.image_size=100"], r"image_size is 100.* multiple of 16"),
+        (["--data.init_args.preprocessing={image: {size: 100}}"], r"100.*multiple of 16"),
         (["--data.init_args.train.image-text.path=nowhere"], r"train.image-text: there is no folder nowhere"),
         (["--data.init_args.tokenizer=nowhere"], r"nowhere holds no tokenizer"),
         (["--config=pretrain/toi"], r"neither a file pretrain/toi .* did you mean pretrain/toy"),

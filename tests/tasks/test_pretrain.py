@@ -20,7 +20,12 @@ def tokenizer(tmp_path_factory) -> str:
 
 def built(tokenizer: str, **settings) -> PretrainTask:
     torch.manual_seed(0)
-    task = PretrainTask(tokenizer, Optimization(total_steps=10, warmup_steps=1), image_size=IMAGE_SIZE, **settings)
+    task = PretrainTask(
+        tokenizer,
+        Optimization(total_steps=10, warmup_steps=1),
+        preprocessing={"image": {"size": IMAGE_SIZE}},
+        **settings,
+    )
     task.configure_model()
     task.log = lambda *args, **kwargs: None
     task.log_dict = lambda *args, **kwargs: None
@@ -96,5 +101,5 @@ def test_the_choice_of_attention_reaches_encoder_and_decoder(tokenizer):
     task = built(tokenizer, attention="flex")
     assert task.model.backbone.encoder.attention == task.model.denoiser.decoder.attention == "flex"
     assert built(tokenizer).model.backbone.encoder.attention == "auto"
-    with pytest.raises(ValueError, match="attention is 'fast'; choose one of auto, dense, flex"):
+    with pytest.raises(ValueError, match="attention is 'fast'; choose one of auto, padded, cpu, flex"):
         built(tokenizer, attention="fast")

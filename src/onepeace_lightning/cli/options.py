@@ -38,6 +38,9 @@ def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentPa
 
 def _add(parser: argparse.ArgumentParser, name: str, parameter: inspect.Parameter, about: str) -> None:
     kind, settings = _without_none(parameter.annotation), dict[str, Any](help=about)
+    if kind == dict[str, str]:
+        _add_modalities(parser, name)
+        return
     required = parameter.default is parameter.empty
     if not required and parameter.default is not None and kind is not bool:
         settings["help"] = f"{about} (default: {parameter.default})"
@@ -58,6 +61,31 @@ def _add(parser: argparse.ArgumentParser, name: str, parameter: inspect.Paramete
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, **settings)
     else:
         parser.add_argument(name, **settings)
+
+
+def _add_modalities(parser: argparse.ArgumentParser, argument: str) -> None:
+    """``--image FOLDER``, or ``--image-col NAME``, as an entry of an argument that maps modalities."""
+    from onepeace_lightning.modalities.base import modalities
+
+    column = argument == "columns"
+    group = parser.add_argument_group("column of each modality" if column else "one or several modalities")
+    parser.set_defaults(**{argument: {}})
+    for name in modalities():
+        group.add_argument(
+            f"--{name}-col" if column else f"--{name}", action=_Entry, dest=argument, default=argparse.SUPPRESS,
+            metavar="COLUMN" if column else name.upper(), const=name, nargs=None,
+        )  # fmt: skip
+
+
+class _Entry(argparse.Action):
+    """One entry of a mapping."""
+
+    def __init__(self, *, const: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.key = const
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), self.key: values})
 
 
 class _Named(argparse.Action):

@@ -1,15 +1,13 @@
 """``onepeace fit | validate | test``: Lightning's trainer by configuration."""
 
-import importlib
 import json
 import logging
 import os
-import pkgutil
 import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,20 +19,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import onepeace_lightning.data.pretrain
+# Classes that configurations name without their module must have been imported.
+import onepeace_lightning.data.datamodule
 import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.cli import configurations, runs
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
-from onepeace_lightning.data import readers
 from onepeace_lightning.data.bad_samples import TooManyBadSamplesError
+from onepeace_lightning.data.data_types import data_type
+from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.progress import Announcement, StepBar
 from onepeace_lightning.training.strategy import FullyShardedStrategy
-
-# Classes that configurations name without their module must have been imported.
-for _module in pkgutil.iter_modules(readers.__path__, f"{readers.__name__}."):
-    importlib.import_module(_module.name)
 
 USER_FAULTS = (
     ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, FloatingPointError,
@@ -80,7 +76,7 @@ class OnePeaceCLI(LightningCLI):
         parser.add_argument("--run", type=str | None, help="name of the run (runs/NAME) or its folder")
         parser.add_argument("--import", type=list[str] | None, help="modules to import first")
         parser.link_arguments("data.init_args.tokenizer", "model.init_args.tokenizer")
-        parser.link_arguments("data.init_args.preprocessing.image_size", "model.init_args.image_size")
+        parser.link_arguments("data.init_args.preprocessing", "model.init_args.preprocessing", compute_fn=_given)
         parser.link_arguments("data.init_args.train", "model.init_args.data_types", compute_fn=_data_types)
 
     def before_instantiate_classes(self) -> None:
@@ -220,15 +216,26 @@ def first_rank() -> bool:
 
 
 def _data_types(train: Any) -> list[str]:
-    """What the configured training streams hold: a stream is of the type it says, or else of the type it is named."""
-    if not isinstance(train, Mapping):  # the one stream of a downstream task, which need not say what it holds
+    """What the training streams by name hold: the type that a stream says, or is named, or else has in its manifest."""
+    if not isinstance(train, dict) or "path" in train:  # the one stream of a downstream task
         return []
-    kinds = set()
-    for name, stream in train.items():
+
+    def held(name: str, stream: Any) -> str:
         # jsonargparse may hand over a class's arguments with its name.
         settings = (stream or {}).get("init_args") or stream or {}
-        kinds.add(settings.get("data_type") or name)
-    return sorted(kinds)
+        if said := settings.get("data_type"):
+            return str(said)
+        try:
+            return str(data_type(name))
+        except ValueError:
+            return read_manifest(settings["path"]).data_type
+
+    return sorted({held(name, stream) for name, stream in train.items()})
+
+
+def _given(preprocessing: Any) -> dict[str, Any]:
+    """The data's settings, of which sizes of the model follow; its defaults are settings too."""
+    return dict(preprocessing or {})
 
 
 _KNOWN = (
