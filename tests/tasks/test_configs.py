@@ -90,8 +90,7 @@ def test_published_configurations_parse_and_everything_arrives(trained_checkout,
     for key, value in model.get("optimization", {}).items():
         assert getattr(task.optimization, key) == value, key
     assert task.config.encoder.drop_path == model.get("drop_path", 0.0)
-    if "image" in task.config.adapters:
-        assert task.config.adapters["image"].image_size == data.preprocessing.image_size
+    assert not data.preprocessing.misfits(task.config)
     if "max_epochs" in written.get("trainer", {}):
         assert cli.trainer.max_epochs == written["trainer"]["max_epochs"]
         devices = written["trainer"]["devices"] * written["trainer"]["num_nodes"]
