@@ -43,7 +43,7 @@ def test_a_command_without_arguments_prints_its_usage(name, capsys):
 def test_groups_and_unknown_commands(capsys):
     main(["shards"])
     assert "shards from-folder" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no 'from-cvs'; it has from-csv, from-folder"):
+    with pytest.raises(SystemExit, match="no 'from-cvs'; it has from-coco, from-csv, from-folder"):
         main(["shards", "from-cvs"])
     with pytest.raises(SystemExit, match=r"no command 'tarin'\n\nusage: onepeace"):
         main(["tarin"])

@@ -62,7 +62,7 @@ def test_a_weighted_sum_of_a_sound_and_a_text(indexed, model_folder, capsys):
     words = ["--audio", "sounds/1.wav", "--text", "at night", "--weights", "audio=0.7", "text=0.3"]
     search(model_folder, "photos.parquet", *words)
     printed = capsys.readouterr().out
-    assert "0.3 × text 'at night' + 0.7 × audio 'sounds/1.wav'" in printed
+    assert "0.7 × audio 'sounds/1.wav' + 0.3 × text 'at night'" in printed
     onepeace = OnePeace.from_pretrained(model_folder)
     query = 0.7 * onepeace.embed(audio=["sounds/1.wav"]) + 0.3 * onepeace.embed(text=["at night"])
     keys = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.*g"))
