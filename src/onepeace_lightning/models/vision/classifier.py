@@ -58,3 +58,11 @@ class ImageClassifier(nn.Module):
     def forward(self, inputs: Mapping[str, Any], second: None = None) -> Tensor:
         """(B, classes) logits of {"image": …}."""
         return self.head(self.backbone(inputs)["image"])
+
+    def lr_scale(self, name: str, layer_decay: float) -> float | None:
+        """The bias table belongs to the adapter, as published."""
+        return layer_decay ** (self.config.encoder.depth + 1) if ".bias_tables." in name else None
+
+    def decays(self, name: str) -> bool | None:
+        """The common rule."""
+        return None

@@ -112,6 +112,18 @@ class SegmentationModel(nn.Module):
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
         return self.head(self.adapter(self.backbone, image))
 
+    def lr_scale(self, name: str, layer_decay: float) -> float | None:
+        """What mask and class are made of has the rate of the first layer, as published."""
+        lowest = name.startswith(tuple(f"head.mask_decoder.{part}." for part in _LOWEST_RATE))
+        return layer_decay ** (self.config.encoder.depth + 1) if lowest else None
+
+    def decays(self, name: str) -> bool | None:
+        """CLS and positions do, unlike elsewhere, as published."""
+        return True if name.endswith((".image.cls_token", ".image.positions")) else None
+
+
+_LOWEST_RATE = ("to_masks", "to_classes", "levels", "queries")
+
 
 def class_scores(prediction: MaskPrediction, side: int) -> Tensor:
     """(B, K, S, S) float32: over the queries, the probability of a class times that of the pixel being in the mask.

@@ -43,12 +43,13 @@ class VisionBlock(Block):
 
     def attend(self, x_BLD: Tensor, bias_HLL: Tensor | None = None) -> Tensor:
         """Multi-head self-attention within each row, LayerNorm before its output projection."""
+        own = self.attention
         q_BHLE, k_BHLE, v_BHLE = (
-            part.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2) for part in self.attention.project(x_BLD)
+            project(x_BLD).unflatten(-1, (own.heads, -1)).transpose(1, 2) for project in (own.query, own.key, own.value)
         )
         bias = None if bias_HLL is None else bias_HLL[None].to(q_BHLE.dtype)
         mixed_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=bias)
-        return self.attention.finish(mixed_BHLE.transpose(1, 2).flatten(2))
+        return own.out(own.norm(mixed_BHLE.transpose(1, 2).flatten(2)))
 
     def ffn(self, x_BLD: Tensor) -> Tensor:
         """The feed-forward network of images."""
