@@ -1,7 +1,8 @@
 """Everything that needs a large GPU, checked and measured by one command, as Markdown tables.
 
-* Attention: FlexAttention against dense, forward and backward of a few blocks' attention alone: on the views of a
-  pretraining step with tables that all blocks share, and on fused pairs with tables per block, as in fine-tuning.
+* Attention: FlexAttention against padded attention, forward and backward of a few blocks' attention alone: on the
+  views of a pretraining step with tables that all blocks share, and on fused pairs with tables per block, as in
+  fine-tuning.
   Outputs and gradients of both are compared first, in float32.
 * Training: a whole step (forward, backward, clipping, AdamW) on image-text pairs in bfloat16, with and without
   compilation and activation checkpointing, and view by view with padding instead of packed, each at the largest batch
@@ -28,11 +29,9 @@ from benchmarks.timing import Device, fresh, own_peak
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.models import Audio, Image, ModelConfig, PretrainModel, Text, Tokens
-from onepeace_lightning.models.attention.base import Mixer, RelativeBias
-from onepeace_lightning.models.attention.flex import Flex
-from onepeace_lightning.models.attention.padded import Dense
+from onepeace_lightning.models.attention.base import RelativeBias
 from onepeace_lightning.models.config import PATCH, Preset
-from onepeace_lightning.models.encoder import compile_blocks
+from onepeace_lightning.models.encoder import BACKENDS, compile_blocks
 from onepeace_lightning.models.packing import View, pack
 from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows, sequence_buckets, sequence_rows
 from onepeace_lightning.training.flops import token_lengths
@@ -118,7 +117,7 @@ class AttentionCase:
         if self.per_block:
             return [tokens]
         alone, fused = (
-            {name: part.hide(masks[name].to(device)) for name, part in tokens.items()}
+            {name: part.hide(masks[name]) for name, part in tokens.items()}
             for masks in (batch.masks, batch.fused_masks)
         )
         return [{name: part} for whole in (tokens, alone) for name, part in whole.items()] + [fused]
@@ -155,8 +154,8 @@ def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.
     def run() -> list[Tensor]:
         learn = device == "cuda"
         with torch.set_grad_enabled(learn):
-            mixer: Mixer = (Flex if kind == "flex" else Dense)(packed, views, encoder.heads, relative)
-            outs = [mixer.block(block)(*qkv) for block in range(ATTENTION_BLOCKS)]
+            attention = BACKENDS[kind](packed, views, encoder.heads, relative)
+            outs = [attention.block(block)(*qkv) for block in range(ATTENTION_BLOCKS)]
             gradients = (
                 torch.autograd.grad(torch.stack([out.float().sin().sum() for out in outs]).sum(), leaves)
                 if learn
@@ -169,7 +168,7 @@ def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.
 
 def attention_difference(case: AttentionCase, device: Device) -> float:
     """The greatest difference between both attentions in float32, as a share of each tensor's greatest value."""
-    ours, theirs = (attention_pass(kind, case, device, torch.float32)() for kind in ("flex", "dense"))
+    ours, theirs = (attention_pass(kind, case, device, torch.float32)() for kind in ("flex", "padded"))
     return max(
         float((one - two).abs().max() / two.abs().max().clamp(min=1e-6)) for one, two in zip(ours, theirs, strict=True)
     )
@@ -183,7 +182,7 @@ def attention_measured(kind: str, case: AttentionCase, device: Device, repetitio
 
 
 def attention_table(cases: Sequence[AttentionCase], device: Device, repetitions: int) -> list[str]:
-    """Rows of flex against dense.
+    """Rows of flex against padded attention.
 
     Raises:
         RuntimeError: where both do not give the same numbers.
@@ -193,13 +192,13 @@ def attention_table(cases: Sequence[AttentionCase], device: Device, repetitions:
         small = AttentionCase(case.preset, case.side, case.per_block, min(case.batch_size, 4))
         difference = fresh(attention_difference, small, device)
         if not difference <= TOLERANCE:
-            raise RuntimeError(f"{case}: flex and dense differ by {difference:.1e} of the greatest value")
-        found = {kind: fresh(attention_measured, kind, case, device, repetitions) for kind in ("flex", "dense")}
+            raise RuntimeError(f"{case}: flex and padded differ by {difference:.1e} of the greatest value")
+        found = {kind: fresh(attention_measured, kind, case, device, repetitions) for kind in ("flex", "padded")}
         tables = "fine-tuning, tables per block" if case.per_block else "pretraining, shared tables"
-        cells = [cell for kind in ("flex", "dense") for cell in _time_and_memory(found[kind])]
+        cells = [cell for kind in ("flex", "padded") for cell in _time_and_memory(found[kind])]
         rows.append(_row(case.preset, f"{case.side} px", tables, case.batch_size, f"{difference:.0e}", *cells))
     return [
-        _row("width of", "pictures", "views", "pairs", "difference", "flex s", "flex GiB", "dense s", "dense GiB"),
+        _row("width of", "pictures", "views", "pairs", "difference", "flex s", "flex GiB", "padded s", "padded GiB"),
         _row(*["---"] * 9),
         *rows,
     ]
@@ -239,9 +238,9 @@ def make_model(
     torch.manual_seed(0)
     with torch.device("meta"):
         model = PretrainModel(ModelConfig.preset(preset, modalities=modalities, vocab_size=VOCAB_SIZE))
-    parallelize(model, ParallelConfig(checkpoint_activations=way.checkpoint), device=torch.device(device))
     if way.compile:
         compile_blocks(model, backend)
+    parallelize(model, ParallelConfig(checkpoint_activations=way.checkpoint), device=torch.device(device))
     return model if way.packed else view_by_view(model)
 
 

@@ -27,8 +27,8 @@ from jsonargparse import auto_cli
 from benchmarks.packed import make_batch
 from onepeace_lightning.losses.denoising import LOGITS
 from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel
+from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.config import Preset, TransformerConfig
-from onepeace_lightning.models.encoder import Block
 from onepeace_lightning.training.pretraining_flops import StepViews, step_views
 
 SAMPLES = 256

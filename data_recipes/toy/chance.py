@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_recipes.toy.items import Item
 from data_recipes.toy.world import THINGS
+from onepeace_lightning.metrics.detection import CocoAP
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,24 @@ def segmentation(train: Sequence[Item], val: Sequence[Item], *, classes: int) ->
     """Of background everywhere, which is one of so many classes."""
     background = 1 - float(np.mean([item.facts["ink"] for item in val]))
     return Chance("mIoU", 100 * background / classes, "background everywhere")
+
+
+def detection(train: Sequence[Item], val: Sequence[Item]) -> Chance:
+    """Of detecting without looking."""
+    rng, ap = np.random.default_rng(0), CocoAP("box")
+    names = sorted({one["label"] for item in (*train, *val) for one in item.facts["instances"]})
+
+    def annotated(item: Item) -> dict[str, torch.Tensor]:
+        instances = item.facts["instances"]
+        return {
+            "boxes": torch.tensor([one["box"] for one in instances], dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor([names.index(one["label"]) for one in instances], dtype=torch.int64),
+        }
+
+    for item in val:
+        guess = annotated(train[int(rng.integers(len(train)))])
+        ap.update([{**guess, "scores": torch.ones(len(guess["labels"]))}], [annotated(item)])
+    return Chance("box_AP", 100 * float(ap.compute()["box_AP"]), "the boxes and classes of a training item at random")
 
 
 def questions(train: Sequence[Item], val: Sequence[Item]) -> Chance:

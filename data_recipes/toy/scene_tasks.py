@@ -1,11 +1,12 @@
-"""Plans of the toy tasks on scenes of single things: visual grounding and semantic segmentation."""
+"""Plans of the toy tasks on scenes of single things: visual grounding, semantic segmentation, object detection."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from data_recipes.toy.items import ASKED_THINGS, Draw, Item
-from data_recipes.toy.scenes import PLACES, RELATIONS, SceneThing, draw_mask
+from data_recipes.toy.scenes import PLACES, RELATIONS, SceneThing, draw_mask, thing_mask
+from onepeace_lightning.data.instances import encode_mask
 
 SEGMENTATION_CLASSES = ("background", *ASKED_THINGS)
 
@@ -18,6 +19,7 @@ _UNNAMED_SHARE = 1 / 3
 """Of the expressions: places are learned long before nouns."""
 
 _SEGMENTATION_THINGS = (2, 3)
+_DETECTION_THINGS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -136,4 +138,17 @@ def semantic_segmentation(count: int, draw: Draw) -> list[Item]:
         icons = [one.icon for one in scene]
         ink = float((draw_mask(icons, SEGMENTATION_CLASSES, draw.image_side) > 0).mean())
         items.append(Item({"things": [one.describe() for one in scene], "ink": round(ink, 4)}, (icons,)))
+    return items
+
+
+def object_detection(count: int, draw: Draw) -> list[Item]:
+    """Scenes of different things, each an instance with the box and the mask of its ink."""
+    items = []
+    for _ in range(count):
+        scene = draw.scene(lambda: draw.things(draw.one_of(_DETECTION_THINGS)))
+        instances = []
+        for one in scene:
+            mask = thing_mask(one.icon, draw.image_side)
+            instances.append({"label": one.thing, "box": list(one.box), "mask": encode_mask(mask)})
+        items.append(Item({"instances": instances}, ([one.icon for one in scene],)))
     return items

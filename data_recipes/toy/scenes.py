@@ -137,3 +137,10 @@ def draw_mask(icons: Sequence[PlacedIcon], classes: Sequence[str], side: int) ->
         part = mask[icon.top : icon.top + icon.side, icon.left : icon.left + icon.side]
         part[icon_mask(icon.thing, icon.side)] = classes.index(icon.thing)
     return mask
+
+
+def thing_mask(icon: PlacedIcon, side: int) -> np.ndarray:
+    """Which pixels of a picture show an icon's ink: (side, side) bool."""
+    mask = np.zeros((side, side), bool)
+    mask[icon.top : icon.top + icon.side, icon.left : icon.left + icon.side] = icon_mask(icon.thing, icon.side)
+    return mask

@@ -49,7 +49,12 @@ from data_recipes.toy.questions import (
     visual_question_answering,
     visual_reasoning,
 )
-from data_recipes.toy.scene_tasks import SEGMENTATION_CLASSES, semantic_segmentation, visual_grounding
+from data_recipes.toy.scene_tasks import (
+    SEGMENTATION_CLASSES,
+    object_detection,
+    semantic_segmentation,
+    visual_grounding,
+)
 from data_recipes.toy.scenes import draw_mask
 from data_recipes.toy.world import SPLIT_RULE, THINGS, all_combinations, is_held_out
 from onepeace_lightning.data.shards import ShardWriter
@@ -114,6 +119,14 @@ TASKS = {
         items=2,
         things=ASKED_THINGS,
         about={"classes": list(SEGMENTATION_CLASSES), "mask": "the pixels that a thing covers at least half"},
+    ),
+    "object_detection": Task(
+        "image-boxes",
+        object_detection,
+        chance.detection,
+        _SCENES_RULE,
+        things=ASKED_THINGS,
+        about={"classes": list(ASKED_THINGS)},
     ),
     "visual_question_answering": Task(
         "image-question",

@@ -2,13 +2,14 @@ import logging
 import multiprocessing
 from collections import Counter
 from itertools import islice
+from random import Random
 
 import pytest
 import torch
 
+from onepeace_lightning.data.bad_samples import BadSample, EmptyCaption, TooManyBadSamplesError
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.dataloader import EvalLoader, TrainLoader
-from onepeace_lightning.data.sampler import BadSample, TooManyBadSamplesError
+from onepeace_lightning.data.dataloader import EvalLoader, Source, TrainLoader
 from onepeace_lightning.data.shards import ShardError, ShardWriter
 
 
@@ -53,26 +54,6 @@ def keys(batches):
 
 
 # Training: exactly once
-
-
-@pytest.mark.parametrize(
-    ("samples", "per_shard", "batch_size", "world_size", "workers"),
-    [(24, 5, 4, 1, 1), (25, 5, 4, 1, 2), (23, 50, 3, 2, 3), (7, 2, 2, 3, 2), (5, 1, 8, 2, 2), (3, 3, 1, 3, 4)],
-)
-def test_every_sample_once_per_pass_over_ranks_and_workers(
-    tmp_path, samples, per_shard, batch_size, world_size, workers
-):
-    """Workers are run in this process here (the plan does not know); the resume tests use real ones."""
-    make(tmp_path, samples, per_shard)
-    seen = [Counter() for _ in range(6)]
-    for rank in range(world_size):
-        stream = train(tmp_path, batch_size, rank=rank, world_size=world_size, num_workers=workers).stream
-        for worker in range(workers):
-            for taken in stream.samples(worker):
-                if taken.pass_index >= len(seen):
-                    break
-                seen[taken.pass_index][taken.raw["__key__"]] += 1
-    assert seen == [Counter({f"k{index:03d}": 1 for index in range(samples)})] * 6
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
@@ -126,7 +107,7 @@ def test_resume_is_bit_equal(tmp_path, workers, world_size):
     make(tmp_path, 26, bad={3, 17})
     for rank in range(world_size):
         options = {"rank": rank, "world_size": world_size, "num_workers": workers, "steps_per_epoch": 5}
-        options["max_bad_share"] = 0.5
+        options["max_bad_fraction"] = 0.5
         whole = take(train(tmp_path, **options), 17)
         for kill in (1, 5, 7, 10) if world_size == 1 else (8,):
             first = train(tmp_path, **options)
@@ -134,7 +115,8 @@ def test_resume_is_bit_equal(tmp_path, workers, world_size):
             second = train(tmp_path, **options)
             second.load_state_dict(first.state_dict())
             assert take(second, 17 - kill) == whole[kill:]
-            assert second.bad_samples > 0
+            second.judge()
+            assert second.counts[0, 1] > 0
 
 
 def test_resume_in_an_epoch_yields_the_rest_of_it(tmp_path):
@@ -154,27 +136,40 @@ def test_state_survives_a_weights_only_checkpoint(tmp_path):
     assert torch.load(tmp_path / "state.pt", weights_only=True) == loader.state_dict()
 
 
-@pytest.mark.parametrize(
-    "change", [{"num_workers": 2}, {"world_size": 2}, {"batch_size": 3}, {"shuffle_buffer": 5}], ids=str
-)
-def test_another_topology_goes_on_at_the_start_of_the_pass(tmp_path, change, caplog):
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_goes_on_at_the_next_sample_whatever_changes(tmp_path, seed):
+    """Ranks, workers, batch size and buffer change between kills; over all of it every pass is every sample once."""
+    rng = Random(seed)
+    make(tmp_path, 60, per_shard=7, bad={11})
+    seen, state = Counter(), None
+    for _ in range(5):
+        world_size = rng.randint(1, 3)
+        options = {"world_size": world_size, "num_workers": rng.choice([0, 0, 2]), "max_bad_fraction": 1.0}
+        options |= {"batch_size": rng.randint(1, 5), "shuffle_buffer": rng.choice([1, 200, 1000])}
+        ranks = [train(tmp_path, rank=rank, **options) for rank in range(world_size)]
+        steps = rng.randint(1, 5)
+        states = []
+        for rank in ranks:
+            if state is not None:
+                rank.load_state_dict(state)
+            seen += Counter(keys(take(rank, steps)))
+            states.append(rank.state_dict())
+        state = states[0] | {"consumed": {rank: each for one in states for rank, each in one["consumed"].items()}}
+    last = train(tmp_path, 1, max_bad_fraction=1.0)
+    last.load_state_dict(state)
+    passes = max(seen.values()) + 1
+    rest = Counter(keys(take(last, 59 * passes - seen.total())))
+    assert seen + rest == Counter({f"k{index:03d}": passes for index in range(60) if index != 11})
+
+
+def test_an_epoch_under_way_is_finished_under_another_topology(tmp_path):
     make(tmp_path)
-    first = train(tmp_path)
-    take(first, 8)  # 32 of 24: pass 1 is under way
-    second = train(tmp_path, **change)
-    second.load_state_dict(first.state_dict())
-    assert "cannot go on at the very next sample" in caplog.text
-    assert "start of pass 1" in caplog.text
-    fresh = list(islice(second.stream.samples(0), 1))
-    assert fresh[0].pass_index == 1
-    batches = take(second, 8)
-    if "world_size" not in change:
-        assert len(set(keys(batches[: 24 // second.stream.batch_size]))) == 24
-    third = train(tmp_path, **change)
-    caplog.clear()
-    third.load_state_dict(second.state_dict())
-    assert not caplog.records
-    assert take(third, 5) == take(second, 5)
+    first = train(tmp_path, steps_per_epoch=8)
+    take(first, 13)
+    for steps, rest in ((8, 3), (7, 2), (5, 5), (12, 7)):
+        second = train(tmp_path, batch_size=2, steps_per_epoch=steps)
+        second.load_state_dict(first.state_dict())
+        assert [len(list(second)), len(list(second))] == [rest, steps]
 
 
 def test_other_data_and_other_seeds_are_refused(tmp_path):
@@ -188,13 +183,15 @@ def test_other_data_and_other_seeds_are_refused(tmp_path):
 def test_a_state_without_this_rank_is_refused(tmp_path):
     make(tmp_path)
     state = train(tmp_path, rank=0, world_size=2).state_dict()
-    with pytest.raises(ValueError, match=r"rank \[0\] only, this is rank 1"):
+    with pytest.raises(ValueError, match=r"rank \[0\] only, rank 1 is needed"):
         train(tmp_path, rank=1, world_size=2).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"rank \[0\] only, rank 1 is needed"):
+        train(tmp_path).load_state_dict(state)
 
 
 def _rank_state(rank, folder, store, results):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    loader = train(folder, 2, rank=rank, world_size=2, max_bad_share=0.5)
+    loader = train(folder, 2, rank=rank, world_size=2, max_bad_fraction=0.5)
     take(loader, 3)
     results.put((rank, loader.state_dict()))
     torch.distributed.destroy_process_group()
@@ -212,10 +209,12 @@ def test_in_a_process_group_every_rank_holds_the_state_of_all(tmp_path):
     for process in ranks:
         process.join()
     assert states[0] == states[1]
-    assert states[0]["consumed"][0] == [6]
-    assert states[0]["consumed"][1][0] > 6
-    whole = take(train(folder, 2, rank=1, world_size=2, max_bad_share=0.5), 8)
-    resumed = train(folder, 2, rank=1, world_size=2, max_bad_share=0.5)
+    assert sorted(taken for [[taken]] in states[0]["consumed"].values())[0] >= 6
+    bad = sum(taken for [[taken]] in states[0]["consumed"].values()) - 12
+    assert states[0]["sources"][0]["counts"] == [12 + bad, bad, 0, 0, 0]
+    assert bad > 0
+    whole = take(train(folder, 2, rank=1, world_size=2, max_bad_fraction=0.5), 8)
+    resumed = train(folder, 2, rank=1, world_size=2, max_bad_fraction=0.5)
     resumed.load_state_dict(states[0])
     assert take(resumed, 5) == whole[3:]
 
@@ -265,10 +264,13 @@ def test_a_rank_without_a_sample_for_a_batch_gets_a_filler(tmp_path, samples, ba
 
 def test_bad_samples_are_skipped_counted_and_logged_once(tmp_path, caplog):
     make(tmp_path, bad={7, 11})
-    loader = train(tmp_path, 2, max_bad_share=0.1)
+    loader = train(tmp_path, 2, max_bad_fraction=0.1)
+    caplog.set_level(logging.INFO)
     assert sorted(keys(take(loader, 11))) == sorted(f"k{index:03d}" for index in range(24) if index not in {7, 11})
     take(loader, 11)
-    assert loader.bad_samples == 4
+    loader.judge()
+    assert loader.counts.tolist() == [[48, 4, 0, 0, 0]]
+    assert "of 48 samples over all ranks, 4 bad" in caplog.text
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(messages) == 2
     for part in ("00001.tar: sample 'k007': the caption is bad", "00002.tar: sample 'k011'"):
@@ -276,36 +278,55 @@ def test_bad_samples_are_skipped_counted_and_logged_once(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_too_many_bad_samples_stop_the_run_at_the_end_of_a_short_pass(tmp_path, workers):
-    make(tmp_path, bad={7, 11, 20})
-    with pytest.raises(TooManyBadSamplesError, match=r"3 of 24|\d of 12") as error:
-        take(train(tmp_path, 4, max_bad_share=0.1, num_workers=workers), 12)
-    assert "the caption is bad" in str(error.value)
-    assert "max_bad_share=0.1" in str(error.value)
+def test_too_many_bad_samples_stop_the_run_at_the_end_of_an_epoch(tmp_path, workers):
+    make(tmp_path, 100, bad=set(range(0, 100, 3)))
+    with pytest.raises(TooManyBadSamplesError, match=r"\d\d of \d+ samples were bad over all ranks") as error:
+        take(train(tmp_path, 4, max_bad_fraction=0.02, num_workers=workers), 25)
+    assert "max_bad_fraction=0.02" in str(error.value)
 
 
-def test_too_many_bad_samples_stop_a_long_pass_after_a_hundred(tmp_path):
-    make(tmp_path, 300, per_shard=100, bad=set(range(10)) | set(range(100, 110)) | set(range(200, 210)))
-    loader = train(tmp_path, 10, shuffle_buffer=1, max_bad_share=0.09)
-    assert len(take(loader, 8)) == 8  # the first ten are bad, which says nothing yet
-    with pytest.raises(TooManyBadSamplesError, match="10 of 100"):
-        take(loader, 2)
+def test_bad_luck_stops_nothing(tmp_path):
+    """A fifth of a small part is bad, a fraction that says nothing about the whole."""
+    make(tmp_path, bad={0, 1, 5})
+    assert len(take(train(tmp_path, 4, max_bad_fraction=0.1), 6)) == 6
 
 
-def test_nothing_but_bad_samples_ends(tmp_path):
-    make(tmp_path, 3, bad=range(3))
-    with pytest.raises(TooManyBadSamplesError, match="3 of 3"):
-        take(train(tmp_path), 1)
+@pytest.mark.parametrize("samples", [3, 5000])
+def test_nothing_but_bad_samples_ends(tmp_path, samples):
+    make(tmp_path, samples, per_shard=400, bad=range(samples))
+    with pytest.raises(TooManyBadSamplesError, match=r"none of the last .* the caption is bad"):
+        take(train(tmp_path, max_bad_fraction=1.0), 1)
 
 
-def test_the_share_goes_on_counting_after_a_resume(tmp_path):
+def test_counting_goes_on_after_a_resume(tmp_path):
     make(tmp_path, bad={7})
-    first = train(tmp_path, 1, max_bad_share=0.05)
-    take(first, 23)
-    second = train(tmp_path, 1, max_bad_share=0.02)
+    first = train(tmp_path, 1, max_bad_fraction=0.05)
+    take(first, 22)
+    second = train(tmp_path, 1, max_bad_fraction=0.05)
     second.load_state_dict(first.state_dict())
-    with pytest.raises(TooManyBadSamplesError, match="of 48"):
-        take(second, 30)
+    take(second, 24)
+    second.judge()
+    assert second.counts.tolist() == [[48, 2, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_empty_caption_is_a_kind_of_its_own(tmp_path, drop):
+    make(tmp_path, bad=set(range(12)))
+
+    def empty(raw, rng):
+        if raw["txt"] == b"bad":
+            raise EmptyCaption("the caption has no words")
+        return prepare(raw, rng)
+
+    loader = TrainLoader(tmp_path, 1, empty, collate, steps_per_epoch=50, seed=3, drop_empty_captions=drop)
+    if drop:
+        take(loader, 50)
+        seen, bad, empty, *_ = loader.counts[0].tolist()
+        assert (bad, seen - empty) == (0, 50)
+        assert empty > 40
+    else:
+        with pytest.raises(TooManyBadSamplesError, match=r"\d\d of \d+ samples were bad"):
+            take(loader, 50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -350,10 +371,67 @@ def test_all_wrong_arguments_are_named_at_once(tmp_path):
     make(tmp_path, 3)
     with pytest.raises(ValueError, match="batch_size=0") as error:
         train(tmp_path, 0, rank=4, world_size=4, num_workers=-1, seed=-1, shuffle_buffer=0, steps_per_epoch=0)
-    for part in ("rank=4", "world_size=4: at most the number of samples, 3", "num_workers=-1", "seed=-1"):
+    for part in ("rank=4", "num_workers=-1", "seed=-1"):
         assert part in str(error.value)
     assert "shuffle_buffer=0" in str(error.value)
     assert "steps_per_epoch=0" in str(error.value)
+
+
+# Several sources
+
+
+def mixed(tmp_path, weights=(3.0, 1.0), **options):
+    for index, samples in enumerate((30, 7)):
+        if not (tmp_path / str(index)).exists():
+            make(tmp_path / str(index), samples, name="ab"[index])
+    sources = [
+        Source(str(tmp_path / str(index)), weight, name)
+        for index, (weight, name) in enumerate(zip(weights, "AB", strict=True))
+    ]
+    return TrainLoader(sources, options.pop("batch_size", 4), prepare, collate, **{"seed": 3} | options)
+
+
+def test_sources_are_mixed_by_weight_in_every_batch(tmp_path):
+    loader = mixed(tmp_path, steps_per_epoch=20)
+    for batch in loader:
+        assert batch.sources == ["A", "A", "A", "B"]
+        assert [key[0] for key in batch.keys] == ["a", "a", "a", "b"]
+    assert loader.counts[:, 0].tolist() == [60, 20]
+    assert Counter(key[0] for key in keys(take(mixed(tmp_path, (None, None)), 37))) == {"a": 120, "b": 28}
+    with pytest.raises(ValueError, match="every source a weight, or none"):
+        mixed(tmp_path, (None, 1.0))
+    with pytest.raises(ValueError, match="weights must be above 0"):
+        mixed(tmp_path, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixed_sources_resume_bit_equal(tmp_path, workers):
+    whole = take(mixed(tmp_path, num_workers=workers, batch_size=3), 31)
+    first = mixed(tmp_path, num_workers=workers, batch_size=3)
+    assert take(first, 17) == whole[:17]
+    second = mixed(tmp_path, num_workers=workers, batch_size=3)
+    second.load_state_dict(first.state_dict())
+    assert take(second, 14) == whole[17:]
+
+
+def test_each_source_is_every_sample_once_a_pass_whatever_changes(tmp_path):
+    seen, state = Counter(), None
+    for world_size, workers, batch_size, weights in ((2, 2, 3, (3, 1)), (1, 0, 5, (1, 1)), (3, 0, 1, (10, 1))):
+        options = {"world_size": world_size, "num_workers": workers, "batch_size": batch_size}
+        ranks = [mixed(tmp_path, weights, rank=rank, **options) for rank in range(world_size)]
+        states = []
+        for rank in ranks:
+            if state is not None:
+                rank.load_state_dict(state)
+            seen += Counter(keys(take(rank, 5)))
+            states.append(rank.state_dict())
+        state = states[0] | {"consumed": {rank: each for one in states for rank, each in one["consumed"].items()}}
+    for name, samples in (("a", 30), ("b", 7)):
+        counts = [seen[f"{name}{index:03d}"] for index in range(samples)]
+        last = mixed(tmp_path, (1, 1), batch_size=2)
+        last.load_state_dict(state)
+        rest = Counter(key for key in keys(take(last, samples * (max(counts) + 1) - sum(counts))) if key[0] == name)
+        assert {seen[f"{name}{i:03d}"] + rest[f"{name}{i:03d}"] for i in range(samples)} == {max(counts) + 1}
 
 
 def test_more_ranks_and_workers_than_shards(tmp_path):

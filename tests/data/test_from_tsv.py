@@ -41,7 +41,7 @@ def make(task, path, root, split="train", **options):
     from_tsv(str(path), task=task, root=str(root), out=str(out), split=split, **options)
     (folder,) = (out / split).iterdir()
     manifest = read_manifest(folder)
-    found = {s["__key__"]: s for shard in manifest.shards for _, s in read_shard(folder, shard, range(shard.samples))}
+    found = {s["__key__"]: s for shard in manifest.shards for _, s in read_shard(manifest, shard, range(shard.samples))}
     assert len(found) == manifest.samples
     return found, manifest
 

@@ -16,10 +16,10 @@ def test_what_arrives_is_the_batch():
     pixels = torch.randint(0, 256, (2, 200, 200, 3), dtype=torch.uint8).movedim(-1, 1)
     sound = Audio.pad([torch.randn(30_000), torch.randn(500)])
     masks = {"image": torch.rand(2, 5) < 0.5, "audio": torch.zeros(0, 3, dtype=torch.bool)}
-    batch = Batch(["a", "b"], {"image": Image(pixels), "audio": sound}, masks, captions=["one", "two"], consumed=7)
+    batch = Batch(["a", "b"], {"image": Image(pixels), "audio": sound}, masks, captions=["one", "two"], sources=["a"])
     found = opened(batch)
     assert type(found) is Batch
-    assert (found.keys, found.captions, found.consumed) == (batch.keys, batch.captions, 7)
+    assert (found.keys, found.captions, found.sources) == (batch.keys, batch.captions, ["a"])
     assert torch.equal(found.inputs["image"].pixels, pixels)
     assert found.inputs["image"].pixels.stride() == pixels.stride()
     assert torch.equal(found.inputs["audio"].waveforms_BN, sound.waveforms_BN)

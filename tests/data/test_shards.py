@@ -33,7 +33,7 @@ def edit(folder, **changes):
 def read(folder, index, wanted=None):
     manifest = read_manifest(folder)
     shard = manifest.shards[index]
-    return list(read_shard(folder, shard, range(shard.samples) if wanted is None else wanted))
+    return list(read_shard(manifest, shard, range(shard.samples) if wanted is None else wanted))
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -194,8 +194,9 @@ def test_truncated_shard(tmp_path, size):
     whole = read(tmp_path, 0)
     truncate(tmp_path, size)
     seen = []
+    manifest = read_manifest(tmp_path)
     with pytest.raises(ShardError, match=r"00000.tar"):
-        seen.extend(read_shard(tmp_path, read_manifest(tmp_path).shards[0], range(7)))
+        seen.extend(read_shard(manifest, manifest.shards[0], range(7)))
     assert [raw["__key__"] for _, raw in seen] == [raw["__key__"] for _, raw in whole[: len(seen)]]
     with pytest.raises(ShardError, match=r"00000.tar: damaged shard"):
         write_manifest(tmp_path, "text", **ABOUT)
@@ -257,6 +258,6 @@ def test_a_name_of_another_encoding_in_a_tar_can_be_written_down(tmp_path):
             info.size = 4
             tar.addfile(info, io.BytesIO(b"bell"))
     made = write_manifest(tmp_path, "image-text", source="-", license="-")
-    [(_, sample)] = read_shard(tmp_path, made.shards[0], [0])
+    [(_, sample)] = read_shard(made, made.shards[0], [0])
     assert sample["__key__"] == "caf\\xe9"
     assert find_sample(tmp_path / "0.tar", sample["__key__"])["txt"] == b"bell"

@@ -89,7 +89,7 @@ def made(tmp_path):
 
 def samples(folder: Path):
     manifest = read_manifest(folder)
-    found = [sample for shard in manifest.shards for _, sample in read_shard(folder, shard, range(shard.samples))]
+    found = [sample for shard in manifest.shards for _, sample in read_shard(manifest, shard, range(shard.samples))]
     by_key = {sample["__key__"]: sample for sample in found}
     assert len(by_key) == len(found) == manifest.samples
     return by_key

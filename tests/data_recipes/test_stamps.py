@@ -89,7 +89,7 @@ def built(unpacked, tmp_path_factory):
 def samples(out, stream):
     manifest = read_manifest(out / stream)
     for shard in manifest.shards:
-        yield from (sample for _, sample in read_shard(manifest.folder, shard, range(shard.samples)))
+        yield from (sample for _, sample in read_shard(manifest, shard, range(shard.samples)))
 
 
 def facts(sample):

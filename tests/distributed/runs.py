@@ -127,10 +127,23 @@ def memory() -> float:
 
 
 class Record(L.Callback):
-    """Appends a line per training step to ``rank<r>.jsonl``: step, keys of each stream, loss, learning rate, memory."""
+    """Appends a line per training step to ``rank<r>.jsonl``: step, keys of each stream, loss, learning rate, memory.
+
+    At the end it writes the state of each stream's loader to ``loaders.json``.
+    """
+
+    def __init__(self, run: int = 0) -> None:
+        self.run = run
+
+    def on_train_end(self, trainer, pl_module):
+        loaders = trainer.train_dataloader
+        states = {name: loader.state_dict() for name, loader in loaders.items()}
+        if trainer.is_global_zero:
+            Path("loaders.json").write_text(json.dumps(states))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         line = {
+            "run": self.run,
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
             "keys": {name: part.keys for name, part in batch.items()},

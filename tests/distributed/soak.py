@@ -1,6 +1,9 @@
-"""A run of two processes with two data workers each and all five streams, killed at random and started again.
+"""A run of all five streams that is killed at random and started again on another topology each time.
 
-It fails where a sample of any pass over any stream was not seen exactly once, and prints how memory went.
+Between kills the number of processes (one or two) and of data workers of each, the batch size and the shuffle buffer
+change at random. The check knows what the last checkpoint says is left of the passes under way: every sample must have
+been seen in all passes before, and in those just where it is not left. Where a kill changes nothing, what is done again
+is what was done before.
 
     python -m tests.distributed.soak --steps 300 --kills 8
 
@@ -11,6 +14,7 @@ epoch: within one, workers hold more and more of what their process has changed 
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -19,15 +23,31 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data_recipes.toy.pretraining import ToyConfig, build
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.dataloader import TrainLoader
+from onepeace_lightning.data.sampler import PassOrder
+from onepeace_lightning.data.shards import read_manifest, read_shard
 from tests.distributed.runs import ALL_STREAMS, RUN, callback, checkout, lines, output, run, streams
 
-RANKS, WORKERS, BATCH = 2, 2, 4
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
+
+
+class Topology(NamedTuple):
+    """How a part of the run is started."""
+
+    ranks: int
+    workers: int
+    batch_size: int
+    shuffle_buffer: int
+
+
+LAST = Topology(2, 2, 4, 8)
+"""How the run ends."""
 
 
 @dataclass
@@ -35,15 +55,17 @@ class Soak:
     """What was found.
 
     Attributes:
-        steps: distinct steps, of each rank, undisturbed ones included.
+        steps: distinct steps, undisturbed ones included.
         repeated: steps that a resumed run did again, having been killed after their last checkpoint.
-        passes: of each stream.
+        topologies: distinct ones.
+        passes: of each stream, those under way included.
         slope: growth of the least memory of a rank with its workers in an epoch, at last, in MiB per 100 steps.
         memory: at the end, in MiB.
     """
 
     steps: int
     repeated: int
+    topologies: int
     passes: dict[str, int]
     slope: float
     memory: float
@@ -58,64 +80,101 @@ def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: boo
         kills: how often a random process is killed at a random place.
         undisturbed: further steps without a kill; over the second half of them memory is watched.
         sharded: FSDP2, else DDP.
-        seed: of the kills.
+        seed: of the kills and topologies.
 
     Raises:
         AssertionError: a sample was lost, or seen twice in a pass.
     """
-    every, whole = max(2, steps // 30), steps + undisturbed
-    command = [
-        *RUN[:2], *(["--config=configs/trainer/fsdp.yaml"] if sharded else ["--trainer.strategy=ddp"]), *RUN[2:],
-        f"--trainer.max_steps={whole}", "--trainer.limit_val_batches=0", f"--data.init_args.num_workers={WORKERS}",
-        "--data.init_args.preprocessing.image_size=32", f"--data.init_args.steps_per_epoch={max(8, steps // 12)}",
-        streams(*ALL_STREAMS, batch_size=BATCH), "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
-        "--trainer.callbacks.dirpath=checkpoints", "--trainer.callbacks.filename=last",
-        "--trainer.callbacks.enable_version_counter=false", f"--trainer.callbacks.every_n_train_steps={every}",
-        *callback("Record"), "--ckpt_path=last",
-    ]  # fmt: skip
     rng = random.Random(seed)
-    for at in sorted(rng.sample(range(2, steps), kills)):
-        victim, where = rng.randrange(RANKS), rng.choice(HOOKS)
-        codes = run(folder, *command, *callback("Kill", step=at, rank=victim, where=where), ranks=RANKS, seconds=3600)
-        assert codes[victim] == -signal.SIGKILL, output(folder, victim)[-3000:]
-        assert 0 not in codes, "the other process went on alone"
-    codes = run(folder, *command, ranks=RANKS, seconds=3600)
-    assert codes == [0] * RANKS, output(folder)[-3000:]
-    return check(folder, whole, undisturbed // 2)
+    every = max(2, steps // 30)
+    whole = (steps + undisturbed) // every * every  # the last step is one with a checkpoint
+    used = []
+    for at in [*sorted(rng.sample(range(2, steps), kills)), None]:
+        topology = LAST
+        if at is not None and used and rng.random() < 0.2:
+            topology = used[-1]
+        elif at is not None:
+            topology = Topology(rng.randint(1, 2), rng.randint(0, 2), rng.randint(2, 5), rng.choice([8, 200, 1000]))
+        used.append(topology)
+        command = [
+            *RUN[:2], *(["--config=configs/trainer/fsdp.yaml"] if sharded else ["--trainer.strategy=ddp"]), *RUN[2:],
+            f"--trainer.max_steps={whole}", "--trainer.limit_val_batches=0",
+            f"--data.init_args.num_workers={topology.workers}",
+            f"--data.init_args.shuffle_buffer={topology.shuffle_buffer}",
+            "--data.init_args.preprocessing.image_size=32", f"--data.init_args.steps_per_epoch={max(8, steps // 12)}",
+            streams(*ALL_STREAMS, batch_size=topology.batch_size),
+            "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+            "--trainer.callbacks.dirpath=checkpoints", "--trainer.callbacks.filename=last",
+            "--trainer.callbacks.enable_version_counter=false", f"--trainer.callbacks.every_n_train_steps={every}",
+            *callback("Record", run=len(used) - 1), "--ckpt_path=last",
+        ]  # fmt: skip
+        if at is not None:
+            victim = rng.randrange(topology.ranks)
+            command += callback("Kill", step=at, rank=victim, where=rng.choice(HOOKS))
+        codes = run(folder, *command, ranks=topology.ranks, seconds=3600)
+        if at is None:
+            assert codes == [0] * topology.ranks, output(folder)[-3000:]
+        else:
+            assert codes[victim] == -signal.SIGKILL, output(folder, victim)[-3000:]
+            assert 0 not in codes, "the other process went on alone"
+    return check(folder, used, whole, undisturbed // 2)
 
 
-def check(folder: Path, steps: int, watched: int) -> Soak:
+def check(folder: Path, used: list[Topology], steps: int, watched: int) -> Soak:
     """Compare what all parts of the run saw with what is in the shards."""
-    seen: list[dict[int, dict]] = []
-    repeated = 0
-    for rank in range(RANKS):
-        by_step: dict[int, dict] = {}
-        for line in lines(folder, rank):
-            before = by_step.setdefault(line["step"], line)
-            assert before["keys"] == line["keys"], f"rank {rank}, step {line['step']}: other samples the second time"
-            assert abs(before["loss"] - line["loss"]) < 1e-4, f"rank {rank}, step {line['step']}: another loss"
-        assert sorted(by_step) == list(range(1, steps + 1))
-        repeated += len(lines(folder, rank)) - steps
-        seen.append(by_step)
+    final, repeated = timeline(folder, used)
+    assert sorted(final) == list(range(1, steps + 1))
+    states = json.loads((folder / "loaders.json").read_text())
     passes = {}
     for stream in ALL_STREAMS:
-        path = folder / "data/toy/train" / stream
-        samples = read_manifest(path).samples
-        length = samples // (BATCH * RANKS)  # steps of a pass: batches divide each rank's share
-        assert length * BATCH * RANKS == samples
-        orders = set()
-        for first in range(1, steps - length + 2, length):
-            keys = [k for rank in seen for step in range(first, first + length) for k in rank[step]["keys"][stream]]
-            doubled = [key for key, times in Counter(keys).items() if times > 1]
-            assert len(set(keys)) == samples, f"{stream}, pass from step {first}: twice {doubled}"
-            orders.add(tuple(keys))
-        passes[stream] = steps // length
-        assert len(orders) == passes[stream], f"{stream}: two passes had the same order"
+        seen = Counter(key for parts in final.values() for line in parts.values() for key in line["keys"][stream])
+        wanted, passes[stream] = expected(folder / "data/toy/train" / stream, states[stream])
+        wrong = {key: (seen[key], wanted[key]) for key in seen | wanted if seen[key] != wanted[key]}
+        assert not wrong, f"{stream}: key: (times seen, times it should have been): {wrong}"
     lowest: dict[int, dict] = {}
     for line in lines(folder, 0)[-watched:]:
         lowest[line["epoch"]] = min(line, lowest.get(line["epoch"], line), key=lambda one: one["memory"])
     slope = np.polyfit([line["step"] for line in lowest.values()], [line["memory"] for line in lowest.values()], 1)[0]
-    return Soak(steps, repeated, passes, 100 * float(slope), lines(folder, 0)[-1]["memory"])
+    return Soak(steps, repeated, len(set(used)), passes, 100 * float(slope), lines(folder, 0)[-1]["memory"])
+
+
+def timeline(folder: Path, used: list[Topology]) -> tuple[dict[int, dict[int, dict]], int]:
+    """What counts of each step: rank to its line, without what a later part of the run did again."""
+    every = [line | {"rank": rank} for rank in range(2) for line in lines(folder, rank)]
+    final: dict[int, dict[int, dict]] = {}
+    repeated, begins = 0, []
+    for number, topology in enumerate(used):
+        mine = [line for line in every if line["run"] == number]
+        begins.append(min((line["step"] for line in mine), default=None))
+        if begins[-1] is None:  # killed in its first step
+            continue
+        again = {step: final.pop(step) for step in sorted(final) if step >= begins[-1]}
+        repeated += len(again)
+        for line in mine:
+            before = again.get(line["step"], {}).get(line["rank"])
+            if before is not None and number and used[number - 1] == topology and before["run"] == number - 1:
+                # The same topology, and from a checkpoint which that part of the run wrote, or both began with.
+                assert before["keys"] == line["keys"], f"step {line['step']}: other samples the second time"
+                assert abs(before["loss"] - line["loss"]) < 1e-4, f"step {line['step']}: another loss"
+            final.setdefault(line["step"], {})[line["rank"]] = line
+    return final, repeated
+
+
+def expected(path: Path, state: dict) -> tuple[Counter, int]:
+    """How often each key of a stream must have been seen when its loader's state is this, and in how many passes."""
+    manifest = read_manifest(path)
+    names = [[raw["__key__"] for _, raw in read_shard(manifest, s, range(s.samples))] for s in manifest.shards]
+    state["consumed"] = {int(rank): each for rank, each in state["consumed"].items()}  # JSON made them text
+    batch_size = state["topology"]["batch_size"] + 1
+    # Loading the state on one rank, whatever it was before, works out what is left.
+    other = TrainLoader(path, batch_size, lambda raw, rng: raw, lambda rows: Batch([], {}), seed=state["seed"])
+    other.load_state_dict(state)
+    source = other.sources[0]
+    counts = Counter({key: source.next_pass for shard in names for key in shard})
+    for pass_index, left in source.left:
+        order = PassOrder(manifest, source.seed, source.index, pass_index)
+        counts.subtract(names[shard][i] for piece in order.pieces(left, 1) for shard, i in order.samples(piece))
+    return counts, source.next_pass
 
 
 if __name__ == "__main__":
@@ -133,5 +192,5 @@ if __name__ == "__main__":
         started = time.perf_counter()
         found = soak(checkout(Path(place) / "run", root), given.steps, given.kills, undisturbed=given.undisturbed,
                      sharded=given.strategy == "fsdp", seed=given.seed)  # fmt: skip
-        print(f"{given.strategy}, {RANKS} processes x {WORKERS} workers, {given.kills} kills: {found}")
+        print(f"{given.strategy}, {given.kills} kills: {found}")
         print(f"{time.perf_counter() - started:.0f} s")

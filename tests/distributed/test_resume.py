@@ -84,5 +84,7 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_one(toy_root, tmp_pat
 
 def test_random_kills_lose_and_double_no_sample(toy_root, tmp_path):
     """The short form of ``tests.distributed.soak``."""
-    found = soak(checkout(tmp_path / "soak", toy_root), 8, 1, undisturbed=4)
-    assert found.passes == {"image-text": 2, "audio-text": 2, "image": 6, "audio": 6, "text": 6}
+    found = soak(checkout(tmp_path / "soak", toy_root), 8, 2, undisturbed=4)
+    assert found.steps == 12
+    assert found.topologies > 1
+    assert min(found.passes.values()) > 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 DATA_TYPES = ("image", "audio", "text", "image-text", "audio-text")
 """The five kinds of training data (paper section 3.4); ``audio-image`` exists for evaluation only."""
@@ -16,34 +16,33 @@ class Batch:
     Attributes:
         keys: the samples' keys in their shards.
         inputs: modality name to what its adapter takes (``models.inputs``).
-        masks: modality name to (B, L) bool, True where a token is hidden from the student that sees this modality
-            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation.
+        masks: modality name to (B, P) bool, True where a token is hidden from the student that sees this modality
+            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation. Host data: all indices
+            that a step needs are computed from them without waiting for the device.
         fused_masks: the same for the student that sees both modalities together. Empty unless a pair in training.
         captions: the raw text of each sample ("" where there is none); equal captions are one answer in retrieval.
         second: each sample's second picture (``models.inputs.Image``), where the task has two.
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
-        worker: which data worker made the batch, and ``consumed``: how many raw samples that worker had taken from its
-            stream once this batch was complete (bad ones included). The loader resumes from these two.
+        sources: the name of each sample's source, where the stream mixes several.
         filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
             same collective calls, and is not measured.
     """
 
     keys: list[str]
     inputs: dict[str, Any]
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    fused_masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     second: Any = None
     targets: dict[str, Any] = field(default_factory=dict)
-    worker: int = 0
-    consumed: int = 0
+    sources: list[str] = field(default_factory=list)
     filler: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
-        """Move every tensor to a device (Lightning calls this)."""
+        """Move every tensor to a device (Lightning calls this); masks stay on the host."""
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> "Batch":
@@ -57,8 +56,6 @@ class Batch:
         return replace(
             self,
             inputs=each(self.inputs),
-            masks=each(self.masks),
-            fused_masks=each(self.fused_masks),
             second=None if self.second is None else move(self.second),
             targets=each(self.targets),
         )

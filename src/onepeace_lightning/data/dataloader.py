@@ -1,8 +1,8 @@
-"""Loaders over a stream folder: endless and resumable to the sample for training, exact and even for evaluation."""
+"""Loaders over shards: endless and resumable to the sample for training, exact and even for evaluation."""
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -13,18 +13,11 @@ import torch
 from torch import distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from onepeace_lightning.data.bad_samples import BadSample, Counts, WorkerCounts, as_counts, judge, logged, no_counts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.parcel import Parcel
-from onepeace_lightning.data.sampler import (
-    BadSample,
-    BadSamples,
-    TrainStream,
-    owned,
-    rank_range,
-    read_positions,
-    sample_rng,
-)
-from onepeace_lightning.data.shards import Manifest, read_manifest
+from onepeace_lightning.data.sampler import SourceStream, Taken, Topology, rank_range, read_positions, sample_rng
+from onepeace_lightning.data.shards import Manifest, ShardError, ShardReaders, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -32,42 +25,62 @@ Prepare = Callable[[dict[str, Any], np.random.Generator], Any]
 """A raw sample ``{"__key__", "__shard__", extension: bytes}`` to what ``Collate`` joins; raises ``BadSample``."""
 Collate = Callable[[list[Any]], Batch]
 
-TOPOLOGY = ("world_size", "num_workers", "batch_size", "shuffle_buffer")
-"""What must be as it was for a run to go on at the very next sample (no worker process counts as one worker)."""
+JUDGED_EVERY = 100
+"""Batches after which all ranks add up their bad samples; they do at the end of an epoch and in a checkpoint too."""
+
+
+@dataclass
+class Source:
+    """One of several sets of shards that a stream mixes.
+
+    Attributes:
+        path: folder of shards.
+        weight: its part of every batch, beside the other sources' weights; its number of samples if None (then none
+            may have one).
+        name: what it is called in logs; the path if None.
+    """
+
+    path: str
+    weight: float | None = None
+    name: str | None = None
 
 
 class TrainLoader:
-    """Batches for ever, in epochs of a fixed number of steps, resumable at the next sample.
+    """Batches for ever, in epochs of a fixed number of steps, resumable at the next sample on any topology.
 
-    Every sample is used exactly once per pass over all ranks and workers (``stream``), and passes follow each other
-    without a gap: an epoch is only a number of steps, and its end neither loses nor repeats a sample. Bad samples are
-    skipped, counted and logged, and end the run when they are too many (``stream.BadSamples`` has the rule).
+    Every sample is used exactly once per pass over all ranks and workers (``sampler``), and passes follow each other
+    without a gap: an epoch is only a number of steps, and its end neither loses nor repeats a sample. Several sources
+    are mixed in every batch by their weights, each with passes of its own. Bad samples are skipped, counted and logged,
+    and end the run when they are too many over all ranks (``bad_samples.judge``).
 
-    After ``load_state_dict`` the batches that follow are those that the uninterrupted run would have made. Within a
-    process group ``state_dict`` is a collective call (a checkpoint is written by one rank but serves all of them).
+    After ``load_state_dict`` the run goes on at the next sample, whatever the numbers of ranks, workers and samples per
+    batch are now; where they are as before, the batches are those that the uninterrupted run would have made. Within a
+    process group ``state_dict`` is a collective call (a checkpoint is written by one rank but serves all of them), and
+    so is every ``JUDGED_EVERY``-th batch.
 
     Args:
-        folder: a stream folder.
+        path: a stream folder, or the sources to mix.
         batch_size: samples in a batch of one rank.
         prepare: decodes one sample; must be picklable where workers are spawned.
         collate: joins prepared samples.
         steps_per_epoch: batches in an epoch; by default as many as one pass needs, rounded up.
         rank: this rank.
-        world_size: ranks that share the folder.
+        world_size: ranks that share the data.
         num_workers: worker processes; 0 prepares in this one.
         seed: of order, augmentation and masks.
-        shuffle_buffer: undecoded samples that a worker holds to draw from; 1 keeps the order of the shards.
-        max_bad_share: greatest share of bad samples that is put up with.
+        shuffle_buffer: samples that a worker mixes; it reads one shard at a time for every ``sampler.BLOCK`` of them.
+        max_bad_fraction: greatest fraction of bad samples that is put up with.
+        drop_empty_captions: leave samples with an empty caption out without calling them bad.
         pin_memory: copy batches to page-locked memory.
 
     Raises:
-        ShardError: the folder is not a sound stream folder.
-        ValueError: an argument out of its range, or fewer samples than ranks.
+        ShardError: a path does not hold sound shards.
+        ValueError: an argument out of its range.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        path: str | Path | Sequence[Source],
         batch_size: int,
         prepare: Prepare,
         collate: Collate,
@@ -78,119 +91,162 @@ class TrainLoader:
         num_workers: int = 0,
         seed: int = 0,
         shuffle_buffer: int = 1000,
-        max_bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
+        drop_empty_captions: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        manifest = read_manifest(folder)
+        given = [Source(str(path))] if isinstance(path, str | Path) else list(path)
+        self.names = [source.name or str(source.path) for source in given]
+        weighted = [source.weight is not None for source in given]
         _check(
             {
-                f"shuffle_buffer={shuffle_buffer}: at least 1 (which keeps the order)": shuffle_buffer < 1,
+                f"shuffle_buffer={shuffle_buffer}: at least 1": shuffle_buffer < 1,
                 f"seed={seed}: at least 0": seed < 0,
-                f"max_bad_share={max_bad_share}: from 0 to 1": not 0 <= max_bad_share <= 1,
+                f"max_bad_fraction={max_bad_fraction}: from 0 to 1": not 0 <= max_bad_fraction <= 1,
                 f"steps_per_epoch={steps_per_epoch}: at least 1": steps_per_epoch is not None and steps_per_epoch < 1,
-                f"world_size={world_size}: at most the number of samples, {manifest.samples}; use fewer ranks or more"
-                " data": world_size > manifest.samples,
+                "sources: give at least one": not given,
+                "sources: give every source a weight, or none": any(weighted) != all(weighted),
+                "sources: weights must be above 0": any(s.weight is not None and s.weight <= 0 for s in given),
             },
-            manifest, batch_size, rank, world_size, num_workers,
+            ", ".join(self.names), batch_size, rank, world_size, num_workers,
         )  # fmt: skip
-        self.stream = TrainStream(manifest, batch_size, rank, world_size, max(1, num_workers), seed, shuffle_buffer)
-        self.steps_per_epoch = steps_per_epoch or ceil(manifest.samples / (batch_size * world_size))
-        self.num_workers = num_workers
-        self.max_bad_share = max_bad_share
+        manifests = [read_manifest(source.path) for source in given]
+        weights = tuple(
+            float(manifest.samples if source.weight is None else source.weight)
+            for source, manifest in zip(given, manifests, strict=True)
+        )
+        self.topology = Topology(world_size, max(1, num_workers), batch_size, shuffle_buffer, weights)
+        self.sources = tuple(SourceStream(manifest, seed, index) for index, manifest in enumerate(manifests))
+        self.rank, self.seed, self.num_workers = rank, seed, num_workers
+        self.steps_per_epoch = steps_per_epoch or ceil(sum(m.samples for m in manifests) / (batch_size * world_size))
+        self.max_bad_fraction, self.drop_empty_captions = max_bad_fraction, drop_empty_captions
         self._prepare, self._collate, self._pin_memory = prepare, collate, pin_memory
-        self._done = 0  # batches yielded since the run began
-        self._first_done = 0  # … of them before ``stream.first_pass`` began
-        self._consumed = [0] * self.stream.workers  # raw samples per worker since then
+        self._done = 0  # batches since ``sources`` were as they are
+        self._in_epoch = 0
+        self._consumed = [[0] * len(given) for _ in range(self.topology.workers)]  # by worker and source, since then
+        self._before = no_counts(len(given))  # of all ranks, in the state that was loaded
+        self._own = no_counts(len(given))  # of this rank, since then
+        self.counts = no_counts(len(given))
+        """Counts (``bad_samples.KINDS``) of each source over all ranks, when they were last added up."""
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches that remain of the current epoch of steps."""
-        dataset = _TrainBatches(
-            self.stream,
-            self._prepare,
-            self._collate,
-            self.max_bad_share,
-            done=self._done - self._first_done,
-            consumed=tuple(self._consumed),
-            steps=self.steps_per_epoch - self._done % self.steps_per_epoch,
-        )
-        for batch in _batches(dataset, self.num_workers, self._pin_memory):
+        """The batches that remain of the current epoch of steps.
+
+        Raises:
+            TooManyBadSamplesError: on all ranks alike.
+        """
+        if self._in_epoch >= self.steps_per_epoch:
+            self._in_epoch = 0
+        dataset = _TrainBatches(self, self.steps_per_epoch - self._in_epoch)
+        for batch, progress in _batches(dataset, self.num_workers, self._pin_memory):
             self._done += 1
-            self._consumed[batch.worker] = batch.consumed
+            self._in_epoch += 1
+            self._consumed[progress.worker] = progress.consumed
+            self._own += progress.counts
+            if self._done % JUDGED_EVERY == 0 or self._in_epoch == self.steps_per_epoch:
+                self.judge()
             yield batch
 
-    @property
-    def bad_samples(self) -> int:
-        """Samples that this rank has skipped (since the stream began, see ``load_state_dict``)."""
-        return sum(self._consumed) - (self._done - self._first_done) * self.stream.batch_size
+    def judge(self) -> None:
+        """Add up what was counted on all ranks, log it where it has grown, and judge it. A collective call.
+
+        Raises:
+            TooManyBadSamplesError: on all ranks alike.
+        """
+        own = torch.from_numpy(self._own.copy())
+        if self._in_group():
+            if dist.get_backend() == "nccl":
+                own = own.cuda()
+            dist.all_reduce(own)
+        counts = self._before + own.cpu().numpy()
+        if self.rank == 0:
+            logged(self.names, self.counts, counts)
+        self.counts = counts
+        for name, one in zip(self.names, counts.tolist(), strict=True):
+            judge(name, one, self.max_bad_fraction, drop_empty_captions=self.drop_empty_captions)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is: plain numbers, the same on every rank of a process group."""
-        consumed = {self.stream.rank: list(self._consumed)}
-        if self.stream.world_size > 1 and dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, consumed)
-            consumed = {rank: counts for part in gathered for rank, counts in part.items()}
+        mine = {self.rank: [list(each) for each in self._consumed]}
+        gathered: list[Any] = [(mine, self._own)]
+        if self._in_group():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, (mine, self._own))
+        counts = self._before + sum(own for _, own in gathered)
         return {
+            "seed": self.seed,
+            "topology": asdict(self.topology) | {"weights": list(self.topology.weights)},
             "done": self._done,
-            "consumed": consumed,
-            "first_done": self._first_done,
-            "first_pass": self.stream.first_pass,
-            "seed": self.stream.seed,
-            "fingerprint": self.stream.manifest.fingerprint(),
-            **self._topology(),
+            "in_epoch": self._in_epoch,
+            "steps_per_epoch": self.steps_per_epoch,
+            "consumed": {rank: each for part, _ in gathered for rank, each in part.items()},
+            "sources": [
+                {
+                    "fingerprint": source.manifest.fingerprint(),
+                    "left": [[pass_index, left.tolist()] for pass_index, left in source.left],
+                    "next_pass": source.next_pass,
+                    "counts": each,
+                }
+                for source, each in zip(self.sources, counts.tolist(), strict=True)
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader's state says.
-
-        With another topology (``TOPOLOGY``) there is no next sample; the run goes on at the start of the pass that
-        was under way, with a warning.
+        """Go on at the next sample after another loader's state.
 
         Raises:
-            ValueError: the state is of other data, of another seed, or lacks this rank.
+            ValueError: the state is of other data, of another seed, or lacks a rank that is needed.
         """
-        folder = self.stream.manifest.folder
-        if state["fingerprint"] != (now := self.stream.manifest.fingerprint()):
+        what = ", ".join(self.names)
+        then = [source["fingerprint"] for source in state["sources"]]
+        if then != (now := [source.manifest.fingerprint() for source in self.sources]):
             raise ValueError(
-                f"{folder}: the state to resume from was made on other data (fingerprint {state['fingerprint']}, here "
-                f"{now}): restore the shards, or start a new run from the checkpoint's weights only"
+                f"{what}: the state to resume from was made on other data (fingerprint {', '.join(then)}, here "
+                f"{', '.join(now)}): restore the shards, or start a new run from the checkpoint's weights only"
             )
-        if state["seed"] != self.stream.seed:
+        if state["seed"] != self.seed:
             raise ValueError(
-                f"{folder}: the state to resume from was made with seed={state['seed']}, here seed={self.stream.seed}: "
+                f"{what}: the state to resume from was made with seed={state['seed']}, here seed={self.seed}: "
                 f"set seed={state['seed']}, or start a new run from the checkpoint's weights only"
             )
-        then = {name: state[name] for name in TOPOLOGY}
-        if then != self._topology():
-            used = (state["done"] - state["first_done"]) * state["batch_size"] * state["world_size"]
-            first_pass = state["first_pass"] + used // self.stream.manifest.samples
-            log.warning(
-                "%s: the run was stopped with %s and goes on with %s, so it cannot go on at the very next sample: "
-                "it goes on at the start of pass %d, which was under way",
-                folder, then, self._topology(), first_pass,
-            )  # fmt: skip
-            first_done, consumed = state["done"], [0] * self.stream.workers
-        elif self.stream.rank not in state["consumed"]:
+        before = Topology(**state["topology"] | {"weights": tuple(state["topology"]["weights"])})
+        same = before == self.topology
+        needed = {self.rank} if same else set(range(before.world_size))
+        if missing := sorted(needed - set(state["consumed"])):
             raise ValueError(
-                f"{folder}: the state to resume from is of rank {sorted(state['consumed'])} only, this is rank "
-                f"{self.stream.rank}: take the state inside the process group, or on every rank"
+                f"{what}: the state to resume from is of rank {sorted(state['consumed'])} only, rank "
+                f"{', '.join(map(str, missing))} is needed: take the state inside the process group, or on every rank"
             )
+        self.sources = tuple(
+            SourceStream(
+                source.manifest, self.seed, index,
+                tuple((pass_index, np.array(left, np.int64).reshape(-1, 2)) for pass_index, left in saved["left"]),
+                saved["next_pass"],
+            )
+            for index, (source, saved) in enumerate(zip(self.sources, state["sources"], strict=True))
+        )  # fmt: skip
+        self._done = state["done"]
+        # Of an epoch that has now fewer batches than were done, Lightning takes no more.
+        going = state["in_epoch"] < min(state["steps_per_epoch"], self.steps_per_epoch)
+        self._in_epoch = state["in_epoch"] if going else 0
+        if same:
+            self._consumed = [list(each) for each in state["consumed"][self.rank]]
         else:
-            first_pass, first_done = state["first_pass"], state["first_done"]
-            consumed = list(state["consumed"][self.stream.rank])
-        self.stream = replace(self.stream, first_pass=first_pass)
-        self._done, self._first_done, self._consumed = state["done"], first_done, consumed
+            log.info("%s: the run was stopped with %s and goes on with %s", what, before, self.topology)
+            self.sources = tuple(
+                source.after(before, {r: [w[index] for w in each] for r, each in state["consumed"].items()})
+                for index, source in enumerate(self.sources)
+            )
+            self._done = 0
+            self._consumed = [[0] * len(self.sources) for _ in range(self.topology.workers)]
+        self._before = self.counts = as_counts([source["counts"] for source in state["sources"]])
+        self._own = no_counts(len(self.sources))
 
-    def _topology(self) -> dict[str, int]:
-        return {
-            "world_size": self.stream.world_size,
-            "num_workers": self.stream.workers,  # 0 and 1 make the same batches
-            "batch_size": self.stream.batch_size,
-            "shuffle_buffer": self.stream.shuffle_buffer,
-        }
+    def _in_group(self) -> bool:
+        return self.topology.world_size > 1 and dist.is_available() and dist.is_initialized()
 
 
 class EvalLoader:
@@ -228,7 +284,7 @@ class EvalLoader:
         pin_memory: bool = False,
     ) -> None:
         manifest = read_manifest(folder)
-        _check({}, manifest, batch_size, rank, world_size, num_workers)
+        _check({}, str(folder), batch_size, rank, world_size, num_workers)
         steps = ceil(ceil(manifest.samples / world_size) / batch_size)
         positions = rank_range(manifest.samples, rank, world_size)
         self._dataset = _EvalBatches(manifest, positions, steps, prepare, collate)
@@ -242,47 +298,76 @@ class EvalLoader:
         return _batches(self._dataset, self.num_workers, self._pin_memory)
 
 
-class _TrainBatches(IterableDataset[Batch]):
-    """The rest of an epoch; each worker makes its share of it."""
+@dataclass
+class _Progress:
+    """What the training process must know about a batch: whose it is, and how far its worker has come.
 
-    def __init__(
-        self,
-        stream: TrainStream,
-        prepare: Prepare,
-        collate: Collate,
-        max_bad_share: float,
-        *,
-        done: int,
-        consumed: tuple[int, ...],
-        steps: int,
-    ) -> None:
-        self.stream, self.prepare, self.collate, self.max_bad_share = stream, prepare, collate, max_bad_share
-        self.done, self.consumed, self.steps = done, consumed, steps
+    Attributes:
+        worker: which data worker made it.
+        consumed: how many samples of each source that worker has taken, once this batch was complete.
+        counts: what it has counted since its batch before.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
+    worker: int
+    consumed: list[int]
+    counts: Counts
+
+
+class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
+    """The rest of an epoch; each worker makes its part of it."""
+
+    def __init__(self, loader: TrainLoader, steps: int) -> None:
+        self.topology, self.rank, self.sources, self.seed = loader.topology, loader.rank, loader.sources, loader.seed
+        self.names, self.prepare, self.collate = loader.names, loader._prepare, loader._collate
+        self.drop_empty_captions = loader.drop_empty_captions
+        self.done, self.steps = loader._done, steps
+        self.consumed = [list(each) for each in loader._consumed]
+
+    def __iter__(self) -> Iterator[tuple[Batch, _Progress]]:
         process = _worker_id()
         # A DataLoader asks its process 0 first, whoever's turn it is.
-        worker = (process + self.done) % self.stream.workers
-        share = len(range(process, self.steps, self.stream.workers))
-        return islice(self._worker_batches(worker), share)
+        worker = (process + self.done) % self.topology.workers
+        mine = len(range(process, self.steps, self.topology.workers))
+        return islice(self._worker_batches(worker), mine)
 
-    def _worker_batches(self, worker: int) -> Iterator[Batch]:
-        stream, consumed = self.stream, self.consumed[worker]
-        made = owned(self.done * stream.batch_size, stream.batch_size, worker, stream.workers)
-        bad = BadSamples(str(stream.manifest.folder), self.max_bad_share, seen=consumed, bad=consumed - made)
-        prepared = []
-        for taken in stream.samples(worker, consumed):
-            rng = sample_rng(stream.seed, taken.pass_index, taken.position)
-            try:
-                prepared.append(self.prepare(taken.raw, rng))
-            except BadSample as error:
-                bad.skip(_located(error, taken.raw), first_pass=taken.pass_index == stream.first_pass)
-            bad.judge(taken.ends_pass)
-            if len(prepared) == stream.batch_size:
-                batch = self.collate(prepared)
-                batch.worker, batch.consumed = worker, bad.seen
-                yield batch
-                prepared = []
+    def _worker_batches(self, worker: int) -> Iterator[tuple[Batch, _Progress]]:
+        topology, consumed = self.topology, self.consumed[worker]
+        counts = WorkerCounts(self.names, [source.manifest.samples for source in self.sources])
+        readers = [ShardReaders(source.manifest, topology.at_once + 1) for source in self.sources]
+        streams = [
+            source.samples(topology, self.rank, worker, taken, reader)
+            for source, taken, reader in zip(self.sources, consumed, readers, strict=True)
+        ]
+        number = len(range(worker, self.done, topology.workers))
+        while True:
+            rows: list[Any] = []
+            origins: list[str] = []
+            for index, stream in enumerate(streams):
+                needed = topology.in_batches(index, number + 1) - topology.in_batches(index, number)
+                full = len(rows) + needed
+                while len(rows) < full:
+                    taken = next(stream)
+                    consumed[index] += 1
+                    counts.add(index, "seen")
+                    if (row := self._prepared(index, taken, counts)) is not None:
+                        rows.append(row)
+                origins += [self.names[index]] * needed
+            batch = self.collate(rows)
+            if len(self.sources) > 1:
+                batch.sources = origins
+            number += 1
+            yield batch, _Progress(worker, list(consumed), counts.take())
+
+    def _prepared(self, index: int, taken: Taken, counts: WorkerCounts) -> Any | None:
+        if isinstance(taken.raw, ShardError):
+            raise taken.raw
+        try:
+            row = self.prepare(taken.raw, sample_rng(self.seed, taken.pass_index, taken.position, index))
+        except BadSample as error:
+            counts.skip(index, _located(error, taken.raw), first_pass=taken.pass_index == 0)
+            return None
+        counts.good(index)
+        return row
 
 
 class _EvalBatches(IterableDataset[Batch]):
@@ -317,7 +402,7 @@ class _EvalBatches(IterableDataset[Batch]):
             raise _located(error, raw) from error
 
 
-def _batches(dataset: IterableDataset[Batch], num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _batches(dataset: IterableDataset[Any], num_workers: int, pin_memory: bool) -> Iterator[Any]:
     # A DataLoader draws from torch's global generator unless it has one: a resumed run would see other numbers.
     generator = torch.Generator()
     loader = DataLoader(
@@ -344,12 +429,10 @@ def _worker_id() -> int:
 
 
 def _located(error: BadSample, raw: dict[str, Any]) -> BadSample:
-    return BadSample(error.reason, raw["__key__"], raw["__shard__"])
+    return type(error)(error.reason, raw["__key__"], raw["__shard__"])
 
 
-def _check(
-    problems: dict[str, bool], manifest: Manifest, batch_size: int, rank: int, world_size: int, num_workers: int
-) -> None:
+def _check(problems: dict[str, bool], what: str, batch_size: int, rank: int, world_size: int, num_workers: int) -> None:
     """Raise one error that names every problem (message to whether it holds)."""
     problems = problems | {
         f"batch_size={batch_size}: at least 1": batch_size < 1,
@@ -357,4 +440,4 @@ def _check(
         f"num_workers={num_workers}: at least 0": num_workers < 0,
     }
     if found := [problem for problem, holds in problems.items() if holds]:
-        raise ValueError(f"{manifest.folder}: " + "; ".join(found))
+        raise ValueError(f"{what}: " + "; ".join(found))

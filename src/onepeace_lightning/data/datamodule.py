@@ -44,8 +44,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
         steps_per_epoch: batches per epoch; one pass over the longest stream if None. Shorter streams start again.
-        shuffle_buffer: samples held back by each worker to be mixed; 1 mixes whole shards only.
-        max_bad_share: share of bad samples beyond which training stops.
+        shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
+        max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
     """
 
     collate: Collate = staticmethod(collate)
@@ -62,7 +62,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         seed: int,
         steps_per_epoch: int | None,
         shuffle_buffer: int,
-        max_bad_share: float,
+        max_bad_fraction: float,
     ) -> None:
         super().__init__()
         self.train, self.val, self.test = streams(train), streams(val), streams(test)
@@ -72,7 +72,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.given_steps_per_epoch = steps_per_epoch
         self.shuffle_buffer = shuffle_buffer
-        self.max_bad_share = max_bad_share
+        self.max_bad_fraction = max_bad_fraction
 
     @abstractmethod
     def prepare(self, data_type: str, *, train: bool) -> Prepare:
@@ -156,7 +156,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             # Streams that share their pictures (image and image-text) must not walk through them in step.
             seed=self.seed + zlib.crc32(name.encode()),
             shuffle_buffer=self.shuffle_buffer,
-            max_bad_share=self.max_bad_share,
+            max_bad_fraction=self.max_bad_fraction,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -174,9 +174,9 @@ class StreamDataModule(L.LightningDataModule, ABC):
         if self.seed < 0:
             problems.append(f"seed is {self.seed}; give 0 or more")
         if self.shuffle_buffer < 1:
-            problems.append(f"shuffle_buffer is {self.shuffle_buffer}; give 1 (which keeps the order) or more")
-        if not 0 <= self.max_bad_share <= 1:
-            problems.append(f"max_bad_share is {self.max_bad_share}; give a share from 0 to 1")
+            problems.append(f"shuffle_buffer is {self.shuffle_buffer}; give 1 or more")
+        if not 0 <= self.max_bad_fraction <= 1:
+            problems.append(f"max_bad_fraction is {self.max_bad_fraction}; give a fraction from 0 to 1")
         return problems
 
     def _eval_loaders(self, of: Mapping[str, StreamConfig]) -> dict[str, EvalLoader]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from onepeace_lightning.data.bad_samples import BadSample, EmptyCaption
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_image, decode_text, load_waveform
 from onepeace_lightning.data.masking import MaskRatios, draw_masks
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.audio import num_frames
 from onepeace_lightning.modalities.tokenizers import Tokenizer
@@ -112,7 +112,10 @@ class Prepare:
             return ""
         caption = decode_text(encoded(raw, "text"))
         if required:
-            clean_caption(caption)
+            try:
+                clean_caption(caption)
+            except ValueError as error:
+                raise EmptyCaption(str(error)) from error
         return caption
 
     def _input(
@@ -186,6 +189,7 @@ def _join_targets(targets: list[Any]) -> Any:
     return torch.stack(targets) if isinstance(targets[0], Tensor) else targets
 
 
-def _pad_masks(rows: Sequence[np.ndarray]) -> Tensor:
+def _pad_masks(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Join masks (P,) of any lengths to (B, longest P); what is filled up is not masked."""
-    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])

@@ -20,8 +20,8 @@ class PretrainDataModule(StreamDataModule):
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
         steps_per_epoch: batches per epoch; one pass over the longest stream if None. Shorter streams start again.
-        shuffle_buffer: samples held back by each worker to be mixed; 1 mixes whole shards only.
-        max_bad_share: share of bad samples beyond which training stops.
+        shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
+        max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
         masks: whether to draw the masks of the denoising objective; contrast alone needs none.
         mask_ratios: how much they hide.
     """
@@ -40,13 +40,13 @@ class PretrainDataModule(StreamDataModule):
         seed: int = 0,
         steps_per_epoch: int | None = None,
         shuffle_buffer: int = 1000,
-        max_bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
         masks: bool = True,
         mask_ratios: MaskRatios = MaskRatios(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(
             train, val, None, tokenizer=tokenizer, preprocessing=preprocessing, num_workers=num_workers, seed=seed,
-            steps_per_epoch=steps_per_epoch, shuffle_buffer=shuffle_buffer, max_bad_share=max_bad_share,
+            steps_per_epoch=steps_per_epoch, shuffle_buffer=shuffle_buffer, max_bad_fraction=max_bad_fraction,
         )  # fmt: skip
         self.mask_ratios = mask_ratios if masks else None
 

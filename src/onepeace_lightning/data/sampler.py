@@ -1,134 +1,335 @@
-"""Which sample goes to which rank, worker and batch: exact, and known without reading anything.
+"""Which sample goes to which rank, worker and batch: exact on any topology, and known without reading anything.
 
-A *pass* is every sample of a folder once, its shards in an order drawn from (seed, pass); a *position* counts samples
-in that order. Rank r of R owns a contiguous range of every pass, the same one each time. The ranges of all passes
-laid end to end are the rank's stream: its places k·B … (k+1)·B - 1 are batch k, and batch k belongs to worker k mod W.
-So of every pass a worker owns a number of samples that follows from arithmetic alone, and it takes them as one
-contiguous chunk of the rank's range: few shards are opened, no sample is read twice or left out, and where batches
-divide the range evenly every range/B batches are exactly one pass, whatever the number of workers.
+A *pass* is every sample of a source once. Its order, the *positions*, is a function of (data, seed, pass) alone: the
+shards in a drawn order, the samples of each shard mixed within blocks of ``BLOCK``. Topology only says who reads what:
 
-Within its chunk a worker shuffles through a buffer. The order is drawn for positions, not for samples, so resuming
-replays it without reading.
+* Each rank gets a contiguous range of the positions, ranges are within one of each other and move on by one rank from
+  pass to pass.
+* Each of its workers gets a contiguous chunk of that: as many as its batches hold of this pass. So where batches divide
+  the range evenly, every range/B batches are exactly one pass, whatever the number of workers.
+* A worker cuts its chunk into *pieces*, the parts of a chunk in one shard (or smaller ones, where it has few shards),
+  and reads ``Topology.at_once`` of them in turn, one sample of each. A piece that ends is replaced by the next one.
+
+So what a worker has given of a chunk are the beginnings of pieces, and a number says how far it is. What is left of the
+passes under way is a list of ranges of positions, and any other topology can divide that list in the same way: a run
+goes on at the next sample on any number of ranks and workers, and every pass remains every sample once.
 """
 
-import logging
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
-import webdataset as wds
+from numpy.typing import NDArray
 
-from onepeace_lightning.data.shards import Manifest, read_shard
+from onepeace_lightning.data.shards import Manifest, ShardError, ShardReaders, read_shard
 
-log = logging.getLogger(__name__)
+BLOCK = 64
+"""Neighbours in a shard among which its samples are mixed."""
 
-JUDGED_AFTER = 100
-"""Samples that a worker must have seen before a share of bad ones means anything (or one whole pass, if shorter)."""
-
-
-class BadSample(ValueError):  # noqa: N818 - it names the sample, and is no failure of the program
-    """A sample that cannot be used: undecodable, empty, or without a field.
-
-    Whoever prepares a sample raises ``BadSample(reason)``; the stream fills in where it was.
-
-    Attributes:
-        reason: what is wrong.
-        key: the sample's key.
-        shard: the tar file that holds it.
-    """
-
-    def __init__(self, reason: str, key: str = "", shard: str = "") -> None:
-        super().__init__(reason, key, shard)
-        self.reason, self.key, self.shard = reason, key, shard
-
-    def __str__(self) -> str:
-        return f"{self.shard}: sample {self.key!r}: {self.reason}" if self.key else self.reason
+Intervals = NDArray[np.int64]
+"""(K, 2): ranges [start, stop) of positions, increasing."""
 
 
-class TooManyBadSamplesError(RuntimeError):
-    """The share of bad samples is past what the user allows."""
+def size(intervals: Intervals) -> int:
+    """Number of positions."""
+    return int((intervals[:, 1] - intervals[:, 0]).sum())
 
 
-@dataclass
-class BadSamples:
-    """Counts a worker's bad samples and stops the run when they are too many.
+def cut(intervals: Intervals, start: int, stop: int) -> Intervals:
+    """The start-th to stop-th (exclusive) of the positions."""
+    ends = np.cumsum(intervals[:, 1] - intervals[:, 0])
+    begins = ends - (intervals[:, 1] - intervals[:, 0])
+    low = intervals[:, 0] + np.maximum(start - begins, 0)
+    high = intervals[:, 1] - np.maximum(ends - stop, 0)
+    return np.stack([low, high], axis=1)[low < high]
 
-    The share is bad / seen over everything this worker has seen since the run began, resumed parts included. It is
-    judged from ``JUDGED_AFTER`` samples on, and at the end of each pass over the worker's part of the data.
 
-    Attributes:
-        folder: for the message.
-        max_share: the greatest share allowed.
-        seen: samples taken, bad ones included.
-        bad: samples skipped.
-        last: the last one skipped, for the message.
-    """
-
-    folder: str
-    max_share: float
-    seen: int = 0
-    bad: int = 0
-
-    last: str = "in an earlier part of this run"
-
-    def skip(self, error: BadSample, first_pass: bool) -> None:
-        """Count one. It is met once in every pass, so warning in the first pass is warning once, whoever meets it."""
-        self.bad += 1
-        self.last = str(error)
-        log.log(
-            logging.WARNING if first_pass else logging.DEBUG, "%s: skipped a bad sample: %s", self.folder, self.last
-        )
-
-    def judge(self, end_of_pass: bool) -> None:
-        """Count one sample as seen.
-
-        Raises:
-            TooManyBadSamplesError: the share is past the limit.
-        """
-        self.seen += 1
-        if (self.seen >= JUDGED_AFTER or end_of_pass) and self.bad > self.max_share * self.seen:
-            raise TooManyBadSamplesError(
-                f"{self.folder}: {self.bad} of {self.seen} samples were bad, more than max_bad_share={self.max_share}; "
-                f"the last one: {self.last}. Mend the data (each bad sample was logged) or raise max_bad_share."
-            )
+def union(parts: Sequence[Intervals]) -> Intervals:
+    """All positions of disjoint intervals, those that touch joined."""
+    every = np.concatenate([np.zeros((0, 2), np.int64), *parts])
+    every = every[np.argsort(every[:, 0])]
+    if not len(every):
+        return every
+    first = np.concatenate([[True], every[1:, 0] != every[:-1, 1]])
+    return np.stack([every[first, 0], every[np.roll(first, -1), 1]], axis=1)
 
 
 def rank_range(samples: int, rank: int, world_size: int) -> range:
-    """Positions of a pass that a rank owns: contiguous, sizes within one of each other."""
+    """Which of so many positions a rank owns: contiguous, sizes within one of each other."""
     return range(rank * samples // world_size, (rank + 1) * samples // world_size)
 
 
-def owned(places: int, batch_size: int, worker: int, num_workers: int) -> int:
-    """How many of the first places of a rank's stream lie in batches of this worker."""
-    rounds, rest = divmod(places, batch_size * num_workers)
-    return rounds * batch_size + min(max(rest - worker * batch_size, 0), batch_size)
+@dataclass(frozen=True)
+class Topology:
+    """Who reads a stream, and how.
+
+    Attributes:
+        world_size: ranks that share it.
+        workers: data workers of each rank, at least 1.
+        batch_size: samples in a batch of one rank.
+        shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every ``BLOCK`` of them.
+        weights: what fraction of every batch each source has, in any unit.
+    """
+
+    world_size: int
+    workers: int
+    batch_size: int
+    shuffle_buffer: int
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def at_once(self) -> int:
+        """Pieces that a worker reads in turn."""
+        return -(-self.shuffle_buffer // BLOCK)
+
+    def in_batches(self, source: int, batches: int) -> int:
+        """Samples of a source in the first so many batches of any worker.
+
+        The first source gets its fraction, rounded, the second its fraction of what is left, and so on: each number
+        grows with the batches, and together they fill them.
+        """
+        places = self.batch_size * batches
+        for before in range(source):
+            places -= self._given(before, places)
+        return self._given(source, places)
+
+    def owned(self, source: int, places: int, worker: int) -> int:
+        """How many of a rank's first so many samples of a source lie in batches of this worker.
+
+        Worker w makes the rank's batches w, w + W, … .
+        """
+        fraction = self.weights[source] / sum(self.weights)
+        most = (places / self.workers + len(self.weights) + 1) / (self.batch_size * fraction)
+        rounds = range(int(most) + 2)
+        done = max(0, bisect.bisect_right(rounds, places, key=lambda n: self.workers * self.in_batches(source, n)) - 1)
+        before = self.in_batches(source, done)
+        batch = self.in_batches(source, done + 1) - before
+        return before + min(max(places - self.workers * before - worker * batch, 0), batch)
+
+    def _given(self, source: int, places: int) -> int:
+        return int(self.weights[source] / sum(self.weights[source:]) * places + 0.5)
 
 
-def worker_chunk(positions: range, batch_size: int, pass_index: int, worker: int, num_workers: int) -> range:
-    """Positions that a worker reads in one pass: as many as its batches hold of it, contiguous, in worker order.
+class PassOrder:
+    """The order of all samples in one pass.
 
     Args:
-        positions: the rank's range of a pass.
-        batch_size: samples in a batch.
-        pass_index: passes since the stream began; a batch may straddle passes, so shares differ from pass to pass.
-        worker: 0 … num_workers - 1.
-        num_workers: workers of this rank, at least 1.
+        manifest: the source.
+        key: draws the order: the seed, the source's index and the pass.
     """
-    begin, end = pass_index * len(positions), (pass_index + 1) * len(positions)
-    sizes = [
-        owned(end, batch_size, other, num_workers) - owned(begin, batch_size, other, num_workers)
-        for other in range(worker + 1)
-    ]
-    start = positions.start + sum(sizes[:-1])
-    return range(start, start + sizes[-1])
+
+    def __init__(self, manifest: Manifest, *key: int) -> None:
+        self._key = key
+        self.shards = np.random.default_rng(self._key).permutation(len(manifest.shards))
+        self._ends = np.cumsum(manifest.sizes[self.shards])
+        self._starts = self._ends - manifest.sizes[self.shards]
+
+    def pieces(self, chunk: Intervals, at_least: int) -> list[range]:
+        """Cut a chunk where shards begin, and further if that gives fewer pieces than there should be."""
+        pieces = []
+        for start, stop in chunk.tolist():
+            first, last = np.searchsorted(self._ends, [start, stop - 1], side="right")
+            edges = [start, *self._ends[first:last].tolist(), stop]
+            pieces += [range(low, high) for low, high in pairwise(edges) if low < high]
+        parts = -(-at_least // max(1, len(pieces)))
+        if parts == 1:
+            return pieces
+        cuts = [
+            [piece[part * len(piece) // parts : (part + 1) * len(piece) // parts] for part in range(parts)]
+            for piece in pieces
+        ]
+        return [part for parts in cuts for part in parts if part]
+
+    def samples(self, piece: range) -> Iterator[tuple[int, int]]:
+        """Index of the shard and index in the shard of each position of a piece."""
+        place = int(np.searchsorted(self._ends, piece.start, side="right"))
+        shard, start, samples = int(self.shards[place]), int(self._starts[place]), int(self._ends[place])
+        samples -= start
+        for block in range((piece.start - start) // BLOCK * BLOCK, piece.stop - start, BLOCK):
+            mixed = np.random.default_rng([*self._key, shard, block]).permutation(min(BLOCK, samples - block))
+            low, high = max(piece.start - start - block, 0), min(piece.stop - start - block, BLOCK)
+            yield from ((shard, block + index) for index in mixed[low:high].tolist())
+
+
+@dataclass
+class _Turns:
+    """Where a worker is in its chunk: open pieces and what each has given, whose turn it is, which opens next."""
+
+    sizes: Sequence[int]
+    open: dict[int, int]
+    turn: int
+    upcoming: int
+
+    @classmethod
+    def after(cls, sizes: Sequence[int], at_once: int, taken: int) -> "_Turns":
+        """Advance by whole rounds. In a round each open piece gives one; at its end finished ones are replaced."""
+        first = min(at_once, len(sizes))
+        turns = cls(sizes, dict.fromkeys(range(first), 0), 0, first)
+        while turns.open:
+            least = min(sizes[piece] - given for piece, given in turns.open.items())
+            rounds = min(taken // len(turns.open), least)
+            turns.open = {piece: given + rounds for piece, given in turns.open.items()}
+            taken -= rounds * len(turns.open)
+            if rounds < least:
+                break
+            turns._replace()
+        turns.turn = taken
+        for piece in list(turns.open)[:taken]:
+            turns.open[piece] += 1
+        return turns
+
+    def __iter__(self) -> Iterator[int]:
+        """The pieces that give the next samples, to the end of the chunk."""
+        while self.open:
+            for piece in list(self.open)[self.turn :]:
+                self.open[piece] += 1
+                yield piece
+            self.turn = 0
+            self._replace()
+
+    def _replace(self) -> None:
+        still = {}
+        for piece, given in self.open.items():
+            if given < self.sizes[piece]:
+                still[piece] = given
+            elif self.upcoming < len(self.sizes):
+                still[self.upcoming] = 0
+                self.upcoming += 1
+        self.open = still
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One sample where it is in the stream; ``raw`` is the error where its shard could not be read."""
+
+    raw: dict[str, Any] | ShardError
+    pass_index: int
+    position: int
+
+
+@dataclass(frozen=True)
+class SourceStream:
+    """What one source still has to give.
+
+    Attributes:
+        manifest: the source.
+        seed: draws its orders.
+        index: which of the stream's sources it is.
+        left: passes under way, one after the other, and the positions of each that are left.
+        next_pass: the first pass that is whole, all later ones are.
+    """
+
+    manifest: Manifest
+    seed: int
+    index: int = 0
+    left: tuple[tuple[int, Intervals], ...] = ()
+    next_pass: int = 0
+
+    def chunks(self, topology: Topology, rank: int, worker: int) -> Iterator[tuple[int, Intervals]]:
+        """The chunk of every pass that a worker reads, for ever."""
+        begin = 0
+        for part in count():
+            pass_index, left = self._part(part)
+            slot = (rank + pass_index) % topology.world_size
+            mine = rank_range(size(left), slot, topology.world_size)
+            end = begin + len(mine)
+            owned = [
+                topology.owned(self.index, end, other) - topology.owned(self.index, begin, other)
+                for other in range(worker + 1)
+            ]
+            start = mine.start + sum(owned[:-1])
+            yield pass_index, cut(left, start, start + owned[-1])
+            begin = end
+
+    def samples(
+        self, topology: Topology, rank: int, worker: int, consumed: int, readers: ShardReaders
+    ) -> Iterator[Taken]:
+        """A worker's samples for ever, without the first ``consumed``, whose shards are opened only if needed.
+
+        Args:
+            topology: who else reads.
+            rank: of the process.
+            worker: of the rank.
+            consumed: samples that it has given since this state.
+            readers: opens the source's shards.
+
+        Yields:
+            What was read, in the order in which it goes into batches.
+        """
+        for pass_index, chunk in self.chunks(topology, rank, worker):
+            if consumed < (length := size(chunk)):
+                yield from self._read(pass_index, chunk, topology.at_once, consumed, readers)
+            consumed = max(0, consumed - length)
+
+    def after(self, topology: Topology, consumed: Mapping[int, Sequence[int]]) -> "SourceStream":
+        """What is left once every worker of every rank has given so many samples.
+
+        Args:
+            topology: that they were given under.
+            consumed: rank to the samples of each of its workers.
+        """
+        workers = [(rank, worker) for rank in range(topology.world_size) for worker in range(topology.workers)]
+        chunks = [self.chunks(topology, rank, worker) for rank, worker in workers]
+        given = [consumed[rank][worker] for rank, worker in workers]
+        left: list[tuple[int, Intervals]] = []
+        for part in count():
+            pass_index, _ = self._part(part)
+            if part >= len(self.left) and not any(given):
+                return replace(self, left=tuple(left), next_pass=pass_index)
+            rest = []
+            for place, every in enumerate(chunks):
+                _, chunk = next(every)
+                taken = min(given[place], size(chunk))
+                given[place] -= taken
+                rest.append(self._rest(pass_index, chunk, topology.at_once, taken))
+            remaining = union(rest)
+            if left or len(remaining):
+                left.append((pass_index, remaining))
+        raise AssertionError("passes never end")
+
+    def _part(self, part: int) -> tuple[int, Intervals]:
+        if part < len(self.left):
+            return self.left[part]
+        return self.next_pass + part - len(self.left), np.array([[0, self.manifest.samples]], np.int64)
+
+    def _rest(self, pass_index: int, chunk: Intervals, at_once: int, taken: int) -> Intervals:
+        if taken in (0, size(chunk)):
+            return chunk[: 0 if taken else None]
+        pieces = PassOrder(self.manifest, self.seed, self.index, pass_index).pieces(chunk, at_once)
+        turns = _Turns.after([len(piece) for piece in pieces], at_once, taken)
+        rest = [pieces[piece][given:] for piece, given in turns.open.items()] + pieces[turns.upcoming :]
+        return np.array([[piece.start, piece.stop] for piece in rest if piece], np.int64).reshape(-1, 2)
+
+    def _read(
+        self, pass_index: int, chunk: Intervals, at_once: int, taken: int, readers: ShardReaders
+    ) -> Iterator[Taken]:
+        order = PassOrder(self.manifest, self.seed, self.index, pass_index)
+        pieces = order.pieces(chunk, at_once)
+        turns = _Turns.after([len(piece) for piece in pieces], at_once, taken)
+        given = dict(turns.open)
+        places: dict[int, Iterator[tuple[int, tuple[int, int]]]] = {}
+        for piece in turns:
+            if piece not in places:
+                rest = pieces[piece][given.get(piece, 0) :]
+                places[piece] = zip(rest, order.samples(rest), strict=True)
+            position, (shard, index) = next(places[piece])
+            if position == pieces[piece].stop - 1:
+                del places[piece]
+            yield Taken(readers.read(shard, index), pass_index, position)
+
+
+def sample_rng(seed: int, pass_index: int, position: int, source: int = 0) -> np.random.Generator:
+    """The generator for one sample's augmentation and masks: the same on every rank and worker."""
+    return np.random.default_rng([seed, pass_index, position, source])
 
 
 def read_positions(
     manifest: Manifest, shard_order: Sequence[int], wanted: Sequence[int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read samples of a pass by position, in order, opening only the shards that hold one.
+    """Read samples by position, in order, opening only the shards that hold one.
 
     Args:
         manifest: the folder.
@@ -144,81 +345,6 @@ def read_positions(
         shard = manifest.shards[index]
         low, high = np.searchsorted(places, [begin, begin + shard.samples])
         if low < high:
-            for place, sample in read_shard(manifest.folder, shard, set((places[low:high] - begin).tolist())):
+            for place, sample in read_shard(manifest, shard, (places[low:high] - begin).tolist()):
                 yield begin + place, sample
         begin += shard.samples
-
-
-def sample_rng(seed: int, pass_index: int, position: int) -> np.random.Generator:
-    """The generator for one sample's augmentation and masks: the same on every rank and worker."""
-    return np.random.default_rng([seed, pass_index, position])
-
-
-@dataclass(frozen=True)
-class Taken:
-    """One raw sample, where in the stream it comes from, and whether it is the worker's last one of its pass."""
-
-    raw: dict[str, Any]
-    pass_index: int
-    position: int
-    ends_pass: bool
-
-
-@dataclass(frozen=True)
-class TrainStream:
-    """The endless stream of a rank.
-
-    Attributes:
-        manifest: the folder.
-        batch_size: samples in a batch of this rank.
-        rank: this rank.
-        world_size: ranks that share the folder.
-        workers: data workers of each rank, at least 1.
-        seed: of shard orders and shuffling.
-        shuffle_buffer: undecoded samples held to draw from.
-        first_pass: where the stream begins.
-    """
-
-    manifest: Manifest
-    batch_size: int
-    rank: int
-    world_size: int
-    workers: int
-    seed: int
-    shuffle_buffer: int
-    first_pass: int = 0
-
-    def shard_order(self, pass_index: int) -> list[int]:
-        """The order of the shards in a pass, the same for all ranks and workers."""
-        order: list[int] = (
-            np.random.default_rng([self.seed, pass_index]).permutation(len(self.manifest.shards)).tolist()
-        )
-        return order
-
-    def order(self, pass_index: int, worker: int) -> list[int]:
-        """The positions that a worker takes in a pass, in the order in which it takes them."""
-        positions = rank_range(self.manifest.samples, self.rank, self.world_size)
-        chunk = worker_chunk(positions, self.batch_size, pass_index - self.first_pass, worker, self.workers)
-        rng = random.Random(f"{self.seed}/{pass_index}/{self.rank}/{worker}")
-        return list(wds.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=rng)(iter(chunk)))
-
-    def samples(self, worker: int, consumed: int = 0) -> Iterator[Taken]:
-        """A worker's raw samples for ever, without the first ``consumed``, whose shards are opened only if needed."""
-        positions = rank_range(self.manifest.samples, self.rank, self.world_size)
-        pass_index = self.first_pass
-        while True:
-            chunk = worker_chunk(positions, self.batch_size, pass_index - self.first_pass, worker, self.workers)
-            if consumed < len(chunk):
-                yield from self._pass(pass_index, self.order(pass_index, worker)[consumed:])
-            consumed = max(0, consumed - len(chunk))
-            pass_index += 1
-
-    def _pass(self, pass_index: int, order: list[int]) -> Iterator[Taken]:
-        held: dict[int, dict[str, Any]] = {}
-        taken = 0
-        for position, raw in read_positions(self.manifest, self.shard_order(pass_index), sorted(order)):
-            held[position] = raw
-            while taken < len(order) and order[taken] in held:
-                place = order[taken]
-                taken += 1
-                yield Taken(held.pop(place), pass_index, place, ends_pass=taken == len(order))

@@ -8,14 +8,21 @@ sample known without opening a shard, which is what exact splitting and resuming
 import hashlib
 import json
 import re
+import sys
 import tarfile
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
 import webdataset as wds
+from numpy.typing import NDArray
 from webdataset import tariterators
 
 from onepeace_lightning.files import check_fetched, printable
@@ -44,6 +51,8 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "audio-label": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
     # a grey 8-bit picture of class indices, 255 is no class; about: {"classes": [class name, …]}
     "image-mask": (IMAGE_EXTENSIONS, MASK_EXTENSIONS),
+    # {"instances": [{"label", "box", "mask"}, …]} (``instances.read_annotations``); about: {"classes": [class name, …]}
+    "image-boxes": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
     # what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored picture
     "image-box": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
     # the text asks, {"answers": {answer: score in (0, 1], …}}; about: {"answers": [answer, …]}, those that are learned
@@ -99,6 +108,11 @@ class Manifest:
     def samples(self) -> int:
         """Samples in all shards together."""
         return sum(shard.samples for shard in self.shards)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(S,) samples of each shard."""
+        return np.array([shard.samples for shard in self.shards], np.int64)
 
     def fingerprint(self) -> str:
         """Short hash of the data type and of every shard's name, count and size: equal for equal data."""
@@ -170,9 +184,10 @@ def write_manifest(
     for path in tars(folder):
         _check_end(path)
         count = 0
-        for sample in _samples(path):
-            _check_fields(sample.key, sample.members, data_type)
-            count += 1
+        with _damage(path), path.open("rb") as stream:
+            for sample in _samples(path, stream):
+                _check_fields(sample.key, [extension for extension, _, _ in sample.files], data_type)
+                count += 1
         shards.append(Shard(path.name, count, path.stat().st_size))
     if empty := [shard.name for shard in shards if not shard.samples]:
         raise ShardError(f"{folder}: shards without a sample: {', '.join(empty)}: delete them")
@@ -181,13 +196,13 @@ def write_manifest(
     return manifest
 
 
-def read_shard(folder: Path, shard: Shard, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_shard(manifest: Manifest, shard: Shard, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read some samples of a shard, in order, without decoding.
 
     Args:
-        folder: the stream folder.
-        shard: its entry in the manifest.
-        wanted: indices in the shard, at least one.
+        manifest: the stream folder's.
+        shard: one of its shards.
+        wanted: indices in the shard.
 
     Yields:
         Index in the shard and ``{"__key__": …, "__shard__": name, extension: bytes …}``.
@@ -195,19 +210,91 @@ def read_shard(folder: Path, shard: Shard, wanted: Collection[int]) -> Iterator[
     Raises:
         ShardError: the tar is damaged, or (seen when its end is read) holds another number of samples than listed.
     """
-    samples = _samples(folder / shard.name)
-    for index in range(max(wanted) + 1):
-        sample = next(samples, None)
-        content = sample.read() if sample and index in wanted else None
-        # Looking past the last sample before handing it out: nobody need ask for one more for the check to happen.
-        found = index + 1 + sum(1 for _ in samples) if index == shard.samples - 1 and sample else index + 1
-        if sample is None or found > shard.samples:
-            raise ShardError(
-                f"{folder / shard.name}: {shard.samples} samples listed in {MANIFEST}, "
-                f"the shard has {found if sample else index}: {_remake(folder)}"
-            )
-        if content:
-            yield index, content
+    with closing(ShardReader(manifest, shard)) as reader:
+        for index in sorted(wanted):
+            yield index, reader.read(index)
+
+
+class ShardReader:
+    """Reads a shard's samples by index, in any order. Headers are read once, as far as needed.
+
+    Args:
+        manifest: the stream folder's.
+        shard: one of its shards.
+    """
+
+    def __init__(self, manifest: Manifest, shard: Shard) -> None:
+        self._shard, self._path = shard, manifest.folder / shard.name
+        self._stream: BinaryIO | None = None
+        self._members: Iterator[_Sample] = iter(())
+        self._found: list[_Sample] = []
+
+    def read(self, index: int) -> dict[str, Any]:
+        """A sample without decoding, as ``read_shard`` gives it.
+
+        Raises:
+            ShardError: the tar is damaged, or (seen when its end is read) holds another number of samples than listed.
+        """
+        with _damage(self._path):
+            if self._stream is None:
+                self._stream = self._path.open("rb")
+                self._members = _samples(self._path, self._stream)
+            # Looking past the last sample before handing it out: nobody need ask for one more for the check to happen.
+            upto = index + 1 if index < self._shard.samples - 1 else self._shard.samples + 1
+            self._found.extend(islice(self._members, max(0, upto - len(self._found))))
+            if len(self._found) <= index or len(self._found) > self._shard.samples:
+                found = len(self._found) + sum(1 for _ in self._members)
+                raise ShardError(
+                    f"{self._path}: {self._shard.samples} samples listed in {MANIFEST}, the shard has {found}: "
+                    f"{_remake(self._path.parent)}"
+                )
+            return self._found[index].read(self._stream, self._shard.name)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+class ShardReaders:
+    """The shards that one worker has open, the last used ones.
+
+    A shard that cannot be read stays so: its samples are the error.
+
+    Args:
+        manifest: the stream folder's.
+        most: open shards.
+    """
+
+    def __init__(self, manifest: Manifest, most: int) -> None:
+        self._manifest, self._most = manifest, most
+        self._open: OrderedDict[int, ShardReader | ShardError] = OrderedDict()
+
+    def read(self, shard: int, index: int) -> dict[str, Any] | ShardError:
+        """A sample by the indices of its shard and in it."""
+        reader = self._open.get(shard)
+        if reader is None:
+            while len(self._open) >= self._most:
+                self._close(self._open.popitem(last=False)[1])
+            reader = self._open[shard] = ShardReader(self._manifest, self._manifest.shards[shard])
+        self._open.move_to_end(shard)
+        if isinstance(reader, ShardError):
+            return reader
+        try:
+            return reader.read(index)
+        except ShardError as error:
+            reader.close()
+            self._open[shard] = error
+            return error
+
+    def close(self) -> None:
+        """Close all files."""
+        for reader in self._open.values():
+            self._close(reader)
+
+    def _close(self, reader: ShardReader | ShardError) -> None:
+        if isinstance(reader, ShardReader):
+            reader.close()
 
 
 class ShardWriter:
@@ -322,32 +409,38 @@ def tars(folder: Path) -> list[Path]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Sample:
-    """A sample whose place is known: its key, and its file name endings with where they lie in the open tar."""
+    """A sample whose place is known: its key, and where the file of each extension begins and how long it is."""
 
     key: str
-    members: dict[str, tarfile.TarInfo]
-    path: Path
-    stream: BinaryIO
+    files: tuple[tuple[str, int, int], ...]
 
-    def read(self) -> dict[str, Any]:
+    def read(self, stream: BinaryIO, shard: str) -> dict[str, Any]:
         """``read_shard``'s sample."""
-        sample: dict[str, Any] = {"__key__": self.key, "__shard__": self.path.name}
-        for extension, member in self.members.items():
-            self.stream.seek(member.offset_data)
+        sample: dict[str, Any] = {"__key__": self.key, "__shard__": shard}
+        for extension, start, length in self.files:
+            stream.seek(start)
             # All of it is there: the header that follows has been looked for.
-            sample[extension] = self.stream.read(member.size)
+            sample[extension] = stream.read(length)
         return sample
 
 
-def _samples(path: Path) -> Iterator[_Sample]:
+def _samples(path: Path, stream: BinaryIO) -> Iterator[_Sample]:
     """Every sample of a tar, with webdataset's grouping of its members. Only their headers are read."""
+    for members in tariterators.group_by_keys(_members(path, stream)):
+        del members["__url__"]
+        key = members.pop("__key__")
+        yield _Sample(key, tuple((sys.intern(ext), info.offset_data, info.size) for ext, info in members.items()))
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What goes wrong with a tar says which one, and what to do."""
     try:
-        with path.open("rb") as stream:
-            for members in tariterators.group_by_keys(_members(path, stream)):
-                del members["__url__"]
-                yield _Sample(members.pop("__key__"), members, path, stream)
+        yield
+    except ShardError:
+        raise
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         # webdataset adds to the error's arguments, which an OSError does not print.
         reason = error if isinstance(error, OSError) else error.args[0]
@@ -361,8 +454,9 @@ def find_sample(path: Path, key: str) -> dict[str, Any]:
         ShardError: the tar is damaged.
         OSError: it cannot be opened.
     """
-    with path.open("rb"):
-        return next((sample.read() for sample in _samples(path) if sample.key == key), {})
+    with path.open("rb") as stream, _damage(path):
+        found = (sample.read(stream, path.name) for sample in _samples(path, stream) if sample.key == key)
+        return next(found, {})
 
 
 def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:

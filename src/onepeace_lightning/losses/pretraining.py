@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,7 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.losses.denoising import denoising_contrast
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.denoiser import hidden_rows
-from onepeace_lightning.models.packing import Tokens, View
+from onepeace_lightning.models.packing import Tokens, View, to_device
 from onepeace_lightning.models.pretraining import PretrainModel
 
 WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
@@ -86,7 +86,7 @@ class _Passes:
         self.views: dict[str, list[View]] = {"learn": [], "teach": []}
         self.features: dict[str, list[dict[str, Tokens]]] = {}
 
-    def add(self, run: str, tokens: View, hidden: Mapping[str, Tensor] | None = None) -> _Ref:
+    def add(self, run: str, tokens: View, hidden: Mapping[str, np.ndarray] | None = None) -> _Ref:
         with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
             self.views[run].append(self.backbone.view(tokens, hidden))
         return _Ref(run, len(self.views[run]) - 1)
@@ -106,7 +106,7 @@ class _Student:
 
     view: _Ref
     terms: dict[str, str]
-    masks: Mapping[str, Tensor]
+    masks: Mapping[str, np.ndarray]
     lengths: dict[str, list[int]]
     teachers: Mapping[str, _Ref]
 
@@ -175,7 +175,7 @@ def pretraining_loss(
 
 
 def _student(
-    passes: _Passes, tokens: View, masks: Mapping[str, Tensor], prefix: str, teachers: Mapping[str, _Ref]
+    passes: _Passes, tokens: View, masks: Mapping[str, np.ndarray], prefix: str, teachers: Mapping[str, _Ref]
 ) -> _Student:
     return _Student(
         view=passes.add("learn", tokens, masks),
@@ -186,8 +186,9 @@ def _student(
     )
 
 
-def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: Tensor, smoothing: float) -> Tensor:
-    rows = hidden_rows(teacher, mask_BP)
+def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: np.ndarray, smoothing: float) -> Tensor:
+    rows_M = np.flatnonzero(teacher.hidden(mask_BP))
     # CLS is no candidate: rows move up by the CLS tokens before them, their own sample's included.
-    target = rows - teacher.places[0][rows] - 1
-    return denoising_contrast(student_MD, teacher.values_TD[teacher.positions_T > 0], target, smoothing)
+    target_M = rows_M - teacher.samples_T[rows_M] - 1
+    candidates_ND = teacher.rows(teacher.positions_T > 0)
+    return denoising_contrast(student_MD, candidates_ND, to_device(target_M, student_MD.device), smoothing)

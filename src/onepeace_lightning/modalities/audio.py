@@ -1,5 +1,6 @@
 """Audio: seven waveform convolutions (20 ms frames), then positions from convolutions over the frames."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +80,7 @@ class AudioAdapter(Adapter):
         x_TD = self.project(self.norm(frames.values_TD))
         return _with_cls(frames, x_TD, self.cls_token)
 
-    def view(self, tokens: Tokens, hidden_BP: Tensor | None = None) -> Tokens:
+    def view(self, tokens: Tokens, hidden_BP: np.ndarray | None = None) -> Tokens:
         """Hide frames, then add convolutional positions computed on the visible ones packed together."""
         tokens = super().view(tokens, hidden_BP)
         x_BLD, valid_BL = tokens.padded()

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class Adapter(nn.Module):
         """All tokens of a batch of raw inputs, CLS first; once per batch, however many views are made of it."""
         raise NotImplementedError
 
-    def view(self, tokens: Tokens, hidden_BP: Tensor | None = None) -> Tokens:
+    def view(self, tokens: Tokens, hidden_BP: np.ndarray | None = None) -> Tokens:
         """What the encoder sees: ``embed``'s tokens without those that a mask over positions (B, P) hides."""
         return tokens if hidden_BP is None else tokens.hide(hidden_BP)
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
 from onepeace_lightning.models.adapter import Adapter, adapter_type
 from onepeace_lightning.models.config import ModelConfig
@@ -36,7 +37,7 @@ class Backbone(nn.Module):
         """Every modality's tokens of one batch, to make views of."""
         return {name: self.adapter(name).embed(raw) for name, raw in inputs.items()}
 
-    def view(self, tokens: View, hidden: Mapping[str, Tensor] | None = None) -> dict[str, Tokens]:
+    def view(self, tokens: View, hidden: Mapping[str, np.ndarray] | None = None) -> dict[str, Tokens]:
         """A view of embedded tokens; ``hidden`` masks (B, P) say which positions of a modality it does not show."""
         hidden = hidden or {}
         return {name: self.adapter(name).view(part, hidden.get(name)) for name, part in tokens.items()}
@@ -56,6 +57,5 @@ def _spans(views: Sequence[View]) -> dict[str, int]:
     spans: dict[str, int] = {}
     for view in views:
         for name, tokens in view.items():
-            span = max(tokens.lengths) if tokens.full else int(tokens.positions_T.max()) + 1
-            spans[name] = max(spans.get(name, 0), span)
+            spans[name] = max(spans.get(name, 0), tokens.span)
     return spans

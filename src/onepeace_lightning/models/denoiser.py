@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.modalities.image import grid_positions
 from onepeace_lightning.models.config import ImageConfig, ModelConfig
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.layers import Linear, init_normal_, place, take
-from onepeace_lightning.models.packing import Tokens, View
+from onepeace_lightning.models.layers import Linear, init_normal_, scatter_rows
+from onepeace_lightning.models.packing import Tokens, View, locate, to_device
 
 
 class DecoderInput(nn.Module):
@@ -39,15 +40,18 @@ class DecoderInput(nn.Module):
         if max(lengths) > len(positions):
             raise ValueError(f"{max(lengths)} positions; the decoder has {len(positions)}: shorten the input")
         x_TD = self.project(visible.values_TD)
-        total = sum(lengths)
-        starts = torch.tensor([0, *lengths[:-1]], device=x_TD.device).cumsum(0)
-        index = starts[visible.places[0]] + visible.positions_T
-        shown = torch.zeros(total, dtype=torch.bool, device=x_TD.device)
-        shown[index] = True
-        full = Tokens(x_TD.new_empty(total, 0), x_TD.new_empty(0, dtype=torch.long), lengths)
-        within = full.places[1]
-        filled = torch.where(shown[:, None], place(x_TD, index, total), self.mask_token.to(x_TD.dtype))
-        return Tokens(filled + positions[within], within, lengths)
+        device = x_TD.device
+        starts_B = np.cumsum([0, *lengths[:-1]])
+        _, positions_T = locate(lengths)
+        rows = starts_B[visible.samples_T] + visible.positions_T
+        is_hidden_T = np.ones(len(positions_T), dtype=bool)
+        is_hidden_T[rows] = False
+        filled_TD = torch.where(
+            to_device(is_hidden_T, device)[:, None],
+            self.mask_token.to(x_TD.dtype),
+            scatter_rows(x_TD, to_device(rows, device), len(positions_T)),
+        )
+        return Tokens(filled_TD + positions[to_device(positions_T, device)], positions_T, lengths)
 
 
 class Denoiser(nn.Module):
@@ -72,7 +76,7 @@ class Denoiser(nn.Module):
         self,
         students: Sequence[View],
         lengths: Sequence[Mapping[str, list[int]]],
-        masks: Sequence[Mapping[str, Tensor]],
+        masks: Sequence[Mapping[str, np.ndarray]],
     ) -> list[dict[str, Tensor]]:
         """Predict the features of the hidden tokens of all views in one pass.
 
@@ -90,14 +94,6 @@ class Denoiser(nn.Module):
         ]
         decoded = self.decoder(views)
         return [
-            {
-                name: self.outputs[name](take(part.values_TD, hidden_rows(part, mask[name])))
-                for name, part in view.items()
-            }
+            {name: self.outputs[name](part.rows(part.hidden(mask[name]))) for name, part in view.items()}
             for view, mask in zip(decoded, masks, strict=True)
         ]
-
-
-def hidden_rows(tokens: Tokens, mask_BP: Tensor) -> Tensor:
-    """(M,) the rows of full tokens that a mask over positions hides."""
-    return tokens.hidden(mask_BP).nonzero().squeeze(1)

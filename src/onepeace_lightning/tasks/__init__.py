@@ -5,6 +5,7 @@ from onepeace_lightning.tasks.audio_question_answering import AudioQuestionAnswe
 from onepeace_lightning.tasks.base import FinetuneTask
 from onepeace_lightning.tasks.image_classification import ImageClassificationTask
 from onepeace_lightning.tasks.lora import Lora
+from onepeace_lightning.tasks.object_detection import ObjectDetectionTask
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import AudioTextRetrievalTask, ImageTextRetrievalTask
 from onepeace_lightning.tasks.saved import load_task
@@ -23,6 +24,7 @@ __all__ = [
     "ImageClassificationTask",
     "ImageTextRetrievalTask",
     "Lora",
+    "ObjectDetectionTask",
     "Optimization",
     "PretrainTask",
     "SemanticSegmentationTask",

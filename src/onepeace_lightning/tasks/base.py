@@ -12,6 +12,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
@@ -57,7 +58,7 @@ class FinetuneTask(TrainedModule):
             final norms train with the head.
         lora: train low-rank updates of the encoder instead of its weights.
         parallel: how the model is laid out on its devices.
-        attention: "dense", "flex", or "auto" for what is faster on the device (``models.encoder.set_attention``).
+        attention: "padded", "cpu", "flex", or "auto" for what suits the device (``models.encoder.set_attention``).
 
     Raises:
         ValueError: the backbone lacks a modality, its vocabulary is another, or a setting is out of its range.
@@ -141,6 +142,10 @@ class FinetuneTask(TrainedModule):
         """What to choose checkpoints by, out of one gallery's metrics."""
         return values[self.score_name]
 
+    def load_source(self) -> LoadReport:
+        """Fill the model with what the backbone's source has of it (``carried``); the rest keeps its initial values."""
+        return load_source(self.model, self.source, self.carried)
+
     def adopt(self, data: FinetuneDataModule) -> None:
         """Take over from the data what the task was not told (class names), or check that it fits."""
 
@@ -190,7 +195,7 @@ class FinetuneTask(TrainedModule):
         if self.lora is not None and where.get("mesh") is not None:
             raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")
         parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
-        load_source(self.model, self.source, self.carried)
+        self.load_source()
         if self.lora is not None:
             add_lora(self.model.backbone, self.lora)
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.training.param_groups import parameter_groups
-from onepeace_lightning.training.schedule import warmup_cosine
+from onepeace_lightning.training.schedule import Shape, warmup_and_decay
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with warm-up and cosine decay by step (paper appendix A).
+    """AdamW with warm-up and decay by step (paper appendix A).
 
     Attributes:
         total_steps: optimizer steps of the whole run; a configuration links it to ``trainer.max_steps``. Downstream
@@ -25,6 +25,10 @@ class Optimization:
         layer_decay: factor of the learning rate from one block to the one before.
         betas: of AdamW.
         eps: of AdamW.
+        schedule: what follows warm-up: "cosine" to ``min_lr``; "linear" to ``min_lr``, a line that would have begun at
+            step 0; "steps", a tenth at each of ``milestones``.
+        warmup_from: the first learning rate as a fraction of ``lr``; None: ``min_lr``.
+        milestones: steps of the schedule "steps".
         max_skipped_steps: steps in a row whose gradient is not finite and that are therefore left out
             (``finite.SkippedSteps``); so many end the run.
     """
@@ -37,6 +41,9 @@ class Optimization:
     layer_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
+    schedule: Shape = "cosine"
+    warmup_from: float | None = None
+    milestones: tuple[int, ...] = ()
     max_skipped_steps: int = 10
 
 
@@ -73,5 +80,8 @@ def adamw(module: nn.Module, settings: Optimization, total_steps: int | None = N
         module, lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
     )
     optimizer = ShardAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-    schedule = warmup_cosine(optimizer, total_steps=total, warmup_steps=warmup, min_lr=settings.min_lr)
+    schedule = warmup_and_decay(
+        optimizer, total_steps=total, warmup_steps=warmup, min_lr=settings.min_lr, start=settings.warmup_from,
+        shape=settings.schedule, milestones=settings.milestones,
+    )  # fmt: skip
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -4,8 +4,8 @@ All rules go by parameter name, as ``named_parameters`` gives it for a model wit
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -65,38 +65,30 @@ def parameter_rules(
 ) -> dict[str, tuple[float, float]]:
     """Factor of the learning rate and weight decay of every trainable parameter.
 
-    A module with methods ``lr_scale(name, layer_decay)`` and ``decays(name)`` says itself what differs from the rules
-    above, by the parameter's name: a factor, whether it decays, or None for the common rule.
+    A module with rules of its own names what does not decay by its method ``no_weight_decay()``, and gives a
+    parameter's factor by ``lr_scale(name, layer_decay)``, None for the common one.
     """
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     blocks = 1 + max(
         (int(found[1]) for name, _ in module.named_parameters() if (found := _BLOCK.search(name))), default=0
     )
     scales = layer_scales(named, blocks, layer_decay)
-    decays = weight_decays({name: parameter.dim() for name, parameter in named.items()}, weight_decay)
-    if isinstance(module, OwnRules):
-        scales |= {name: own for name in named if (own := module.lr_scale(name, layer_decay)) is not None}
-        decays |= {name: weight_decay * own for name in named if (own := module.decays(name)) is not None}
+    own_scale: Callable[[str, float], float | None] | None = getattr(module, "lr_scale", None)
+    if own_scale is not None:
+        scales |= {name: own for name in named if (own := own_scale(name, layer_decay)) is not None}
+    own_rule: Callable[[], set[str]] | None = getattr(module, "no_weight_decay", None)
+    if own_rule is not None:
+        exempt = own_rule()
+        decays = {name: 0.0 if name in exempt else weight_decay for name in named}
+    else:
+        decays = weight_decays({name: parameter.dim() for name, parameter in named.items()}, weight_decay)
     return {name: (scales[name], decays[name]) for name in named}
-
-
-@runtime_checkable
-class OwnRules(Protocol):
-    """A model whose published training has rules of its own."""
-
-    def lr_scale(self, name: str, layer_decay: float) -> float | None:
-        """Factor of the learning rate of a parameter, or None for the common rule."""
-        ...
-
-    def decays(self, name: str) -> bool | None:
-        """Whether a parameter has weight decay, or None for the common rule."""
-        ...
 
 
 def parameter_groups(
     module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: trainable parameters by learning rate and weight decay."""
+    """Groups for an optimiser: trainable parameters by learning rate and weight decay; see ``parameter_rules``."""
     rules = parameter_rules(module, weight_decay=weight_decay, layer_decay=layer_decay)
     parameters = dict(module.named_parameters())
     groups: dict[tuple[float, float], dict[str, Any]] = {}

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import numpy as np
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, denoised_alone
@@ -45,7 +45,7 @@ def step_views(
     """The views that ``pretraining_loss`` encodes; arguments as for ``step_flops``."""
     views = StepViews()
 
-    def add_student(whole: Lengths, masks: Mapping[str, Tensor]) -> None:
+    def add_student(whole: Lengths, masks: Mapping[str, np.ndarray]) -> None:
         hidden = {name: masks[name].sum(1).tolist() for name in whole}
         visible = {name: [n - m for n, m in zip(whole[name], hidden[name], strict=True)] for name in whole}
         views.learn.append(visible)

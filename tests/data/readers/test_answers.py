@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.prepare import collate
 from onepeace_lightning.data.readers.audio_choices import (
     AudioQuestionAnsweringDataModule,
@@ -12,7 +13,6 @@ from onepeace_lightning.data.readers.audio_choices import (
 )
 from onepeace_lightning.data.readers.question_answering import QuestionReader
 from onepeace_lightning.data.readers.reasoning import PairReader
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from tests.samples import as_json, png, wav

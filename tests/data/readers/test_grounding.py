@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.raw import to_picture
 from onepeace_lightning.data.readers.grounding import BoxAugmentation, BoxReader, other_side
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.transforms import Preprocessing
 from tests.samples import as_json, png, scene
 

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.datamodule import StreamConfig, StreamDataModule
 from onepeace_lightning.data.decoding import decode_image, decode_text, load_waveform
 from onepeace_lightning.data.prepare import Example, encoded
-from onepeace_lightning.data.sampler import BadSample
 from onepeace_lightning.data.shards import Manifest, read_manifest
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
@@ -136,8 +136,8 @@ class FinetuneDataModule(StreamDataModule):
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
         steps_per_epoch: batches per epoch; one pass if None.
-        shuffle_buffer: samples held back by each worker to be mixed; 1 mixes whole shards only.
-        max_bad_share: share of bad samples beyond which training stops.
+        shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
+        max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
     """
 
     def __init__(
@@ -152,12 +152,12 @@ class FinetuneDataModule(StreamDataModule):
         seed: int = 0,
         steps_per_epoch: int | None = None,
         shuffle_buffer: int = 1000,
-        max_bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__(
             None if train is None else {"train": train}, val, test, tokenizer=tokenizer, preprocessing=preprocessing,
             num_workers=num_workers, seed=seed, steps_per_epoch=steps_per_epoch, shuffle_buffer=shuffle_buffer,
-            max_bad_share=max_bad_share,
+            max_bad_fraction=max_bad_fraction,
         )  # fmt: skip
 
     @property

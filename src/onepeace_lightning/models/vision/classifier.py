@@ -62,7 +62,3 @@ class ImageClassifier(nn.Module):
     def lr_scale(self, name: str, layer_decay: float) -> float | None:
         """The bias table belongs to the adapter, as published."""
         return layer_decay ** (self.config.encoder.depth + 1) if ".bias_tables." in name else None
-
-    def decays(self, name: str) -> bool | None:
-        """The common rule."""
-        return None

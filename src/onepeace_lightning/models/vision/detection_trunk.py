@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from onepeace_lightning.models.block import GeGLU
 from onepeace_lightning.models.config import ImageConfig, ModelConfig, TransformerConfig
-from onepeace_lightning.models.layers import ChannelNorm, GeGLU, Linear, init_normal_
+from onepeace_lightning.models.layers import ChannelNorm, Linear, init_normal_
 
 LOGITS_AT_ONCE = 2**27
 """Attention logits that are held at once; more are computed a few rows of queries after the other."""

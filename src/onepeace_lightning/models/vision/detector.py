@@ -4,7 +4,7 @@ B = images, S = side of the model's square, K = classes, P = proposals, M = inst
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,10 @@ class Instances:
     classes: Tensor
     masks: Tensor
     mask_scores: Tensor
+
+    def where(self, kept: Tensor) -> "Instances":
+        """Some of them; ``kept`` is (M,) bool."""
+        return Instances(*(getattr(self, part.name)[kept] for part in fields(self)))
 
     def at(self, source: Sequence[int], target: Sequence[int]) -> "Instances":
         """The same in an image of another size, without boxes that have no extent there.

@@ -117,9 +117,10 @@ class SegmentationModel(nn.Module):
         lowest = name.startswith(tuple(f"head.mask_decoder.{part}." for part in _LOWEST_RATE))
         return layer_decay ** (self.config.encoder.depth + 1) if lowest else None
 
-    def decays(self, name: str) -> bool | None:
-        """CLS and positions do, unlike elsewhere, as published."""
-        return True if name.endswith((".image.cls_token", ".image.positions")) else None
+    def no_weight_decay(self) -> set[str]:
+        """Vectors; CLS and positions do decay, unlike elsewhere, as published."""
+        vectors = {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+        return vectors - {"backbone.adapters.image.cls_token"}
 
 
 _LOWEST_RATE = ("to_masks", "to_classes", "levels", "queries")

@@ -182,6 +182,7 @@ class VideoClassifier(nn.Module):
         """A tenth for the adapters and frame positions, as published; none is by layer."""
         return ADAPTER_RATE if name.startswith(("adapters.", "frame_positions.")) else 1.0
 
-    def decays(self, name: str) -> bool | None:
-        """All but the final norm decays, biases too, as published."""
-        return None if name.startswith("backbone.") else not name.startswith("norm.")
+    def no_weight_decay(self) -> set[str]:
+        """The final norm, as published; biases of the adapters and the head do decay."""
+        vectors = {name for name, parameter in self.backbone.named_parameters(prefix="backbone") if parameter.dim() < 2}
+        return vectors | {"norm.weight", "norm.bias", "backbone.adapters.image.positions"}
