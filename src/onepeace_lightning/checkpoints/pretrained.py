@@ -14,8 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint
-from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named, read_original
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint, read_file
+from onepeace_lightning.checkpoints.original import OriginalModel, named
+from onepeace_lightning.checkpoints.released.base import ReleasedFile
+from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.files import check_fetched
@@ -38,7 +40,7 @@ FORMAT_VERSION = 1
 
 _ACCEPTED = (
     f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
-    " folder, a checkpoint (.pt) of the original ONE-PEACE, or a name 'owner/name' on the Hugging Face hub"
+    " folder, a file of the original ONE-PEACE's release (.pt, .pkl), or a name 'owner/name' on the Hugging Face hub"
 )
 _MODULES = [
     {
@@ -192,14 +194,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> Pretrained:
-    content = read_checkpoint(path)
-    if "onepeace" in content:
+    if is_sharded(path):
+        return _read_training(path, read_checkpoint(path))
+    content, found = read_file(path)
+    if isinstance(content, dict) and "onepeace" in content:
         return _read_training(path, content)
-    if "cfg" in content:
-        checkpoint = read_original(path)
-        model, report = model_from_original(checkpoint)
-        return Pretrained(model, default_preprocessing(model.config), report=report)
-    raise ValueError(f"{path} holds {sorted(map(str, content))}, which is nothing known; accepted is {_ACCEPTED}")
+    file = ReleasedFile.of(path, content, found)
+    kind = kind_of(file)
+    model, report = kind.model(file)
+    return Pretrained(model, preprocessing_of(kind.preprocessing(file, model.config), model.config), report=report)
 
 
 def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
@@ -218,6 +221,13 @@ def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
     if "preprocessing" in about:
         preprocessing = fitting(preprocessing_from_dict(about["preprocessing"]), config)
     return Pretrained(model, preprocessing, tokenizer, report)
+
+
+def preprocessing_of(settings: Mapping[str, Mapping[str, Any]], config: ModelConfig) -> Preprocessing:
+    """The published preprocessing with a released file's own settings."""
+    seconds = settings.get("audio", {}).get("max_seconds")
+    given = {} if seconds is None else {"max_audio_seconds": seconds}
+    return fitting(Preprocessing(**given), config)
 
 
 def preprocessing_from_dict(values: Mapping[str, Any]) -> Preprocessing:

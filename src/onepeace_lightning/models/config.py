@@ -28,6 +28,7 @@ class TransformerConfig:
         drop_path: stochastic depth of the last block; rises linearly from 0 at the first.
         layer_scale: initial γ of the residual branches, None for branches without γ.
         init_std: standard deviation of initial weights, which are cut off at one deviation.
+        final_norm: a LayerNorm for each modality follows the last block (the published image branch has none).
     """
 
     width: int
@@ -37,6 +38,7 @@ class TransformerConfig:
     drop_path: float = 0.0
     layer_scale: float | None = 1e-6
     init_std: float = 0.02
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         problems = [

@@ -36,7 +36,8 @@ class Encoder(nn.Module):
         self.multiple = 1
         rates = torch.linspace(0.0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, modalities, rate) for rate in rates)
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in modalities})
+        final = (lambda: nn.LayerNorm(config.width)) if config.final_norm else nn.Identity
+        self.norms = nn.ModuleDict({name: final() for name in modalities})
 
     def forward(
         self, views: Sequence[View], relative: Mapping[str, RelativeBias] | None = None

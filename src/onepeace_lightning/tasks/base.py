@@ -12,7 +12,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from onepeace_lightning.checkpoints.loading import LoadReport
+from onepeace_lightning.checkpoints.loading import LoadReport, fill
 from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
@@ -194,8 +194,15 @@ class FinetuneTask(TrainedModule):
         where = placement(self)
         if self.lora is not None and where.get("mesh") is not None:
             raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")
+        whole = self.source.weights if self.source.whole else None
+        if whole is not None and where.get("mesh") is None:
+            fill(self.model, whole, self.source.name)  # the tensors themselves: nothing is drawn or copied
+            whole = {}
         parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
-        self.load_source()
+        if whole is None:
+            self.load_source()
+        elif whole:
+            fill(self.model, whole, self.source.name)
         if self.lora is not None:
             add_lora(self.model.backbone, self.lora)
 

@@ -31,6 +31,7 @@ class Source:
         tokenizer: its vocabulary, if it has one.
         preprocessing: of pictures and sounds.
         name: for messages.
+        whole: the weights are those of the whole model, head and all.
     """
 
     config: ModelConfig
@@ -38,6 +39,7 @@ class Source:
     tokenizer: Tokenizer | None
     preprocessing: Preprocessing
     name: str
+    whole: bool = False
 
 
 def open_source(backbone: BackboneSource, tokenizer: str | None, image_size: int | None) -> Source:
