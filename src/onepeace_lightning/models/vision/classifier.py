@@ -1,6 +1,7 @@
 """Image classification as published for ImageNet: mean over the patches' features, LayerNorm, Linear."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,10 +50,9 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, config: ModelConfig, classes: int) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = Backbone(config)
-        # The released classifiers have none: the mean is over what the last block gives.
-        self.backbone.encoder.norms["image"] = nn.Identity()
+        # The published classifier has no final norm: the mean is over what the last block gives.
+        self.config = replace(config, encoder=replace(config.encoder, final_norm=False))
+        self.backbone = Backbone(self.config)
         self.head = MeanHead(config.encoder.width, classes, config.encoder.init_std)
 
     def forward(self, inputs: Mapping[str, Any], second: None = None) -> Tensor:
