@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.original import model_from_original
 from onepeace_lightning.losses.answers import box_loss
-from onepeace_lightning.models import Audio, Image, Text
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from tests import parity
 from tests.checkpoints.test_kinds import KINDS, classifier, sizes
 from tests.parity import model as model_parity

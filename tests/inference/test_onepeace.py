@@ -18,18 +18,19 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
-from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel, TextConfig
+from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.models.inputs import MEAN, STD
+from onepeace_lightning.models.patches import MEAN, STD
 from onepeace_lightning.tasks import Optimization, PretrainTask
 from tests.conftest import SHARED
 from tests.modalities.test_tokenizers import write_tiny_bpe
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
 
 TEXT = ["a red cow", "a small dog that barks at the cow", "dog"]
-PREPROCESSING = Preprocessing(image_size=IMAGE_SIZE, max_audio_seconds=2.0, min_audio_seconds=0.1)
+PREPROCESSING = Preprocessing({"image": {"size": IMAGE_SIZE}, "audio": {"max_seconds": 2.0, "min_seconds": 0.1}})
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +331,7 @@ def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path)
 def test_an_older_training_checkpoint_has_the_published_preprocessing(tokenizer, tmp_path):
     save_training_checkpoint(tmp_path / "old.ckpt", built(config_for(tokenizer.vocab_size)), tokenizer, None)
     loaded = OnePeace.from_pretrained(tmp_path / "old.ckpt")
-    assert loaded.preprocessing == Preprocessing(image_size=IMAGE_SIZE)
+    assert loaded.preprocessing == Preprocessing({"image": {"size": IMAGE_SIZE}})
 
 
 def save_original(folder: Path) -> tuple[Path, PretrainModel, GPT2BPETokenizer]:
@@ -347,7 +348,7 @@ def test_the_originals_checkpoint_with_its_vocabulary(everything, tmp_path):
     loaded = OnePeace.from_pretrained(path, bpe_dir=tmp_path / "bpe")
     expected = OnePeace(model, tokenizer=tokenizer)
     same_weights(loaded, expected)
-    assert loaded.preprocessing == Preprocessing(image_size=IMAGE_SIZE)
+    assert loaded.preprocessing == Preprocessing({"image": {"size": IMAGE_SIZE}})
     for modality, items in everything.items():
         assert torch.equal(loaded.embed(**{modality: items}), expected.embed(**{modality: items}))
     loaded.save_pretrained(tmp_path / "folder")

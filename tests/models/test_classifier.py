@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onepeace_lightning.models import ImageConfig, ModelConfig, TextConfig, Tokens
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
+from onepeace_lightning.models import ModelConfig, Tokens
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig, PoolingHead
 from onepeace_lightning.training.param_groups import layer_scales, weight_decays
 from tests.tiny import audios, images, randomised, texts, tiny_config

@@ -23,8 +23,11 @@ from onepeace_lightning.checkpoints.original import (
 )
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
-from onepeace_lightning.models import Audio, Image, PretrainModel, Text
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel
 from onepeace_lightning.tasks import (
     AudioQuestionAnsweringTask,

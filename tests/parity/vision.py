@@ -14,10 +14,10 @@ from onepeace_lightning.checkpoints.released.imagenet import ImageNet
 from onepeace_lightning.checkpoints.released.segmentation import Segmentation
 from onepeace_lightning.checkpoints.released.video import Video
 from onepeace_lightning.checkpoints.released.vision_names import our_name, to_released
-from onepeace_lightning.models import Image
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.vision.classifier import ImageClassifier
 from onepeace_lightning.models.vision.segmentation import class_scores
-from onepeace_lightning.models.vision.video import VideoClassifier, VideoConfig
+from onepeace_lightning.models.vision.video import VideoClassifier, VideoClassifierConfig
 from onepeace_lightning.models.vision.windows import View, read_views
 from onepeace_lightning.tasks import SemanticSegmentationTask
 from onepeace_lightning.training.param_groups import parameter_rules
@@ -32,7 +32,7 @@ def imagenet(opened: Opened) -> ImageClassifier:
 
 
 def video(opened: Opened) -> VideoClassifier:
-    sizes = VideoConfig(classes=len(opened.settings["classes"]), frames=opened.settings["frames"])
+    sizes = VideoClassifierConfig(classes=len(opened.settings["classes"]), frames=opened.settings["frames"])
     return VideoClassifier(opened.config, sizes)
 
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.reasoning import VisualReasoningDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.tasks import VisualReasoningTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import pairs, png
@@ -12,8 +11,8 @@ FAST = Optimization(lr=3e-3, warmup_steps=0.1)
 
 
 @pytest.fixture
-def data(tmp_path, words, reading) -> VisualReasoningDataModule:
-    return VisualReasoningDataModule(
+def data(tmp_path, words, reading) -> DataModule:
+    return DataModule(
         StreamConfig(str(pairs(tmp_path / "train")), 6),
         {"val": StreamConfig(str(pairs(tmp_path / "val", 8, first=100)), 5)},
         tokenizer=words,

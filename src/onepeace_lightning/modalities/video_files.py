@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ class VideoFile:
                     raise ValueError(f"cannot decode the video: it ends before frame {last} of {self.total}")
         shown = [frames[index] if index in frames else frames[max(frames)] for index in indices]
         return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """A video whose frames (total, 3, Y, X) uint8 are in memory."""
+
+    frames: Tensor
+
+    @property
+    def total(self) -> int:
+        """Frames of the video."""
+        return len(self.frames)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """(T, 3, Y, X) uint8 RGB of some frames."""
+        return self.frames[list(indices)]
 
 
 def _opened(source: bytes | str | Path) -> Any:

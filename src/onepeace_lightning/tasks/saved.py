@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from onepeace_lightning.checkpoints.loading import read_checkpoint, read_file
-from onepeace_lightning.checkpoints.pretrained import preprocessing_from_dict, preprocessing_of
+from onepeace_lightning.checkpoints.pretrained import preprocessing_of
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
 from onepeace_lightning.checkpoints.sharded import is_sharded
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
-from onepeace_lightning.models.config import ModelConfig, TextConfig
+from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.tasks.base import TASKS, FinetuneTask
 from onepeace_lightning.tasks.lora import Lora
 
@@ -84,8 +84,8 @@ def _of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any]
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
                if name.startswith("model.")}  # fmt: skip
-    config = ModelConfig.from_dict(about["config"])
-    preprocessing = preprocessing_from_dict(about["preprocessing"])
+    config = config_from_dict(about["config"])
+    preprocessing = Preprocessing(about["preprocessing"])
     opened = _made(
         task["name"], config, None if lora else weights, {**settings, "lora": lora}, tokenizer, preprocessing, path
     )
@@ -110,7 +110,7 @@ def _of_released(
     opened = kind.open(file, None if labels is None else read_labels(labels))
     tokenizer = None if bpe_dir is None else load_tokenizer(bpe_dir)
     text = opened.config.adapters.get("text")
-    if tokenizer is not None and isinstance(text, TextConfig) and tokenizer.vocab_size != text.vocab_size:
+    if tokenizer is not None and text is not None and tokenizer.vocab_size != text.vocab_size:
         raise ValueError(
             f"the tokenizer in {bpe_dir} has {tokenizer.vocab_size} ids, {file.path} {text.vocab_size}; they do not"
             " belong together"

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onepeace_lightning.models import Image
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.vision.trunk import Trunk
-from onepeace_lightning.models.vision.video import VideoClassifier, VideoConfig
+from onepeace_lightning.models.vision.video import VideoClassifier, VideoClassifierConfig
 from onepeace_lightning.training.parallelize import materialise
 from tests.tiny import IMAGE_SIZE, drawn, randomised, tiny_config
 
@@ -22,7 +22,7 @@ def config(**changes):
 @pytest.fixture
 def model() -> VideoClassifier:
     torch.manual_seed(0)
-    return randomised(VideoClassifier(config(), VideoConfig(classes=5, frames=FRAMES))).eval()
+    return randomised(VideoClassifier(config(), VideoClassifierConfig(classes=5, frames=FRAMES))).eval()
 
 
 def clips(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -32,7 +32,7 @@ def clips(*shape: int, seed: int = 1) -> torch.Tensor:
 @torch.no_grad()
 def test_at_first_every_frame_is_an_image_to_the_frozen_branch():
     torch.manual_seed(0)
-    model = VideoClassifier(config(), VideoConfig(classes=5, frames=FRAMES)).eval()
+    model = VideoClassifier(config(), VideoClassifierConfig(classes=5, frames=FRAMES)).eval()
     trunk = randomised(Trunk(config())).eval()
     model.backbone.load_state_dict(trunk.state_dict())
     frames = clips(2, FRAMES)
@@ -77,7 +77,7 @@ def test_all_but_the_branch_learns_where_it_is_frozen(model):
 
 def test_the_model_is_drawn_from_the_meta_device():
     with torch.device("meta"):
-        model = VideoClassifier(config(), VideoConfig(classes=5, frames=FRAMES))
+        model = VideoClassifier(config(), VideoClassifierConfig(classes=5, frames=FRAMES))
     materialise(model, torch.device("cpu"))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert not any(part.up.weight.any() for adapters in model.adapters for part in adapters.children())
@@ -85,8 +85,8 @@ def test_the_model_is_drawn_from_the_meta_device():
 
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="frames is 0"):
-        VideoConfig(classes=2, frames=0)
+        VideoClassifierConfig(classes=2, frames=0)
     with pytest.raises(ValueError, match="needs the 'image' modality"):
         VideoClassifier(
-            replace(tiny_config(), adapters={"text": tiny_config().adapters["text"]}), VideoConfig(classes=2)
+            replace(tiny_config(), adapters={"text": tiny_config().adapters["text"]}), VideoClassifierConfig(classes=2)
         )

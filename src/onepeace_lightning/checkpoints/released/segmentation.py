@@ -9,7 +9,8 @@ from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedF
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
 from onepeace_lightning.checkpoints.released.vision_sizes import image_branch
-from onepeace_lightning.models.config import ImageConfig, ModelConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.vision.dense_adapter import LEVELS
 
 POINTS = 4

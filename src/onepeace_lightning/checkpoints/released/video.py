@@ -7,7 +7,8 @@ from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedF
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
 from onepeace_lightning.checkpoints.released.vision_sizes import image_branch
-from onepeace_lightning.models.config import ImageConfig, ModelConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.models.config import ModelConfig
 
 _FRAMES = "backbone.image_adapter.temporal_embedding"
 _HEAD = "cls_head.fc_cls.weight"
@@ -32,7 +33,6 @@ class Video(Kind):
         settings = {
             "classes": class_names(labels, file.shape(_HEAD)[0], file.path),
             "frames": file.shape(_FRAMES)[1],
-            "step": self.step(file),
         }
         return Opened(config, to_ours("video", file.tensors), settings, self.preprocessing(file, config))
 
@@ -41,8 +41,11 @@ class Video(Kind):
         return 4 if file.shape(_FRAMES)[1] == 32 else 8
 
     def preprocessing(self, file: ReleasedFile, config: ModelConfig) -> Mapping[str, Mapping[str, Any]]:
-        """The side of the frames' crops."""
-        return {"image": {"size": cast(ImageConfig, config.adapters["image"]).image_size}}
+        """Three clips of as many frames as the file has positions in time, three crops of each."""
+        side = cast(ImageConfig, config.adapters["image"]).image_size
+        frames = file.shape(_FRAMES)[1]
+        views = {"frames": frames, "step": self.step(file), "clips": 3, "crops": 3}
+        return {"image": {"size": side}, "video": {"size": side, **views}}
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of both ways to read a video."""

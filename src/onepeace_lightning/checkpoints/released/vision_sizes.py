@@ -1,7 +1,9 @@
 """Sizes of the released vision models' image branch, from their tensors."""
 
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
-from onepeace_lightning.models.config import PATCH, ImageConfig, ModelConfig, TransformerConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.models.config import ModelConfig, TransformerConfig
+from onepeace_lightning.models.patches import PATCH
 
 LAYER_SCALE = 1e-2
 """Initial γ in the vision models where a file does not give it."""

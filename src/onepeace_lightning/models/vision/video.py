@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
-from onepeace_lightning.models.inputs import Image
 from onepeace_lightning.models.layers import Linear
 from onepeace_lightning.models.vision.trunk import Trunk, VisionBlock
 
@@ -25,7 +25,7 @@ ADAPTER_RATE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig:
+class VideoClassifierConfig:
     """What a video classifier has besides the image branch.
 
     Attributes:
@@ -131,7 +131,7 @@ class VideoClassifier(nn.Module):
         video: classes and frames.
     """
 
-    def __init__(self, config: ModelConfig, video: VideoConfig) -> None:
+    def __init__(self, config: ModelConfig, video: VideoClassifierConfig) -> None:
         super().__init__()
         self.config, self.video = config, video
         width = config.encoder.width

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from onepeace_lightning.data.video_views import (
+from onepeace_lightning.modalities.video_views import (
     clip_indices,
     crop_corners,
     evaluation_views,
