@@ -145,7 +145,7 @@ def test_an_unknown_configuration_key_is_named(checkout, capsys):
 
 def test_an_image_side_that_is_no_multiple_of_16_is_refused(checkout, capsys):
     with pytest.raises((SystemExit, ValueError)) as stop:
-        main(["fit", *TOY, "--data.init_args.preprocessing.image_size=100"])
+        main(["fit", *TOY, "--data.init_args.preprocessing={image: {size: 100}}"])
     assert "100" in capsys.readouterr().err + str(stop.value)
 
 

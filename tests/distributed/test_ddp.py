@@ -64,7 +64,7 @@ def train(folder: Path, tokenizer: Path, devices: int) -> list[dict]:
         Optimization(total_steps=STEPS, lr=1e-3, warmup_steps=1),
         data_types=["image-text"],
         modalities=["text", "image"],
-        image_size=32,
+        preprocessing={"image": {"size": 32}},
         objectives=Objectives(denoise=False),
     )
     folder.mkdir()

@@ -198,8 +198,9 @@ def classification(folder: Path, file: str) -> Iterator[Check]:
     batch = len(wanted["logits"])
     # rows 4n ... 4n + 3 of the text are clip n's answers
     choices = len(golden["tokens"]) // batch if file == "aqa.pt" else 1
-    second = Image(golden["images_2"]) if "images_2" in golden else None
-    logits = model.eval()(inputs, second, choices)
+    if "images_2" in golden:
+        inputs["second_image"] = Image(golden["images_2"])
+    logits = model.eval()(inputs, choices)
     yield Check(file, "logits", gap(logits.view(batch, -1), wanted["logits"]))
     names = [str(place) for place in range(logits.shape[1])]
     tables = {"per_block_tables": model.config.per_block_tables}

@@ -73,13 +73,15 @@ def test_only_the_needed_modality_is_kept_with_its_weights_and_a_table_for_each_
 
 
 def test_the_attention_is_the_chosen_one():
-    task = ImageClassificationTask("tiny", classes=["a", "b"], image_size=32, attention="flex")
+    task = ImageClassificationTask("tiny", classes=["a", "b"], preprocessing={"image": {"size": 32}}, attention="flex")
     task.configure_model()
     assert {module.attention for module in task.model.modules() if isinstance(module, Encoder)} == {"flex"}
 
 
 def test_pictures_of_another_side_are_taken_after_resizing():
-    task = ImageClassificationTask(OnePeace(tiny_model()), num_classes=3, image_size=2 * IMAGE_SIZE)
+    task = ImageClassificationTask(
+        OnePeace(tiny_model()), num_classes=3, preprocessing={"image": {"size": 2 * IMAGE_SIZE}}
+    )
     [answer] = task.predict([torch.rand(3, 50, 60)], top=2)
     assert len(answer) == 2
     assert task.backbone.config.adapters["image"].image_size == 2 * IMAGE_SIZE
@@ -208,7 +210,7 @@ def test_what_does_not_fit_is_refused(trainer, tmp_path):
     data = image_data(tmp_path)
     with pytest.raises(ValueError, match=r"classes .*are not the task's"):
         trainer(max_steps=1).fit(ImageClassificationTask(model, classes=["cat"]), data)
-    other = ImageClassificationTask(model, num_classes=3, image_size=2 * IMAGE_SIZE)
+    other = ImageClassificationTask(model, num_classes=3, preprocessing={"image": {"size": 2 * IMAGE_SIZE}})
     with pytest.raises(ValueError, match=f"side of {IMAGE_SIZE} pixels.*takes {2 * IMAGE_SIZE}"):
         trainer(max_steps=1).fit(other, data)
     (tmp_path / "no.png").write_bytes(b"no picture")

@@ -71,9 +71,9 @@ def test_the_published_head_learns_and_opens_again(trainer, tmp_path, folders):
     tiny = replace(tiny_config(), encoder=replace(tiny_config().encoder, depth=4))
     data = DataModule(
         StreamConfig(str(folders[0]), 4), {"val": StreamConfig(str(folders[1]), 3)},
-        preprocessing=Preprocessing(image_size=64), augmentation=PLAIN,
+        preprocessing={"image": {"size": 64}}, augmentation=PLAIN,
     )  # fmt: skip
-    task = SemanticSegmentationTask(tiny, FAST, image_size=64, **PUBLISHED)
+    task = SemanticSegmentationTask(tiny, FAST, preprocessing={"image": {"size": 64}}, **PUBLISHED)
     run = trainer(max_steps=60)
     run.fit(task, data)
     [scores] = run.validate(task, data, verbose=False)

@@ -120,4 +120,4 @@ def test_the_published_result_is_the_corpus_s_own(trainer, tmp_path, words, read
 
 def test_a_square_of_other_size_is_refused(trainer, reading, data):
     with pytest.raises(ValueError, match=f"side of {IMAGE_SIZE} pixels"):
-        trainer(max_steps=1).fit(VisualGroundingTask(reading, image_size=2 * IMAGE_SIZE), data)
+        trainer(max_steps=1).fit(VisualGroundingTask(reading, preprocessing={"image": {"size": 2 * IMAGE_SIZE}}), data)

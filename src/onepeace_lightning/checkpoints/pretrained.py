@@ -197,7 +197,7 @@ def _read_file(path: Path) -> Pretrained:
     file = ReleasedFile.of(path, content, found)
     kind = kind_of(file)
     model, report = kind.model(file)
-    return Pretrained(model, preprocessing_of(kind.preprocessing(file, model.config), model.config), report=report)
+    return Pretrained(model, Preprocessing(kind.preprocessing(file, model.config)).fitting(model.config), report=report)
 
 
 def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
@@ -214,11 +214,6 @@ def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     preprocessing = Preprocessing(about.get("preprocessing")).fitting(config)
     return Pretrained(model, preprocessing, tokenizer, report)
-
-
-def preprocessing_of(settings: Mapping[str, Mapping[str, Any]], config: ModelConfig) -> Preprocessing:
-    """The published preprocessing with a released file's own settings."""
-    return Preprocessing({name: own for name, own in settings.items() if name != "text"}).fitting(config)
 
 
 def _check_vocabulary(pretrained: Pretrained, source: str | Path) -> None:

@@ -47,7 +47,7 @@ class ObjectDetectionTask(FinetuneTask):
         channels: of the pyramid.
         hidden: features of a region.
         regions: regions of an image that count in training.
-        **options: see ``FinetuneTask``; ``preprocessing``'s image size is the longest side that images are resized to, a multiple of
+        **options: see ``FinetuneTask``; the image size of ``preprocessing`` is the longest side, a multiple of
             the window's 16 ``window`` pixels.
 
     Raises:
@@ -215,7 +215,7 @@ class ObjectDetectionTask(FinetuneTask):
         answers: list[list[dict[str, Any]]] = []
         with self.answering():
             for first, [items] in batched(batch_size, image=image):
-                pictures = self.pictures(items, first)
+                pictures = self.load("image", items, first)
                 sizes = [(picture.height, picture.width) for picture in pictures]
                 found = self._detect([fitted(picture, self.side) for picture in pictures], sizes)
                 answers += [

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from onepeace_lightning.checkpoints.loading import read_checkpoint, read_file
-from onepeace_lightning.checkpoints.pretrained import preprocessing_of
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.tasks.base import TASKS, FinetuneTask
@@ -110,13 +110,13 @@ def _of_released(
     opened = kind.open(file, None if labels is None else read_labels(labels))
     tokenizer = None if bpe_dir is None else load_tokenizer(bpe_dir)
     text = opened.config.adapters.get("text")
-    if tokenizer is not None and text is not None and tokenizer.vocab_size != text.vocab_size:
+    if tokenizer is not None and isinstance(text, TextConfig) and tokenizer.vocab_size != text.vocab_size:
         raise ValueError(
             f"the tokenizer in {bpe_dir} has {tokenizer.vocab_size} ids, {file.path} {text.vocab_size}; they do not"
             " belong together"
         )
     settings = {**opened.settings, **options}
-    preprocessing = preprocessing_of(opened.preprocessing, opened.config)
+    preprocessing = Preprocessing(opened.preprocessing).fitting(opened.config)
     return _made(kind.task, opened.config, opened.weights, settings, tokenizer, preprocessing, file.path)
 
 
