@@ -76,6 +76,10 @@ class VideoClassificationTask(ClassificationTask):
         """Classes and frames."""
         return {**super().settings(), "frames": self.frames, "dropout": self.dropout}
 
+    def context(self) -> list[str]:
+        """Which frames are looked at."""
+        return [self.preprocessing.describe(["video"])]
+
     @property
     def backbone(self) -> OnePeace:
         """A copy of the image branch without the adapters.
