@@ -179,7 +179,7 @@ def test_encode_gives_fused_features_of_every_token(onepeace, pictures):
         (lambda model: model.encode(text=[]), r"at least 1.*\{'text': 0\}"),
         (lambda model: model.similarity(text=TEXT), "two of text, image, audio, not text"),
         (lambda model: model.similarity(text=TEXT, video=TEXT), "not text, video"),
-        (lambda model: model.set_image_size(50), "size is 50"),
+        (lambda model: model.set_image_size(50), "image_size is 50"),
     ],
 )
 def test_wrong_calls_say_what_is_right(onepeace, call, says):

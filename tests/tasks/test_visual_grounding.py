@@ -4,8 +4,8 @@ import torch
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.reports.drawing import GUESS, TRUE
 from onepeace_lightning.tasks import VisualGroundingTask, load_task
-from onepeace_lightning.tasks.drawing import GUESS, TRUE
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import BOXES, as_json, pointed_at, scene, write
 from tests.tasks.conftest import learn

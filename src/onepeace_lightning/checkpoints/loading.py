@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from onepeace_lightning.checkpoints.foreign import Refused, read_foreign
-from onepeace_lightning.checkpoints.sharded import is_sharded, read_sharded
-from onepeace_lightning.training.parallelize import shard_like
+from onepeace_lightning.checkpoints.sharded import is_sharded, read_sharded, shard_like
 
 _log = logging.getLogger(__name__)
 

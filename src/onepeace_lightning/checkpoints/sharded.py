@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 METADATA_FILE = ".metadata"
 REST_FILE = "meta.pt"
@@ -101,3 +103,16 @@ class _Reader(dcp.FileSystemReader):
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def shard_like(whole: Tensor, example: Tensor) -> Tensor:
+    """What this rank holds of a tensor that every rank has: all of it, or its shard if the example is sharded.
+
+    Args:
+        whole: any shape.
+        example: of the same global shape.
+    """
+    if not isinstance(example, DTensor):
+        return whole
+    whole = whole.to(example.device)
+    return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)

@@ -92,9 +92,10 @@ class PretrainTask(TrainedModule):
         set_attention(self.model, self.attention)
         used = {name for kind in self.data_types for name in kind.modalities}
         paired = {name for kind in self.data_types if kind.pairs for name in kind.modalities}
+        kept = set(self.config.adapters) - set(self.trainable or self.config.adapters)
         for name, parameter in self.model.named_parameters():
             idle = modality_trainable(name, set(self.config.adapters) - used) or _unpaired(name, paired)
-            frozen = self.trainable is not None and not stage2_trainable(name, self.trainable)
+            frozen = self.trainable is not None and (not stage2_trainable(name, self.trainable) or _kept(name, kept))
             parameter.requires_grad = not (idle or frozen)
         entries = ("training_step", "validation_step", "embed")
         parallelize(self, self.parallel, entries=entries, **placement(self))
@@ -209,6 +210,11 @@ class PretrainTask(TrainedModule):
             raise ValueError("the checkpoint was trained with another tokenizer than the configured one")
         if (ours := config_from_dict(saved["config"])) != self.config:
             raise ValueError(f"the checkpoint's model is {ours}, the configured one {self.config}")
+
+
+def _kept(name: str, modalities: set[str]) -> bool:
+    """Whether an embedding of a modality that stays as it is depends on a parameter."""
+    return not name.startswith("denoiser.") and modality_trainable(name, modalities)
 
 
 def _unpaired(name: str, paired: set[str]) -> bool:
