@@ -19,11 +19,11 @@ from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.encoder import set_attention
+from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
-from onepeace_lightning.training.param_groups import modality_trainable, stage2_trainable
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 from onepeace_lightning.training.strategy import placement
 
@@ -92,16 +92,20 @@ class PretrainTask(TrainedModule):
         set_attention(self.model, self.attention)
         used = {name for kind in self.data_types for name in kind.modalities}
         paired = {name for kind in self.data_types if kind.pairs for name in kind.modalities}
-        kept = set(self.config.adapters) - set(self.trainable or self.config.adapters)
+        unused = modality_parameters(self.model, set(self.config.adapters) - used)
+        trained = None if self.trainable is None else self.model.trained_in_stage2(self.trainable)
+        kept = modality_parameters(self.model, set(self.config.adapters) - set(self.trainable or self.config.adapters))
         for name, parameter in self.model.named_parameters():
-            idle = modality_trainable(name, set(self.config.adapters) - used) or _unpaired(name, paired)
-            frozen = self.trainable is not None and (not stage2_trainable(name, self.trainable) or _kept(name, kept))
+            idle = name in unused or _unpaired(name, paired)
+            frozen = trained is not None and (
+                name not in trained or (name in kept and not name.startswith("denoiser."))
+            )
             parameter.requires_grad = not (idle or frozen)
         entries = ("training_step", "validation_step", "embed")
         parallelize(self, self.parallel, entries=entries, **placement(self))
         if self.init_from is not None:
-            new = self.trainable or ()
-            load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
+            new = modality_parameters(self.model, self.trainable or ())
+            load_pretrained(self.model, self.init_from, new.__contains__)
             self.model.heads.reset_parameters()
 
     def setup(self, stage: str) -> None:
@@ -210,11 +214,6 @@ class PretrainTask(TrainedModule):
             raise ValueError("the checkpoint was trained with another tokenizer than the configured one")
         if (ours := config_from_dict(saved["config"])) != self.config:
             raise ValueError(f"the checkpoint's model is {ours}, the configured one {self.config}")
-
-
-def _kept(name: str, modalities: set[str]) -> bool:
-    """Whether an embedding of a modality that stays as it is depends on a parameter."""
-    return not name.startswith("denoiser.") and modality_trainable(name, modalities)
 
 
 def _unpaired(name: str, paired: set[str]) -> bool:
