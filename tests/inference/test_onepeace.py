@@ -411,7 +411,7 @@ def test_another_image_size_travels_with_the_model(tokenizer, pictures, tmp_path
     assert (after - before).abs().max() > 1e-3
     onepeace.save_pretrained(tmp_path)
     loaded = OnePeace.from_pretrained(tmp_path)
-    assert loaded.preprocessing.image_size == loaded.config.adapters["image"].image_size == 80
+    assert loaded.preprocessing["image"].size == loaded.config.adapters["image"].image_size == 80
     assert torch.equal(loaded.embed(image=pictures), after)
 
 

@@ -93,7 +93,7 @@ class VideoAdapter(ImageAdapter):
         Raises:
             ValueError: where there are several views, or frames of another number or side than the adapter's.
         """
-        batch, views, count, _, height, width = inputs.frames.shape
+        _, views, count, _, height, width = inputs.frames.shape
         side = self.config.image_size
         if (views, count, height, width) != (1, self.config.frames, side, side):
             raise ValueError(
@@ -101,13 +101,22 @@ class VideoAdapter(ImageAdapter):
                 f" {self.config.frames} frames of {side}×{side}: set clips and crops to 1, frames and size alike in the"
                 " data's preprocessing and in the model"
             )
-        pixels = normalised(inputs.frames.flatten(0, 2)).to(self.positions.dtype)
+        return Tokens.of_padded(self.patches(inputs.frames[:, 0]), inputs.token_lengths)
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """(B, 1 + T·N, D) [CLS; patches of all frames] + positions of (B, T, 3, S, S) frames."""
+        batch, count = frames.shape[:2]
+        pixels = normalised(frames.flatten(0, 1)).to(self.positions.dtype)
         positions = grid_positions(self.positions, self.config.grid)
         patches_BTND = self.stem(pixels).flatten(2).mT.unflatten(0, (batch, count))
         patches_BTND = patches_BTND + positions[1:] + self.frame_positions[:, None]
         cls_B1D = (self.cls_token + positions[0]).expand(batch, 1, -1)
-        x_BLD = torch.cat([cls_B1D, patches_BTND.flatten(1, 2)], 1)
-        return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * batch)
+        return torch.cat([cls_B1D, patches_BTND.flatten(1, 2)], 1)
+
+    def padded(self, frames: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """[CLS; patches] + positions of (B, 1, T, 3, S, S) frames, all of them there."""
+        x_BLD = self.patches(frames[:, 0])
+        return x_BLD, torch.ones_like(x_BLD[..., 0], dtype=torch.bool)
 
     def no_weight_decay(self) -> set[str]:
         """Vectors and absolute positions, those in time too."""
