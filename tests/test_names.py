@@ -10,13 +10,13 @@ NAMED = {
     "modalities/": "the modalities themselves, and presets",
     "checkpoints/": "the files of the original have these three",
     "models/vision/": "models of images and of frames",
+    "data/from_coco.py": "its instances are in images",
     "data/from_tsv.py": "the original's tables have these columns",
     "data/readers/detection.py": "the target of object detection is an image with its instances",
     "tasks/": "tasks of the paper that are about images, sounds and texts",
     "losses/denoising.py": "the table of how published pairs are denoised",
     "inference/embedding_files.py": "a column of the files is called text",
     "integrations/": "other tools' names for what they give",
-    "models/pretraining.py": "the published list of what stage 2 trains",
 }
 """Where the names of the first three modalities may stand, and why; the rest of the package asks the modality."""
 
