@@ -143,6 +143,10 @@ class PassOrder:
         ]
         return [part for parts in cuts for part in parts if part]
 
+    def shard(self, piece: range) -> int:
+        """Index of the shard in which a piece lies."""
+        return int(self.shards[np.searchsorted(self._ends, piece.start, side="right")])
+
     def samples(self, piece: range) -> Iterator[tuple[int, int]]:
         """Index of the shard and index in the shard of each position of a piece."""
         place = int(np.searchsorted(self._ends, piece.start, side="right"))
@@ -315,6 +319,7 @@ class SourceStream:
             if piece not in places:
                 rest = pieces[piece][given.get(piece, 0) :]
                 places[piece] = zip(rest, order.samples(rest), strict=True)
+                readers.soon(map(order.shard, pieces[piece + 1 : piece + 1 + at_once]))
             position, (shard, index) = next(places[piece])
             if position == pieces[piece].stop - 1:
                 del places[piece]

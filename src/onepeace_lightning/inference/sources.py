@@ -12,8 +12,9 @@ from typing import Any
 
 from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import FIELDS, Manifest, find_sample, read_manifest
+from onepeace_lightning.data.shards import FIELDS, Manifest, read_manifest
 from onepeace_lightning.data.tables import TABLES, read_column
+from onepeace_lightning.data.tars import find_sample
 from onepeace_lightning.files import check_name, files_below, printable
 
 _DECODE: dict[str, Callable[[bytes], Any]] = {"text": decode_text, "image": decode_image, "audio": decode_audio}
