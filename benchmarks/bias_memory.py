@@ -21,11 +21,11 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from benchmarks.timing import Device, fresh, own_peak
-from onepeace_lightning.models import Image, ModelConfig
-from onepeace_lightning.models.attention.base import RelativeBias
-from onepeace_lightning.models.attention.padded import Dense, dense_bias
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.models.attention.base import Attend, RelativeBias
+from onepeace_lightning.models.attention.padded import PaddedAttention, write_out
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.config import Preset
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.packing import Packed, View
 
@@ -42,39 +42,34 @@ TOLERANCE: Mapping[Device, float] = {"cpu": 1e-5, "cuda": 1e-4}
 """Of the features, between ways."""
 
 
-class AllFirst(Dense):
-    """Dense attention that writes out the biases of all blocks when the pass begins."""
+class AllFirst(PaddedAttention):
+    """Padded attention that writes out the biases of all blocks when the pass begins."""
 
     def __init__(
         self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias], *, heads: int
     ) -> None:
         super().__init__(packed, views, heads, relative)
         blocks = max(len(bias.tables_RH) for bias in relative.values())
-        self.all = [
-            [
-                dense_bias(sequences, rows, {name: bias.table(block) for name, bias in relative.items()})
-                for sequences, rows in zip(self.groups, self.bias_rows, strict=True)
-            ]
-            for block in range(blocks)
-        ]
+        self.all = [[write_out(view, relative, block) for view in self.views] for block in range(blocks)]
 
-    def bias(self, group: int, block: int) -> Tensor | None:
-        """What was written out."""
-        return self.all[block][group]
+    def block(self, index: int) -> Attend:
+        """Attention with what was written out."""
+        self.shared = self.all[index]
+        return super().block(index)
 
 
 def make_backbone(preset: Preset, image_size: int, blocks: int, variant: str) -> Backbone:
     """The image branch with per-block tables."""
     torch.manual_seed(0)
-    config = ModelConfig.preset(preset, modalities=("image",), image_size=image_size)
+    config = preset_config(preset, modalities=("image",), sizes={"image": {"image_size": image_size}})
     config = replace(config, encoder=replace(config.encoder, depth=blocks), per_block_tables=True)
     backbone = Backbone(config)
     for name, parameter in backbone.named_parameters():
         if "bias_tables" in name:
             torch.nn.init.normal_(parameter)
-    set_attention(backbone, "flex" if variant == KERNEL else "dense")
+    set_attention(backbone, "flex" if variant == KERNEL else "padded")
     if variant == ALL:
-        backbone.encoder.mixer = partial(AllFirst, heads=config.encoder.heads)  # type: ignore[method-assign]
+        backbone.encoder.backend = partial(AllFirst, heads=config.encoder.heads)  # type: ignore[method-assign]
     return backbone
 
 
@@ -142,7 +137,7 @@ def run(
     case = (preset, image_size, batch_size, device)
     difference = check_same(*case)
     length = (image_size // 16) ** 2 + 1
-    heads = ModelConfig.preset(preset).encoder.heads
+    heads = preset_config(preset).encoder.heads
     print(
         f"image branch at {preset!r} in float32, {batch_size} pictures of {image_size} pixels ({length} tokens, bias "
         f"of {heads * length**2 * 4 / 2**20:.0f} MiB); features of all ways agree within {difference:.0e}"

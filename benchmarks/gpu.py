@@ -1,7 +1,8 @@
 """Everything that needs a large GPU, checked and measured by one command, as Markdown tables.
 
-* Attention: FlexAttention against dense, forward and backward of a few blocks' attention alone: on the views of a
-  pretraining step with tables that all blocks share, and on fused pairs with tables per block, as in fine-tuning.
+* Attention: FlexAttention against padded attention, forward and backward of a few blocks' attention alone: on the
+  views of a pretraining step with tables that all blocks share, and on fused pairs with tables per block, as in
+  fine-tuning.
   Outputs and gradients of both are compared first, in float32.
 * Training: a whole step (forward, backward, clipping, AdamW) on image-text pairs in bfloat16, with and without
   compilation and activation checkpointing, and view by view with padding instead of packed, each at the largest batch
@@ -27,15 +28,16 @@ from benchmarks.packed import VOCAB_SIZE, make_batch, view_by_view
 from benchmarks.timing import Device, fresh, own_peak
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
-from onepeace_lightning.models import Audio, Image, ModelConfig, PretrainModel, Text, Tokens
-from onepeace_lightning.models.attention.base import Mixer, RelativeBias
-from onepeace_lightning.models.attention.flex import Flex
-from onepeace_lightning.models.attention.padded import Dense
-from onepeace_lightning.models.config import PATCH, Preset
-from onepeace_lightning.models.encoder import compile_blocks
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import ModelConfig, PretrainModel, Tokens
+from onepeace_lightning.models.attention.base import RelativeBias
+from onepeace_lightning.models.encoder import BACKENDS, compile_blocks
 from onepeace_lightning.models.packing import View, pack
+from onepeace_lightning.models.patches import PATCH
 from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows, sequence_buckets, sequence_rows
-from onepeace_lightning.training.flops import token_lengths
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.peaks import peak_flops
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
@@ -110,7 +112,7 @@ class AttentionCase:
     def views(self, device: Device) -> Sequence[View]:
         """A fused pair, or the five views that learn of a pretraining step; without values."""
         batch = make_batch(self.batch_size, self.side, seed=0)
-        lengths = {name: token_lengths(inputs) for name, inputs in batch.inputs.items()}
+        lengths = {name: inputs.token_lengths for name, inputs in batch.inputs.items()}
         tokens = {
             name: Tokens.of_padded(torch.zeros(len(part), max(part), 0, device=device), part)
             for name, part in lengths.items()
@@ -118,14 +120,14 @@ class AttentionCase:
         if self.per_block:
             return [tokens]
         alone, fused = (
-            {name: part.hide(masks[name].to(device)) for name, part in tokens.items()}
+            {name: part.hide(masks[name]) for name, part in tokens.items()}
             for masks in (batch.masks, batch.fused_masks)
         )
         return [{name: part} for whole in (tokens, alone) for name, part in whole.items()] + [fused]
 
     def relative(self, device: Device) -> dict[str, RelativeBias]:
         """Random tables that learn."""
-        heads = ModelConfig.preset(self.preset).encoder.heads
+        heads = preset_config(self.preset).encoder.heads
         grid, where = self.side // PATCH, torch.device(device)
         kinds = {
             "text": (sequence_rows(TEXT_BUCKETS), sequence_buckets(TEXT_BUCKETS, TEXT_BUCKETS, where)),
@@ -145,7 +147,7 @@ class AttentionCase:
 def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
     """A function that attends and gives the output of every block and, on CUDA, the gradients of q, k, v and tables."""
     views, relative = case.views(device), case.relative(device)
-    encoder = ModelConfig.preset(case.preset).encoder
+    encoder = preset_config(case.preset).encoder
     packed = pack(views, MODALITIES)
     generator = torch.Generator().manual_seed(2)
     shape = (3, len(packed.values_TD), encoder.width)
@@ -155,8 +157,8 @@ def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.
     def run() -> list[Tensor]:
         learn = device == "cuda"
         with torch.set_grad_enabled(learn):
-            mixer: Mixer = (Flex if kind == "flex" else Dense)(packed, views, encoder.heads, relative)
-            outs = [mixer.block(block)(*qkv) for block in range(ATTENTION_BLOCKS)]
+            attention = BACKENDS[kind](packed, views, encoder.heads, relative)
+            outs = [attention.block(block)(*qkv) for block in range(ATTENTION_BLOCKS)]
             gradients = (
                 torch.autograd.grad(torch.stack([out.float().sin().sum() for out in outs]).sum(), leaves)
                 if learn
@@ -169,7 +171,7 @@ def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.
 
 def attention_difference(case: AttentionCase, device: Device) -> float:
     """The greatest difference between both attentions in float32, as a share of each tensor's greatest value."""
-    ours, theirs = (attention_pass(kind, case, device, torch.float32)() for kind in ("flex", "dense"))
+    ours, theirs = (attention_pass(kind, case, device, torch.float32)() for kind in ("flex", "padded"))
     return max(
         float((one - two).abs().max() / two.abs().max().clamp(min=1e-6)) for one, two in zip(ours, theirs, strict=True)
     )
@@ -183,7 +185,7 @@ def attention_measured(kind: str, case: AttentionCase, device: Device, repetitio
 
 
 def attention_table(cases: Sequence[AttentionCase], device: Device, repetitions: int) -> list[str]:
-    """Rows of flex against dense.
+    """Rows of flex against padded attention.
 
     Raises:
         RuntimeError: where both do not give the same numbers.
@@ -193,13 +195,13 @@ def attention_table(cases: Sequence[AttentionCase], device: Device, repetitions:
         small = AttentionCase(case.preset, case.side, case.per_block, min(case.batch_size, 4))
         difference = fresh(attention_difference, small, device)
         if not difference <= TOLERANCE:
-            raise RuntimeError(f"{case}: flex and dense differ by {difference:.1e} of the greatest value")
-        found = {kind: fresh(attention_measured, kind, case, device, repetitions) for kind in ("flex", "dense")}
+            raise RuntimeError(f"{case}: flex and padded differ by {difference:.1e} of the greatest value")
+        found = {kind: fresh(attention_measured, kind, case, device, repetitions) for kind in ("flex", "padded")}
         tables = "fine-tuning, tables per block" if case.per_block else "pretraining, shared tables"
-        cells = [cell for kind in ("flex", "dense") for cell in _time_and_memory(found[kind])]
+        cells = [cell for kind in ("flex", "padded") for cell in _time_and_memory(found[kind])]
         rows.append(_row(case.preset, f"{case.side} px", tables, case.batch_size, f"{difference:.0e}", *cells))
     return [
-        _row("width of", "pictures", "views", "pairs", "difference", "flex s", "flex GiB", "dense s", "dense GiB"),
+        _row("width of", "pictures", "views", "pairs", "difference", "flex s", "flex GiB", "padded s", "padded GiB"),
         _row(*["---"] * 9),
         *rows,
     ]
@@ -238,10 +240,10 @@ def make_model(
     """A model on its device, laid out as a task would do it."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = PretrainModel(ModelConfig.preset(preset, modalities=modalities, vocab_size=VOCAB_SIZE))
-    parallelize(model, ParallelConfig(checkpoint_activations=way.checkpoint), device=torch.device(device))
+        model = PretrainModel(preset_config(preset, modalities=modalities, sizes={"text": {"vocab_size": VOCAB_SIZE}}))
     if way.compile:
         compile_blocks(model, backend)
+    parallelize(model, ParallelConfig(checkpoint_activations=way.checkpoint), device=torch.device(device))
     return model if way.packed else view_by_view(model)
 
 
@@ -287,7 +289,7 @@ def training_table(
             if found is None:
                 rows.append(_row(preset, way, "-", "out of memory", "-", "-", "-", "-"))
                 continue
-            config = ModelConfig.preset(preset, modalities=("text", "image"), vocab_size=VOCAB_SIZE)
+            config = preset_config(preset, modalities=("text", "image"), sizes={"text": {"vocab_size": VOCAB_SIZE}})
             batches = training_batches(config, found.batch_size)
             flops = sum(total_flops(step_flops(config, {"image-text": batch})) for batch in batches) / len(batches)
             rate = flops / found.seconds

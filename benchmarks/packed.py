@@ -26,16 +26,20 @@ from torch import Tensor, nn
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.cli import best_precision
-from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.masking import draw_masks
-from onepeace_lightning.data.prepare import Example, collate
+from onepeace_lightning.data.batch import Batch, Collate, Example
+from onepeace_lightning.data.readers.aligned import draw_masks
 from onepeace_lightning.losses.pretraining import pretraining_loss
-from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel, Tokens
-from onepeace_lightning.models.attention.base import Attention, RelativeBias
-from onepeace_lightning.models.attention.padded import attend, bias_rows, dense_bias, lay_out
-from onepeace_lightning.models.config import Preset
-from onepeace_lightning.models.encoder import Block, Encoder
-from onepeace_lightning.models.inputs import EOS
+from onepeace_lightning.modalities.image import ImageConfig, ImageModality
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.text import TextModality
+from onepeace_lightning.modalities.tokenizers import Encoding
+from onepeace_lightning.modalities.tokenizers.base import EOS
+from onepeace_lightning.models import PretrainModel, Tokens
+from onepeace_lightning.models.attention.base import RelativeBias
+from onepeace_lightning.models.attention.cpu import attend_on_cpu
+from onepeace_lightning.models.attention.padded import pad_view, write_out
+from onepeace_lightning.models.block import Block
+from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.packing import View
 
 VOCAB_SIZE = 16_384
@@ -68,15 +72,13 @@ class ViewByView(nn.Module):
 
     def _encode(self, view: View, relative: Mapping[str, RelativeBias]) -> dict[str, Tokens]:
         view = {name: view[name] for name in self.encoder.modalities if name in view}
-        sequences = lay_out(view, dict.fromkeys(view, 0))
-        columns = {name: slice(start, start + max(view[name].lengths)) for name, (start, _) in sequences.blocks.items()}
+        padded = pad_view(view, dict.fromkeys(view, 0))
         x_BLD = torch.cat([tokens.padded()[0] for tokens in view.values()], 1)
         # All presets share one relative bias between the blocks.
-        tables = {name: bias.table(0) for name, bias in relative.items()}
-        bias = dense_bias(sequences, bias_rows(sequences, relative), tables)
+        bias = write_out(padded, relative, 0)
         for block in self.encoder.blocks:
-            x_BLD = padded_block(block, x_BLD, columns, bias, sequences.valid_BL)  # type: ignore[arg-type]
-        features = {name: self.encoder.norms[name](x_BLD[:, span]) for name, span in columns.items()}
+            x_BLD = padded_block(block, x_BLD, padded.columns, bias, padded.valid_BL)  # type: ignore[arg-type]
+        features = {name: self.encoder.norms[name](x_BLD[:, span]) for name, span in padded.columns.items()}
         return {
             name: view[name].with_values(Tokens.of_padded(x_BLD, view[name].lengths).values_TD)
             for name, x_BLD in features.items()
@@ -87,46 +89,45 @@ def padded_block(
     block: Block, x_BLD: Tensor, columns: Mapping[str, slice], bias: Tensor | None, valid_BL: Tensor | None
 ) -> Tensor:
     """A block on the padded sequences of one view, (B, L, D) -> (B, L, D); ``columns`` says where each modality is."""
-    attended = padded_attention(block.attention, block.norm_attention(x_BLD), bias, valid_BL)
-    if block.layer_scale is not None:
-        attended = block.gamma_1 * attended
-    x_BLD = x_BLD + attended
+
+    def attend(q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
+        heads = block.attention.heads
+        q, k, v = (flat.view(*x_BLD.shape[:2], heads, -1).transpose(1, 2) for flat in (q_TD, k_TD, v_TD))
+        return attend_on_cpu(q, k, v, bias, valid_BL).transpose(1, 2).flatten(2).flatten(0, 1)
+
+    normed_TD = block.norm_attention(x_BLD).flatten(0, 1)
+    x_BLD = x_BLD + block.gamma_1 * block.attention(normed_TD, attend).view_as(x_BLD)
     normed = block.norm_ffn(x_BLD)
     if len(columns) == 1:
         fed = block.ffns[next(iter(columns))](normed)
     else:
         fed = torch.cat([block.ffns[name](normed[:, span]) for name, span in columns.items()], 1)
-    if block.layer_scale is not None:
-        fed = block.gamma_2 * fed
-    return x_BLD + fed
-
-
-def padded_attention(attention: Attention, x_BLD: Tensor, bias: Tensor | None, valid_BL: Tensor | None) -> Tensor:
-    """Self-attention of the padded sequences of one view, (B, L, D) -> (B, L, D)."""
-    q, k, v = (projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for projected in attention.project(x_BLD))
-    return attention.finish(attend(q, k, v, bias, valid_BL).transpose(1, 2).flatten(2))
+    return x_BLD + block.gamma_2 * fed
 
 
 def make_batch(batch_size: int, image_size: int, seed: int) -> Batch:
     """Random pictures and token ids, with the masks of training."""
     rng = np.random.default_rng(seed)
     words = np.exp(rng.normal(np.log(MEDIAN_WORDS), WORDS_DEVIATION, batch_size)).round().clip(*WORDS_RANGE)
+    modalities = {"text": TextModality(), "image": ImageModality({"size": image_size})}
     examples = []
     for index, count in enumerate(words.astype(int)):
         flags = [flag for _ in range(count) for flag in ([True, False] if rng.random() < TWO_TOKEN_WORDS else [True])]
         word_starts = [*flags[:MAX_TOKENS], True]
         ids = [*rng.integers(EOS + 2, VOCAB_SIZE, len(word_starts) - 1).tolist(), EOS]
         pixels = torch.from_numpy(rng.standard_normal((3, image_size, image_size), dtype=np.float32))
-        patches = (image_size // 16) ** 2
-        masks, fused = draw_masks("image-text", word_starts=word_starts, num_patches=patches, rng=rng)
-        examples.append(Example(str(index), {"text": ids, "image": pixels}, masks=masks, fused_masks=fused))
-    return collate(examples)
+        arrays = {"text": Encoding(ids, word_starts), "image": pixels}
+        masks, fused = draw_masks(modalities, arrays, rng)
+        examples.append(Example(str(index), arrays, masks=masks, fused_masks=fused))
+    return Collate(modalities)(examples)
 
 
 def make_model(preset: Preset, seed: int) -> PretrainModel:
     """A model of text and image, its relative biases not zero as they would be before training."""
     torch.manual_seed(seed)
-    model = PretrainModel(ModelConfig.preset(preset, modalities=("text", "image"), vocab_size=VOCAB_SIZE))
+    model = PretrainModel(
+        preset_config(preset, modalities=("text", "image"), sizes={"text": {"vocab_size": VOCAB_SIZE}})
+    )
     for name, parameter in model.named_parameters():
         if "bias_tables" in name:
             nn.init.normal_(parameter)
@@ -220,7 +221,7 @@ def run(
     interleaved(steps, 1)
     seconds = interleaved(steps, repetitions)
 
-    lengths = [batch.inputs["text"].lengths.double() for batch in batches]
+    lengths = [torch.tensor(batch.inputs["text"].lengths, dtype=torch.float64) for batch in batches]
     longest = torch.stack([part.max() for part in lengths]).mean()
     print(
         f"training step at {preset!r} in {precision} on {torch.get_num_threads()} threads: {batch_size} image-text "

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import bias_memory
-from onepeace_lightning.models import ModelConfig
+from onepeace_lightning.modalities.presets import preset_config
 
 
 def test_bias_memory_runs(monkeypatch, capsys):
@@ -22,7 +22,8 @@ def test_a_single_block_is_refused():
 
 
 def test_other_features_are_not_compared(monkeypatch):
-    monkeypatch.setattr(bias_memory.AllFirst, "bias", lambda self, group, block: self.all[0][group])
+    block = bias_memory.AllFirst.block
+    monkeypatch.setattr(bias_memory.AllFirst, "block", lambda self, index: block(self, 0))
     with pytest.raises(RuntimeError, match="features of the ways differ"):
         bias_memory.check_same("tiny", 48, 2, "cpu")
 
@@ -31,8 +32,8 @@ def test_other_features_are_not_compared(monkeypatch):
 def test_the_baseline_holds_the_biases_of_all_blocks():
     backbone = bias_memory.make_backbone("tiny", 48, 3, bias_memory.ALL)
     made = []
-    mixer = backbone.encoder.mixer
-    backbone.encoder.mixer = lambda *pass_: made.append(mixer(*pass_)) or made[-1]
+    backend = backbone.encoder.backend
+    backbone.encoder.backend = lambda *pass_: made.append(backend(*pass_)) or made[-1]
     backbone({"image": bias_memory.Image(torch.randn(2, 3, 48, 48))})
     biases = [bias for block in made[0].all for bias in block]
     assert [bias.shape for bias in biases] == [(1, 4, 10, 10)] * 3
@@ -46,5 +47,5 @@ def test_flex_keeps_no_bias_for_the_backward_pass():
         few, many = (bias_memory.peak(variant, "small", 384, 1, "cuda", blocks, True) for blocks in (2, 6))
         return (many - few) / 4
 
-    heads, length = ModelConfig.preset("small").encoder.heads, (384 // 16) ** 2 + 1
+    heads, length = preset_config("small").encoder.heads, (384 // 16) ** 2 + 1
     assert per_block(bias_memory.ONE) - per_block(bias_memory.KERNEL) > 0.9 * heads * length**2 * 4

@@ -64,7 +64,7 @@ def test_another_type_and_side(here, model_folder, capsys):
     assert "images 80×80" in printed
     converted = OnePeace.from_pretrained("half")
     assert converted.dtype == torch.bfloat16
-    assert converted.preprocessing.image_size == 80
+    assert converted.preprocessing["image"].size == 80
     expected = OnePeace.from_pretrained(model_folder)
     expected.set_image_size(80)
     photos = sorted((here / "photos").rglob("*.*g"))

@@ -55,8 +55,8 @@ def encode(
         joined = torch.stack(
             [torch.block_diag(*(part[head] for part in bias)) for head in range(block.attention.heads)]
         )
-        gamma_1 = getattr(block, "gamma_1", torch.ones(1)).double()
-        gamma_2 = getattr(block, "gamma_2", torch.ones(1)).double()
+        gamma_1 = torch.as_tensor(block.gamma_1).double()
+        gamma_2 = torch.as_tensor(block.gamma_2).double()
         x_LD = x_LD + gamma_1 * attention(block.attention, norm(block.norm_attention, x_LD), joined)
         normed = norm(block.norm_ffn, x_LD).split(sizes)
         fed = torch.cat([ffn(block.ffns[name], part) for name, part in zip(tokens, normed, strict=True)])

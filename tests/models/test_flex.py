@@ -1,16 +1,17 @@
-"""FlexAttention against the dense backend: forward on the CPU, where it has no backward; gradients on CUDA."""
+"""FlexAttention against padded attention: forward on the CPU, where it has no backward; gradients on CUDA."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.attention.base import RelativeBias
-from onepeace_lightning.models.attention.flex import BLOCK, Flex, sequence_block_mask
-from onepeace_lightning.models.attention.padded import Dense
+from onepeace_lightning.models.attention.cpu import CPUAttention
+from onepeace_lightning.models.attention.flex import BLOCK, FlexAttention, sequence_block_mask
+from onepeace_lightning.models.attention.padded import PaddedAttention
 from onepeace_lightning.models.encoder import set_attention
-from onepeace_lightning.models.inputs import Text
 from onepeace_lightning.models.packing import Packed, Tokens, View, pack
 from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
@@ -55,13 +56,13 @@ def biases(blocks: int) -> dict[str, RelativeBias]:
     return {"text": bias(8, 260), "image": bias(12, 200), "audio": bias(10, 9)}
 
 
-def dense_bias_of_flex(packed: Packed, flex: Flex, block: int) -> torch.Tensor:
+def bias_of_flex(packed: Packed, flex: FlexAttention, block: int) -> torch.Tensor:
     """(H, T, T) its score and mask functions written out, -inf where tokens do not see each other."""
     total = len(packed.values_TD)
     token = torch.arange(total)
     query, key = token[:, None].expand(total, total), token.expand(total, total)
     zero = torch.zeros(())
-    score_mod = flex.places.score_mod(block)
+    score_mod = flex.rows.score_mod(block)
     rows = []
     for head in range(HEADS):
         one = torch.tensor(head)
@@ -74,26 +75,28 @@ def dense_bias_of_flex(packed: Packed, flex: Flex, block: int) -> torch.Tensor:
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("views", [single_views, mixed_views, long_views])
 @torch.no_grad()
-def test_forward_equals_dense(views, blocks, multiple):
+def test_forward_equals_padded(views, blocks, multiple):
     packed, relative = pack(views(), ORDER, multiple), biases(blocks)
-    real = packed.sequence_T < sum(len(next(iter(view.values())).lengths) for view in views())
+    real = packed.sequences_T < sum(len(next(iter(view.values())).lengths) for view in views())
     q, k, v = torch.randn(3, len(packed.values_TD), WIDTH, generator=torch.Generator().manual_seed(1))
-    dense, flex = (kind(packed, views(), HEADS, relative) for kind in (Dense, Flex))
+    padded, flex = (kind(packed, views(), HEADS, relative) for kind in (PaddedAttention, FlexAttention))
     for block in range(blocks):
-        ours, theirs = (mixer.block(block)(q, k, v)[real] for mixer in (flex, dense))
+        ours, theirs = (mixer.block(block)(q, k, v)[real] for mixer in (flex, padded))
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 @torch.no_grad()
-def test_forward_without_any_bias_equals_dense():
+def test_forward_without_any_bias_equals_padded():
     packed = pack(mixed_views(), ORDER)
     q, k, v = torch.randn(3, len(packed.values_TD), WIDTH, generator=torch.Generator().manual_seed(1))
-    ours, theirs = (kind(packed, mixed_views(), HEADS, {}).block(0)(q, k, v) for kind in (Flex, Dense))
+    ours, theirs = (
+        kind(packed, mixed_views(), HEADS, {}).block(0)(q, k, v) for kind in (FlexAttention, PaddedAttention)
+    )
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_score_and_mask_functions_have_the_values_and_gradients_of_the_dense_bias(blocks):
+def test_score_and_mask_functions_have_the_values_and_gradients_of_the_written_bias(blocks):
     views, relative = mixed_views(), biases(blocks)
     for bias in relative.values():
         for table in bias.tables_RH:
@@ -101,17 +104,17 @@ def test_score_and_mask_functions_have_the_values_and_gradients_of_the_dense_bia
     packed = pack(views, ORDER)
     q, k, v = torch.randn(3, len(packed.values_TD), WIDTH, generator=torch.Generator().manual_seed(1))
     weights = torch.randn(len(packed.values_TD), WIDTH, generator=torch.Generator().manual_seed(2))
-    dense, flex = (kind(packed, views, HEADS, relative) for kind in (Dense, Flex))
+    padded, flex = (kind(packed, views, HEADS, relative) for kind in (PaddedAttention, FlexAttention))
 
     def written_out(block: int) -> torch.Tensor:
         """Attention over all tokens at once."""
         heads = [part[flex.order].unflatten(1, (HEADS, -1)).transpose(0, 1) for part in (q, k, v)]
-        logits = heads[0] @ heads[1].mT * (WIDTH // HEADS) ** -0.5 + dense_bias_of_flex(packed, flex, block)
+        logits = heads[0] @ heads[1].mT * (WIDTH // HEADS) ** -0.5 + bias_of_flex(packed, flex, block)
         return (logits.softmax(-1) @ heads[2]).transpose(0, 1).flatten(1)[flex.inverse]
 
     tables = [table for bias in relative.values() for table in bias.tables_RH]
     for block in range(blocks):
-        ours, theirs = written_out(block), dense.block(block)(q, k, v)
+        ours, theirs = written_out(block), padded.block(block)(q, k, v)
         torch.testing.assert_close(ours, theirs, **CLOSE)
         gradients = [
             torch.autograd.grad((out * weights).sum(), tables, allow_unused=True, retain_graph=True)
@@ -163,7 +166,7 @@ def test_a_whole_model_gives_the_same_features(per_block_tables):
     views = [backbone.view({name: embedded[name] for name in names}) for names in (["text"], ["text", "image"])]
     views.append(backbone.view(embedded, hidden))
     features = []
-    for choice in ("dense", "flex"):
+    for choice in ("padded", "flex"):
         set_attention(model, choice)
         features.append(backbone.encode(views))
     for ours, theirs in zip(*features, strict=True):
@@ -171,15 +174,15 @@ def test_a_whole_model_gives_the_same_features(per_block_tables):
             torch.testing.assert_close(ours[name].values_TD, theirs[name].values_TD, **CLOSE)
 
 
-def test_the_choice_reaches_every_encoder_and_automatic_is_dense_on_the_cpu():
+def test_the_choice_reaches_every_encoder_and_automatic_is_the_fast_form_on_the_cpu():
     model = tiny_model()
     encoders = [model.backbone.encoder, model.denoiser.decoder]
     views = [{"text": tokens(3, 2)}]
-    for choice, kind in (("flex", Flex), ("dense", Dense), ("auto", Dense)):
+    for choice, kind in (("flex", FlexAttention), ("padded", PaddedAttention), ("auto", CPUAttention)):
         set_attention(model, choice)
         for encoder in encoders:
-            assert isinstance(encoder.mixer(pack(views, ORDER), views, {}), kind)
-    with pytest.raises(ValueError, match=r"'fast'; choose one of auto, dense, flex"):
+            assert isinstance(encoder.backend(pack(views, ORDER), views, {}), kind)
+    with pytest.raises(ValueError, match=r"'fast'; choose one of auto, padded, cpu, flex"):
         set_attention(model, "fast")
 
 
@@ -195,15 +198,15 @@ def cuda_model(per_block_tables: bool) -> PretrainModel:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("per_block_tables", [False, True])
-def test_gradients_equal_those_of_dense_on_cuda(per_block_tables):
+def test_gradients_equal_those_of_padded_on_cuda(per_block_tables):
     model = cuda_model(per_block_tables)
     backbone = model.backbone
     raw = {"text": Text(texts(6, 3, 20).ids_BL.cuda()), "image": images(3, size=256).to("cuda")}
     gradients = []
-    for choice in ("dense", "flex"):
+    for choice in ("padded", "flex"):
         set_attention(model, choice)
         embedded = backbone.embed(raw)
-        hidden = {"image": masks([257] * 3, 0.6, last=True, seed=1).cuda()}
+        hidden = {"image": masks([257] * 3, 0.6, last=True, seed=1)}
         views = [
             backbone.view({"text": embedded["text"]}),
             backbone.view({"image": embedded["image"]}),

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from onepeace_lightning.models.layers import place, spread, take
+from onepeace_lightning.models.layers import gather_padded, gather_rows, scatter_rows
 from onepeace_lightning.models.packing import Tokens, pack
 
 
@@ -17,34 +18,34 @@ def some_tokens(*lengths: int, width: int = 3, start: float = 0.0) -> Tokens:
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
-def test_take_and_place_have_exact_first_and_second_gradients(shape):
+def test_gathering_and_scattering_have_exact_first_and_second_gradients(shape):
     index = torch.tensor([4, 0, 3])
     x = torch.randn(6, *shape, dtype=torch.float64, requires_grad=True)
     y = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
-    for function, value in [(lambda x: take(x, index), x), (lambda y: place(y, index, 6), y)]:
+    for function, value in [(lambda x: gather_rows(x, index), x), (lambda y: scatter_rows(y, index, 6), y)]:
         assert gradcheck(function, (value,))
         assert gradgradcheck(function, (value,))
 
 
-def test_spread_has_the_gradient_of_the_rows_that_matter():
+def test_padded_gathering_has_the_gradient_of_the_rows_that_matter():
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([4, 0, 2])
     source = torch.zeros(5, dtype=torch.long)
     source[index] = torch.arange(3)
-    assert torch.equal(take(spread(x, source, index), index), x)
-    assert gradcheck(lambda x: take(spread(x, source, index), index).sin(), (x,))
+    assert torch.equal(gather_rows(gather_padded(x, source, index), index), x)
+    assert gradcheck(lambda x: gather_rows(gather_padded(x, source, index), index).sin(), (x,))
     # what happens to the other rows is ignored
-    spread(x, source, index).sum().backward()
+    gather_padded(x, source, index).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
 
 
-def test_take_gives_the_rows_and_place_is_its_transpose():
+def test_gathering_gives_the_rows_and_scattering_is_its_transpose():
     index, x, y = torch.tensor([4, 0, 3]), torch.randn(6, 2), torch.randn(3, 2)
-    torch.testing.assert_close(take(x, index), torch.stack([x[4], x[0], x[3]]))
-    placed = place(y, index, 6)
+    torch.testing.assert_close(gather_rows(x, index), torch.stack([x[4], x[0], x[3]]))
+    placed = scatter_rows(y, index, 6)
     torch.testing.assert_close(placed[index], y)
     assert not placed[[1, 2, 5]].any()
-    torch.testing.assert_close((take(x, index) * y).sum(), (x * placed).sum())
+    torch.testing.assert_close((gather_rows(x, index) * y).sum(), (x * placed).sum())
 
 
 def test_no_padding_survives_of_padded_and_padded_restores_the_batch():
@@ -73,19 +74,19 @@ def test_padding_and_packing_pass_the_gradient_to_each_token_once():
 
 def test_hiding_keeps_the_others_in_order_at_their_positions():
     tokens = some_tokens(4, 3)
-    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0]], dtype=torch.bool)
+    mask = np.array([[0, 1, 1, 0], [0, 0, 1, 0]], dtype=bool)
     seen = tokens.hide(mask)
     assert seen.lengths == [2, 2]
     assert seen.positions_T.tolist() == [0, 3, 0, 1]
     torch.testing.assert_close(seen.values_TD, tokens.values_TD[[0, 3, 4, 5]])
-    assert tokens.hidden(mask).nonzero().squeeze(1).tolist() == [1, 2, 6]
+    assert tokens.hidden(mask).nonzero()[0].tolist() == [1, 2, 6]
     assert tokens.full
     assert not seen.full
 
 
 def test_cls_cannot_be_hidden():
     with pytest.raises(ValueError, match=r"position 0 .CLS. is masked"):
-        some_tokens(3, 3).hide(torch.tensor([[0, 1, 0], [1, 0, 0]], dtype=torch.bool))
+        some_tokens(3, 3).hide(np.array([[0, 1, 0], [1, 0, 0]], dtype=bool))
 
 
 @pytest.mark.parametrize("multiple", [1, 4])

@@ -33,7 +33,7 @@ def convert(
         to: folder (config.json, model.safetensors, the vocabulary) or original (one .pt file without a vocabulary).
         bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for the original's checkpoints.
         dtype: float32, bfloat16 or float16; as it is if null.
-        image_size: side of the pictures in pixels, a multiple of 16, for which relative positions are resized; as it
+        image_size: side of the images in pixels, a multiple of 16, for which relative positions are resized; as it
             is if null.
         overwrite: replace what is at ``out``.
 
@@ -93,7 +93,7 @@ def describe_model(onepeace: OnePeace) -> str:
             f"{type(onepeace.model).__name__}: width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads,"
             f" {', '.join(onepeace.config.adapters)}",
             f"parameters: {_millions(sum(numbers[name] for name in dtypes))} in {', '.join(dtypes)} ({parts})",
-            f"preprocessing: {onepeace.preprocessing.describe()}",
+            f"preprocessing: {onepeace.preprocessing.describe(list(onepeace.config.adapters))}",
             f"vocabulary: {vocabulary}",
         ]
     )

@@ -1,8 +1,7 @@
 """Reading the original project's checkpoints, ``{"cfg": {...}, "model": {name: tensor}}``; ``export`` writes them."""
 
-import ast
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.checkpoints.key_map import MODALITIES, name_map, original_name
-from onepeace_lightning.checkpoints.loading import LoadReport, fill, listed, never, read_checkpoint
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, listed, never
+from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
+from onepeace_lightning.modalities.audio import AudioConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.config import (
-    PATCH,
-    AudioConfig,
-    DecoderConfig,
-    ImageConfig,
-    ModelConfig,
-    TextConfig,
-    TransformerConfig,
-    raise_all,
-)
+from onepeace_lightning.models.config import DecoderConfig, ModelConfig, TransformerConfig, raise_all
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.patches import PATCH
 from onepeace_lightning.models.pretraining import PretrainModel
 
 OriginalModel = PretrainModel | ClassifyModel | Backbone
@@ -48,58 +43,59 @@ HEAD_CHOICES = {"attn_pooling": True}
 
 
 def read_original(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file, nothing in it executed, tensors mapped from disk.
+    """The content of a fairseq checkpoint, nothing in it executed, tensors mapped from disk.
+
+    Returns:
+        What is in the file; ``cfg`` in plain dictionaries and ``model`` without buffers.
 
     Raises:
         FileNotFoundError: where there is no such file.
         ValueError: where it is refused, damaged, or not a checkpoint of the original project.
     """
-    checkpoint = read_checkpoint(path)
-    cfg, tensors = checkpoint.get("cfg"), checkpoint.get("model")
-    model_cfg = cfg.get("model") if isinstance(cfg, Mapping) else None
-    if not isinstance(model_cfg, Mapping) or not isinstance(model_cfg.get("encoder"), Mapping):
-        raise ValueError(
-            f"{path} is no checkpoint of the original ONE-PEACE: it has {sorted(map(str, checkpoint))} and no sizes in"
-            " cfg['model']['encoder']"
-        )
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} is no checkpoint of the original ONE-PEACE: its 'model' is not a mapping to tensors")
-    if not any(name.startswith("encoder_wrapper.") for name in tensors):
+    file = ReleasedFile.read(path)
+    if not file.has("encoder_wrapper."):
         raise ValueError(
             f"{path} is a checkpoint of another model: none of its tensors is called encoder_wrapper.…; it has"
-            f" {listed(sorted(tensors)[:5], ', ')} …"
+            f" {listed(sorted(file.tensors)[:5], ', ')} …"
         )
-    return checkpoint
+    return {**file.content, "cfg": file.cfg, "model": file.tensors}
 
 
-def config_from_original(checkpoint: Mapping[str, Any]) -> ModelConfig:
-    """Sizes from ``cfg``; those that it does not hold from the tensors, as is which modalities there are.
+def config_from_original(checkpoint: Mapping[str, Any], *, final_norm: bool = True) -> ModelConfig:
+    """Sizes and modalities, all from the tensors.
+
+    ``cfg["model"]`` of a released file is that of pretraining, whatever was trained. Only what no tensor shows is taken
+    from it: stochastic depth, the heads of a decoder, and that the computation is the one that is known here.
+
+    Args:
+        checkpoint: from ``read_original``; ``cfg`` may be empty.
+        final_norm: whether the encoder ends with a LayerNorm for each modality.
 
     Raises:
-        ValueError: where ``cfg`` asks for something that this model does not have, or a size is nowhere to be found.
+        ValueError: where ``cfg`` asks for something that this model does not have, or the tensors are incomplete.
     """
-    cfg, state = checkpoint["cfg"]["model"], _State(checkpoint["model"])
-    encoder = cfg["encoder"]
-    adapters = {
-        name: encoder.get(f"{name}_adapter", {}) for name in MODALITIES if state.has(f"backbone.adapters.{name}.")
-    }
+    cfg, state = checkpoint["cfg"].get("model", {}), _State(checkpoint["model"])
+    encoder = cfg.get("encoder", {})
+    present = [name for name in MODALITIES if state.has(f"backbone.adapters.{name}.")]
+    if not present:
+        raise ValueError(f"the checkpoint has none of the modalities {', '.join(MODALITIES)}")
     differing = _differing(encoder, STACK_CHOICES, "encoder")
-    for name, adapter in adapters.items():
-        differing += _differing(adapter, ADAPTER_CHOICES[name], f"encoder.{name}_adapter")
+    for name in present:
+        differing += _differing(encoder.get(f"{name}_adapter", {}), ADAPTER_CHOICES[name], f"encoder.{name}_adapter")
     decoder = DecoderConfig()
     if state.has("denoiser.decoder."):
         differing += _differing(cfg.get("decoder", {}), STACK_CHOICES, "decoder")
         decoder = DecoderConfig(
-            transformer=_transformer(cfg.get("decoder", {}), state, "denoiser.decoder", adapters),
-            positions={name: state.shape(f"denoiser.inputs.{name}.positions")[0] for name in adapters},
+            transformer=_transformer(cfg.get("decoder", {}), state, "denoiser.decoder", present),
+            positions={name: state.shape(f"denoiser.inputs.{name}.positions")[0] for name in present},
         )
     raise_all("this model does not have what the checkpoint's cfg asks for", differing)
     readers = {"text": _text, "image": _image, "audio": _audio}
     return ModelConfig(
-        encoder=_transformer(encoder, state, "backbone.encoder", adapters),
-        adapters={name: readers[name](adapter, state) for name, adapter in adapters.items()},
+        encoder=replace(_transformer(encoder, state, "backbone.encoder", present), final_norm=final_norm),
+        adapters={name: readers[name](state) for name in present},
         decoder=decoder,
-        per_block_tables=any(state.has(f"backbone.adapters.{name}.bias_tables.1") for name in adapters),
+        per_block_tables=any(state.has(f"backbone.adapters.{name}.bias_tables.1") for name in present),
     )
 
 
@@ -109,18 +105,19 @@ def head_from_original(checkpoint: Mapping[str, Any]) -> PoolingConfig | None:
     Raises:
         ValueError: where ``cfg`` asks for something that this model does not have.
     """
-    cfg, state = checkpoint["cfg"]["model"], _State(checkpoint["model"])
+    cfg, state = checkpoint["cfg"].get("model", {}), _State(checkpoint["model"])
     if not state.has("head."):
         return None
     raise_all("this model does not have what the checkpoint's cfg asks for", _differing(cfg, HEAD_CHOICES, "model"))
     width = state.shape("head.norm.weight")[0]
+    inner, joined = state.shape("head.classifier.0.weight")
     present = [name for name in MODALITIES if state.has(f"backbone.adapters.{name}.")]
     return PoolingConfig(
         outputs=state.shape("head.classifier.3.weight")[0],
-        modality="image" if cfg.get("use_image_features") else present[0],
-        images=state.shape("head.classifier.0.weight")[1] // width,
-        pooler=cfg.get("use_pooler", state.has("head.pooler.")),
-        expansion=cfg.get("head_scale_ratio", 2),
+        modality="image" if cfg.get("use_image_features") and "image" in present else present[0],
+        images=joined // width,
+        pooler=state.has("head.pooler."),
+        expansion=inner // width,
     )
 
 
@@ -131,6 +128,7 @@ def model_from_original(
     image_size: int | None = None,
     per_block_tables: bool = False,
     may_miss: Callable[[str], bool] = never,
+    final_norm: bool = True,
 ) -> tuple[OriginalModel, LoadReport]:
     """The model that a checkpoint holds, its tensors mapped from the file that ``read_original`` opened.
 
@@ -143,11 +141,12 @@ def model_from_original(
         image_size: side of the images in pixels; None: the checkpoint's.
         per_block_tables: give each block a copy of relative bias tables that all share, for fine-tuning.
         may_miss: tells by name which tensors may keep their initial values where the checkpoint lacks them.
+        final_norm: whether the encoder ends with a LayerNorm for each modality.
 
     Raises:
         ValueError: for a modality or image that the checkpoint lacks, missing tensors, or ones that contradict ``cfg``.
     """
-    config, head = config_from_original(checkpoint), head_from_original(checkpoint)
+    config, head = config_from_original(checkpoint, final_norm=final_norm), head_from_original(checkpoint)
     state = _State(checkpoint["model"])
 
     def build(sizes: ModelConfig) -> OriginalModel:
@@ -159,7 +158,7 @@ def model_from_original(
             return Backbone(sizes)
 
     model = build(config)
-    _check_against_cfg(model, checkpoint["model"])
+    _check_shapes(model, checkpoint["model"])
     wanted = config
     if modalities is not None:
         if lacking := sorted(set(modalities) - set(config.adapters)):
@@ -195,7 +194,14 @@ def load_original(
     """
     model = named(model)
     state, resized = fit_tables(model, _in_our_shapes(model, tensors))
-    report = fill(model, state, "the original's checkpoint", may_miss, may_drop=lambda name: True)
+    report = fill(
+        model,
+        state,
+        "the original's checkpoint",
+        # The published pretrained file has no temperature; it starts at its initial value, as the original's does.
+        may_miss=lambda name: name == "heads.logit_scale" or may_miss(name),
+        may_drop=lambda name: True,
+    )
     return replace(report, resized=resized)
 
 
@@ -229,17 +235,17 @@ def _in_our_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
     return state
 
 
-def _check_against_cfg(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _check_shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model = named(model)
     own, state = model.state_dict(), _in_our_shapes(model, tensors)
     problems = [
-        f"{name} is {tuple(tensor.shape)}, cfg makes it {tuple(own[name].shape)}"
+        f"{name} is {tuple(tensor.shape)}, the others make it {tuple(own[name].shape)}"
         for name, tensor in state.items()
         if name in own and tensor.shape != own[name].shape
     ]
     problems += [f"{name} has no place" for name in state if name not in own and original_name(name) is not None]
     if problems:
-        raise ValueError(f"the checkpoint's tensors contradict its cfg: {listed(problems, '; ')}")
+        raise ValueError(f"the checkpoint's tensors contradict each other: {listed(problems, '; ')}")
 
 
 def _differing(cfg: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> list[str]:
@@ -250,62 +256,51 @@ def _differing(cfg: Mapping[str, Any], expected: Mapping[str, Any], where: str) 
     ]
 
 
-def _transformer(cfg: Mapping[str, Any], state: _State, stack: str, modalities: Collection[str]) -> TransformerConfig:
+def _transformer(cfg: Mapping[str, Any], state: _State, stack: str, modalities: Sequence[str]) -> TransformerConfig:
     first = f"{stack}.blocks.0."
-    modality = next(iter(modalities), "text")
-    gamma = cfg.get("use_layer_scale", state.has(first + "gamma_1"))
-    heads = cfg.get("attention_heads")
-    if heads is None:
-        if stack != "backbone.encoder":
-            raise ValueError("the checkpoint's cfg['model']['decoder'] lacks attention_heads")
-        heads = state.shape(f"backbone.adapters.{modality}.bias_tables.0")[1]
+    if stack == "backbone.encoder":
+        heads = state.shape(f"backbone.adapters.{modalities[0]}.bias_tables.0")[1]
+    elif "attention_heads" in cfg:
+        heads = cfg["attention_heads"]
+    else:
+        raise ValueError("the checkpoint's cfg['model']['decoder'] lacks attention_heads, which no tensor shows")
     return TransformerConfig(
-        width=cfg.get("embed_dim") or state.shape(first + "norm_attention.weight")[0],
-        depth=cfg.get("layers") or state.count(f"{stack}.blocks."),
+        width=state.shape(first + "norm_attention.weight")[0],
+        depth=state.count(f"{stack}.blocks."),
         heads=heads,
-        ffn_width=cfg.get("ffn_embed_dim") or state.shape(f"{first}ffns.{modality}.down.weight")[1],
+        ffn_width=state.shape(f"{first}ffns.{modalities[0]}.down.weight")[1],
         drop_path=cfg.get("drop_path_rate", 0.0),
-        layer_scale=cfg.get("layer_scale_init_value", 1e-6) if gamma else None,
+        layer_scale=cfg.get("layer_scale_init_value", 1e-6) if state.has(first + "gamma_1") else None,
     )
 
 
-def _text(cfg: Mapping[str, Any], state: _State) -> TextConfig:
+def _text(state: _State) -> TextConfig:
     name = "backbone.adapters.text."
     return TextConfig(
         vocab_size=state.shape(name + "embedding.weight")[0],
         positions=state.shape(name + "positions")[0],
-        buckets=cfg.get("bucket_size") or (state.shape(name + "bias_tables.0")[0] - 2) // 2,
-        type_embedding=cfg.get("add_type_embedding", state.has(name + "type_embedding")),
+        buckets=(state.shape(name + "bias_tables.0")[0] - 2) // 2,
+        type_embedding=state.has(name + "type_embedding"),
     )
 
 
-def _image(cfg: Mapping[str, Any], state: _State) -> ImageConfig:
+def _image(state: _State) -> ImageConfig:
     name = "backbone.adapters.image."
-    grid = cfg.get("rel_bucket_size") or (math.isqrt(state.shape(name + "bias_tables.0")[0] - 3) + 1) // 2
+    grid = (math.isqrt(state.shape(name + "bias_tables.0")[0] - 3) + 1) // 2
     return ImageConfig(
         image_size=grid * PATCH,
-        position_grid=cfg.get("bucket_size") or math.isqrt(state.shape(name + "positions")[0] - 1),
-        type_embedding=cfg.get("add_type_embedding", state.has(name + "type_embedding")),
+        position_grid=math.isqrt(state.shape(name + "positions")[0] - 1),
+        type_embedding=state.has(name + "type_embedding"),
     )
 
 
-def _audio(cfg: Mapping[str, Any], state: _State) -> AudioConfig:
+def _audio(state: _State) -> AudioConfig:
     name = "backbone.adapters.audio."
-    spec = cfg.get("feature_encoder_spec")
-    depth = cfg.get("conv_pos_depth") or state.count(name + "position_convs.")
     width, per_group, kernel = state.shape(name + "position_convs.0.weight")
     return AudioConfig(
-        channels=_channels(spec) if spec else state.shape(name + "norm.weight")[0],
-        position_depth=depth,
-        position_kernel=cfg["conv_pos_width"] // depth if "conv_pos_width" in cfg else kernel,
-        position_groups=cfg.get("conv_pos_groups") or width // per_group,
-        buckets=cfg.get("bucket_size") or (state.shape(name + "bias_tables.0")[0] - 2) // 2,
+        channels=state.shape(name + "norm.weight")[0],
+        position_depth=state.count(name + "position_convs."),
+        position_kernel=kernel,
+        position_groups=width // per_group,
+        buckets=(state.shape(name + "bias_tables.0")[0] - 2) // 2,
     )
-
-
-def _channels(spec: str) -> int:
-    """Channels of a specification such as ``[(512, 10, 5)] + [(512, 3, 2)] * 4``."""
-    channels = {node.elts[0].value for node in ast.walk(ast.parse(spec)) if isinstance(node, ast.Tuple)}  # type: ignore[attr-defined]
-    if len(channels) != 1:
-        raise ValueError(f"feature_encoder_spec {spec!r} has channels {sorted(channels)}; one number is supported")
-    return channels.pop()

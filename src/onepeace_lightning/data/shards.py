@@ -24,52 +24,17 @@ from numpy.typing import NDArray
 from webdataset import tariterators
 
 from onepeace_lightning.data.counting import count_shards, listed_tars, sized, stated_counts
+from onepeace_lightning.data.data_types import DataType, of_modalities
+from onepeace_lightning.data.data_types import data_type as parse_data_type
 from onepeace_lightning.data.storage import Storage, StorageConfig, expand, is_url, join
 from onepeace_lightning.data.tars import ShardError, ShardReader, check_plain, damage, tar_samples
+from onepeace_lightning.modalities.base import modality_of
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 """A file that lies in a folder while shards are written into it."""
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
-TEXT_EXTENSIONS = ("txt",)
-SECOND_IMAGE_EXTENSIONS = tuple(f"second.{extension}" for extension in IMAGE_EXTENSIONS)
-MASK_EXTENSIONS = ("mask.png",)
-JSON_EXTENSIONS = ("json",)
-
-FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "image": (IMAGE_EXTENSIONS,),
-    "audio": (AUDIO_EXTENSIONS,),
-    "text": (TEXT_EXTENSIONS,),
-    "image-text": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
-    "audio-text": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS),
-    "audio-image": (AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
-    # {"captions": [caption, …]}
-    "image-captions": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
-    "audio-captions": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
-    # {"labels": [class name, …]}, one or several; the manifest's about: {"classes": [class name, …]} in their order
-    "image-label": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
-    "audio-label": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
-    # a grey 8-bit picture of class indices, 255 is no class; about: {"classes": [class name, …]}
-    "image-mask": (IMAGE_EXTENSIONS, MASK_EXTENSIONS),
-    # {"instances": [{"label", "box", "mask"}, …]} (``instances.read_annotations``); about: {"classes": [class name, …]}
-    "image-boxes": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
-    # what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored picture
-    "image-box": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-    # the text asks, {"answers": {answer: score in (0, 1], …}}; about: {"answers": [answer, …]}, those that are learned
-    "image-question": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-    # a statement about two pictures, {"labels": [class name]}; about: {"classes": [class name, …]}
-    "image-pair": (IMAGE_EXTENSIONS, SECOND_IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-    # the text asks, {"choices": [answer, …], "answer": index of the right one}
-    "audio-choices": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-}
-"""Data type to what each of its samples must hold: exactly one file of every group."""
-
-FOUND_TYPES = ("audio-image", "image-text", "audio-text", "image", "audio", "text")
-"""Data types that can be told from the files of a sample; the first that fits is meant."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +52,7 @@ class Manifest:
 
     Attributes:
         folder: where it is, a folder or a URL (not part of the file).
-        data_type: one of ``FIELDS``.
+        data_type: what the samples are, see ``data_types``.
         shards: in the order of the file.
         source: where the data comes from.
         license: under which terms.
@@ -222,14 +187,14 @@ def write_manifest(
     Raises:
         ShardError: no shards, or bad ones: damaged, empty, or with a sample that lacks a field of the data type.
     """
-    _check_data_type(data_type)
+    kind = _data_type(data_type)
     if not is_url(folder) and not Path(folder).is_dir():
         raise ShardError(f"there is no folder {folder}: give one that holds shards (*.tar)")
     sizes = listed_tars(Storage(storage), str(folder))
     place = _kept_counts(storage, "") if is_url(folder) or out is not None else Path(folder)
     name = hashlib.sha256(f"{folder} {data_type}".encode()).hexdigest()[:16]
     counts, problems = count_shards(
-        storage, str(folder), sizes, partial(_check_fields, data_type=data_type), workers=workers,
+        storage, str(folder), sizes, partial(_check_fields, kind=kind), workers=workers,
         progress=place / f".manifest-{name}.jsonl",
     )  # fmt: skip
     if problems:
@@ -260,11 +225,11 @@ def found_type(storage: StorageConfig, folder: str | Path, name: str, size: int)
         first = next(tar_samples(path, stream), None)
     if first is None:
         raise ShardError(f"{path}: a shard without a sample: delete it")
-    endings = {extension for extension, _, _ in first.files}
-    for data_type in FOUND_TYPES:
-        if all(set(group) & endings for group in FIELDS[data_type]):
-            return data_type
-    raise ShardError(f"{path}: files that end in {', '.join(sorted(endings))} make none of {', '.join(FOUND_TYPES)}")
+    try:
+        present = {found[0] for extension, _, _ in first.files if (found := modality_of(f"_.{extension}"))}
+        return str(of_modalities(present))
+    except ValueError as error:
+        raise ShardError(f"{path}: {error}") from error
 
 
 def _tar_paths(paths: Paths) -> list[str] | None:
@@ -297,7 +262,7 @@ def _without_manifest(files: Storage, folder: str, sizes: Mapping[str, int]) -> 
     data_type = found_type(files.config, folder, first, sizes[first])
     if todo:
         log.warning("%s: no %s, so %d shards are counted now", folder, MANIFEST, len(todo))
-    check = partial(_check_fields, data_type=data_type)
+    check = partial(_check_fields, kind=_data_type(data_type))
     counts, problems = count_shards(files.config, folder, todo, check, workers=16, processes=False)
     if problems:
         raise ShardError(f"{folder}: {len(problems)} of {len(sizes)} shards are bad:\n  " + "\n  ".join(problems))
@@ -326,7 +291,7 @@ def _parsed(file: str, text: bytes, folder: str | Path | None, storage: StorageC
         manifest = Manifest(folder, content["data_type"], shards, content["source"], content["license"], about, storage)
     except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{file} is not a manifest ({type(error).__name__}: {error}): {remake}") from error
-    _check_data_type(manifest.data_type)
+    _data_type(manifest.data_type)
     listed = {shard.name for shard in shards}
     wrong = []
     if file == join(folder, MANIFEST) and not is_url(folder):
@@ -417,7 +382,7 @@ class ShardWriter:
 
     Args:
         folder: made if missing.
-        data_type: one of ``FIELDS``.
+        data_type: what the samples are, see ``data_types``.
         source: where the data comes from.
         license: under which terms.
         samples_per_shard: the last shard may have fewer.
@@ -439,7 +404,7 @@ class ShardWriter:
         about: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
-        _check_data_type(data_type)
+        self._kind = _data_type(data_type)
         if samples_per_shard < 1:
             raise ShardError(f"samples_per_shard={samples_per_shard}: at least 1 is needed")
         self.folder = Path(folder)
@@ -475,7 +440,7 @@ class ShardWriter:
             raise ShardError(f"key {key!r} is twice in one shard: give every sample a key of its own")
         if upper := [ext for ext in fields if ext != ext.lower()]:
             raise ShardError(f"key {key!r}: extensions {upper} must be lower case")
-        _check_fields(key, fields, self.data_type)
+        _check_fields(key, fields, self._kind)
         if self._tar is None:
             # PAX headers carry keys that are long or not ASCII.
             path = self.folder / self._name()
@@ -512,19 +477,21 @@ class ShardWriter:
         self._keys.clear()
 
 
-def _check_fields(key: str, fields: Collection[str], data_type: str) -> None:
-    for group in FIELDS[data_type]:
+def _check_fields(key: str, fields: Collection[str], kind: DataType) -> None:
+    for group in kind.fields:
         present = [ext for ext in group if ext in fields]
         if len(present) != 1:
             has = sorted(ext for ext in fields if not ext.startswith("__"))
             raise ShardError(
-                f"sample {key!r} of type {data_type!r} needs exactly one of {', '.join(group)}; it has {', '.join(has)}"
+                f"sample {key!r} of type {str(kind)!r} needs exactly one of {', '.join(group)}; it has {', '.join(has)}"
             )
 
 
-def _check_data_type(data_type: str) -> None:
-    if data_type not in FIELDS:
-        raise ShardError(f"data type {data_type!r}: choose one of {', '.join(FIELDS)}")
+def _data_type(name: str) -> DataType:
+    try:
+        return parse_data_type(name)
+    except ValueError as error:
+        raise ShardError(str(error)) from error
 
 
 def _remake(folder: str | Path) -> str:

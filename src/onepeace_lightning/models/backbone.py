@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
-from onepeace_lightning.models.adapter import Adapter, adapter_type
+from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.packing import Tokens, View
@@ -17,9 +18,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {name: adapter_type(name)(sizes, config) for name, sizes in config.adapters.items()}
-        )
+        self.adapters = nn.ModuleDict({name: sizes.build(config) for name, sizes in config.adapters.items()})
         self.encoder = Encoder(config.encoder, tuple(config.adapters))
 
     def adapter(self, modality: str) -> Adapter:
@@ -36,7 +35,7 @@ class Backbone(nn.Module):
         """Every modality's tokens of one batch, to make views of."""
         return {name: self.adapter(name).embed(raw) for name, raw in inputs.items()}
 
-    def view(self, tokens: View, hidden: Mapping[str, Tensor] | None = None) -> dict[str, Tokens]:
+    def view(self, tokens: View, hidden: Mapping[str, np.ndarray] | None = None) -> dict[str, Tokens]:
         """A view of embedded tokens; ``hidden`` masks (B, P) say which positions of a modality it does not show."""
         hidden = hidden or {}
         return {name: self.adapter(name).view(part, hidden.get(name)) for name, part in tokens.items()}
@@ -56,6 +55,5 @@ def _spans(views: Sequence[View]) -> dict[str, int]:
     spans: dict[str, int] = {}
     for view in views:
         for name, tokens in view.items():
-            span = max(tokens.lengths) if tokens.full else int(tokens.positions_T.max()) + 1
-            spans[name] = max(spans.get(name, 0), span)
+            spans[name] = max(spans.get(name, 0), tokens.span)
     return spans

@@ -11,6 +11,6 @@ and of frozen parts. PyTorch's own limit of 8 is too low for that; past this one
 
 
 def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
-    """Compile a function as one graph whose sizes are symbols, so that another length is no reason to compile again."""
+    """Compile a function with sizes that are symbols, so that another length is no reason to compile again."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-    return torch.compile(function, backend=backend, dynamic=True, fullgraph=True)
+    return torch.compile(function, backend=backend, dynamic=True)

@@ -2,26 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.modalities.image import grid_positions
-from onepeace_lightning.models.config import ImageConfig, ModelConfig
+from onepeace_lightning.models.config import AdapterConfig, ModelConfig
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.layers import Linear, init_normal_, place, take
-from onepeace_lightning.models.packing import Tokens, View
+from onepeace_lightning.models.layers import Linear, init_normal_, scatter_rows
+from onepeace_lightning.models.packing import Tokens, View, locate, to_device
 
 
 class DecoderInput(nn.Module):
     """One modality's way into the decoder: projection, mask token, learned absolute positions."""
 
-    def __init__(self, width: int, decoder_width: int, init_std: float, *, positions: int, grid: int | None) -> None:
+    def __init__(
+        self, width: int, decoder_width: int, init_std: float, *, positions: int, adapter: AdapterConfig
+    ) -> None:
         super().__init__()
         self.init_std = init_std
         self.project = Linear(width, decoder_width, init_std)
         self.mask_token = nn.Parameter(torch.empty(decoder_width))
         self.positions = nn.Parameter(torch.empty(positions, decoder_width))
-        self.grid = grid
+        self.adapter = adapter
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -35,19 +37,22 @@ class DecoderInput(nn.Module):
         Raises:
             ValueError: for more positions than the decoder knows.
         """
-        positions = self.positions if self.grid is None else grid_positions(self.positions, self.grid)
+        positions = self.adapter.decoder_positions(self.positions)
         if max(lengths) > len(positions):
             raise ValueError(f"{max(lengths)} positions; the decoder has {len(positions)}: shorten the input")
         x_TD = self.project(visible.values_TD)
-        total = sum(lengths)
-        starts = torch.tensor([0, *lengths[:-1]], device=x_TD.device).cumsum(0)
-        index = starts[visible.places[0]] + visible.positions_T
-        shown = torch.zeros(total, dtype=torch.bool, device=x_TD.device)
-        shown[index] = True
-        full = Tokens(x_TD.new_empty(total, 0), x_TD.new_empty(0, dtype=torch.long), lengths)
-        within = full.places[1]
-        filled = torch.where(shown[:, None], place(x_TD, index, total), self.mask_token.to(x_TD.dtype))
-        return Tokens(filled + positions[within], within, lengths)
+        device = x_TD.device
+        starts_B = np.cumsum([0, *lengths[:-1]])
+        _, positions_T = locate(lengths)
+        rows = starts_B[visible.samples_T] + visible.positions_T
+        is_hidden_T = np.ones(len(positions_T), dtype=bool)
+        is_hidden_T[rows] = False
+        filled_TD = torch.where(
+            to_device(is_hidden_T, device)[:, None],
+            self.mask_token.to(x_TD.dtype),
+            scatter_rows(x_TD, to_device(rows, device), len(positions_T)),
+        )
+        return Tokens(filled_TD + positions[to_device(positions_T, device)], positions_T, lengths)
 
 
 class Denoiser(nn.Module):
@@ -58,13 +63,8 @@ class Denoiser(nn.Module):
         width, decoder = config.encoder.width, config.decoder.transformer
         self.inputs = nn.ModuleDict()
         for name, adapter in config.adapters.items():
-            grid = adapter.grid if isinstance(adapter, ImageConfig) else None
-            rows = config.decoder.positions.get(name)
-            if rows is None and isinstance(adapter, ImageConfig):
-                rows = 1 + (adapter.position_grid or adapter.grid) ** 2
-            if rows is None:
-                raise ValueError(f"decoder: positions does not say how many rows modality {name!r} needs")
-            self.inputs[name] = DecoderInput(width, decoder.width, decoder.init_std, positions=rows, grid=grid)
+            rows = config.decoder.positions.get(name) or adapter.decoder_rows()
+            self.inputs[name] = DecoderInput(width, decoder.width, decoder.init_std, positions=rows, adapter=adapter)
         self.decoder = Encoder(decoder, tuple(config.adapters))
         self.outputs = nn.ModuleDict({name: Linear(decoder.width, width, decoder.init_std) for name in config.adapters})
 
@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
         self,
         students: Sequence[View],
         lengths: Sequence[Mapping[str, list[int]]],
-        masks: Sequence[Mapping[str, Tensor]],
+        masks: Sequence[Mapping[str, np.ndarray]],
     ) -> list[dict[str, Tensor]]:
         """Predict the features of the hidden tokens of all views in one pass.
 
@@ -90,14 +90,6 @@ class Denoiser(nn.Module):
         ]
         decoded = self.decoder(views)
         return [
-            {
-                name: self.outputs[name](take(part.values_TD, hidden_rows(part, mask[name])))
-                for name, part in view.items()
-            }
+            {name: self.outputs[name](part.rows(part.hidden(mask[name]))) for name, part in view.items()}
             for view, mask in zip(decoded, masks, strict=True)
         ]
-
-
-def hidden_rows(tokens: Tokens, mask_BP: Tensor) -> Tensor:
-    """(M,) the rows of full tokens that a mask over positions hides."""
-    return tokens.hidden(mask_BP).nonzero().squeeze(1)

@@ -1,18 +1,21 @@
-"""The transformer: self-attention shared by all modalities, a feed-forward network per modality (paper section 3.2)."""
+"""The fusion encoder: a stack of blocks that runs once over any number of views (paper section 3.2)."""
 
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from onepeace_lightning.models.attention.base import Attention, AttentionChoice, Mix, Mixer, RelativeBias
-from onepeace_lightning.models.attention.flex import Flex
-from onepeace_lightning.models.attention.padded import Dense
+from onepeace_lightning.models.attention.base import AttentionBackend, AttentionChoice, RelativeBias
+from onepeace_lightning.models.attention.cpu import CPUAttention
+from onepeace_lightning.models.attention.flex import FlexAttention
+from onepeace_lightning.models.attention.padded import PaddedAttention
+from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.compiling import compiled
 from onepeace_lightning.models.config import TransformerConfig
-from onepeace_lightning.models.layers import GeGLU
 from onepeace_lightning.models.packing import Packed, Tokens, View, pack
+
+BACKENDS: dict[str, type[AttentionBackend]] = {"padded": PaddedAttention, "cpu": CPUAttention, "flex": FlexAttention}
 
 MIN_FLEX_WIDTH = 16
 """Features of a head that FlexAttention's kernel on CUDA needs at least."""
@@ -20,75 +23,6 @@ MIN_FLEX_WIDTH = 16
 COMPILED_MULTIPLE = 128
 """Of which compiled blocks have each modality's number of tokens: few sizes, so that memory of one step fits the next,
 and none of 0 or 1, for which PyTorch compiles anew."""
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: whole sequences skip a residual branch, the others make up for it."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, packed: Packed) -> Tensor | None:
-        """(T, 1) what a branch is multiplied by, one draw per sequence of each view; None outside training."""
-        if not self.training or self.rate == 0.0:
-            return None
-        keep = packed.values_TD.new_empty(packed.num_sequences).bernoulli_(1.0 - self.rate) / (1.0 - self.rate)
-        return keep[packed.sequence_T, None]
-
-
-class Block(nn.Module):
-    """x + γ₁ Attention(LN x), then x + γ₂ FFN_m(LN x) with m the token's modality."""
-
-    def __init__(self, config: TransformerConfig, modalities: Sequence[str], drop_path: float) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.heads, config.init_std)
-        self.norm_ffn = nn.LayerNorm(config.width)
-        self.ffns = nn.ModuleDict({name: GeGLU(config.width, config.ffn_width, config.init_std) for name in modalities})
-        self.drop_path = DropPath(drop_path)
-        self.layer_scale = config.layer_scale
-        if config.layer_scale is not None:
-            self.gamma_1 = nn.Parameter(torch.empty(config.width))
-            self.gamma_2 = nn.Parameter(torch.empty(config.width))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set γ to its initial value."""
-        if self.layer_scale is not None:
-            nn.init.constant_(self.gamma_1, self.layer_scale)
-            nn.init.constant_(self.gamma_2, self.layer_scale)
-
-    def forward(self, x_TD: Tensor, packed: Packed, mix: Mix) -> Tensor:
-        """(T, D) -> (T, D)."""
-        mixed_TD = mix(*self.before(x_TD))
-        return self.after(x_TD, mixed_TD, packed.sizes, self.drop_path(packed), self.drop_path(packed))
-
-    def before(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All up to the queries, keys and values, each (T, D)."""
-        return self.attention.project(self.norm_attention(x_TD))
-
-    def after(
-        self, x_TD: Tensor, mixed_TD: Tensor, sizes: dict[str, int], keep_1: Tensor | None, keep_2: Tensor | None
-    ) -> Tensor:
-        """All that follows attention.
-
-        Args:
-            x_TD: the block's input.
-            mixed_TD: what its tokens attended to.
-            sizes: modality to its number of tokens.
-            keep_1: (T, 1) factor of the first branch, if any.
-            keep_2: of the second.
-        """
-        x_TD = x_TD + self._scaled(self.attention.finish(mixed_TD), "gamma_1", keep_1)
-        parts = self.norm_ffn(x_TD).split(list(sizes.values()))
-        fed_TD = torch.cat([self.ffns[name](part_TD) for name, part_TD in zip(sizes, parts, strict=True)])
-        return x_TD + self._scaled(fed_TD, "gamma_2", keep_2)
-
-    def _scaled(self, branch_TD: Tensor, gamma: str, keep: Tensor | None) -> Tensor:
-        if self.layer_scale is not None:
-            branch_TD = getattr(self, gamma) * branch_TD
-        return branch_TD if keep is None else branch_TD * keep
 
 
 class Encoder(nn.Module):
@@ -102,7 +36,8 @@ class Encoder(nn.Module):
         self.multiple = 1
         rates = torch.linspace(0.0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, modalities, rate) for rate in rates)
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in modalities})
+        final = (lambda: nn.LayerNorm(config.width)) if config.final_norm else nn.Identity
+        self.norms = nn.ModuleDict({name: final() for name in modalities})
 
     def forward(
         self, views: Sequence[View], relative: Mapping[str, RelativeBias] | None = None
@@ -114,10 +49,10 @@ class Encoder(nn.Module):
             relative: modality to its bias, for as many positions as the views have.
         """
         packed = pack(views, self.modalities, self.multiple)
-        mixer = self.mixer(packed, views, relative or {})
+        attention = self.backend(packed, views, relative or {})
         x_TD = packed.values_TD
         for index, block in enumerate(self.blocks):
-            x_TD = block(x_TD, packed, mixer.block(index))
+            x_TD = block(x_TD, packed, attention.block(index))
         features = {name: self.norms[name](rows_TD) for name, rows_TD in packed.by_modality(x_TD).items()}
         first: dict[str, int] = {}
         start = 0
@@ -131,12 +66,13 @@ class Encoder(nn.Module):
             for view, part in zip(views, packed.parts, strict=True)
         ]
 
-    def mixer(self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias]) -> Mixer:
+    def backend(self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias]) -> AttentionBackend:
         """The attention of one pass, as ``set_attention`` chose it."""
         choice = self.attention
         if choice == "auto":
-            choice = "flex" if packed.values_TD.is_cuda and self.head_width >= MIN_FLEX_WIDTH else "dense"
-        return (Flex if choice == "flex" else Dense)(packed, views, self.heads, relative)
+            on_cuda: AttentionChoice = "flex" if self.head_width >= MIN_FLEX_WIDTH else "padded"
+            choice = on_cuda if packed.values_TD.is_cuda else "cpu"
+        return BACKENDS[choice](packed, views, self.heads, relative)
 
 
 def set_attention(model: nn.Module, choice: AttentionChoice) -> None:
@@ -144,8 +80,9 @@ def set_attention(model: nn.Module, choice: AttentionChoice) -> None:
 
     Args:
         model: with any number of encoders.
-        choice: "dense" pads sequences and writes the relative bias out; "flex" does neither, but has no backward pass
-            on the CPU; "auto" is flex on CUDA and dense elsewhere.
+        choice: "padded" pads every view and writes the relative bias out, and runs anywhere; "cpu" does so in groups
+            of like length; "flex" does neither, but has no backward pass on the CPU; "auto" is flex on CUDA (padded
+            for heads of fewer than 16 features) and cpu elsewhere.
 
     Raises:
         ValueError: for another choice.
@@ -160,17 +97,21 @@ def set_attention(model: nn.Module, choice: AttentionChoice) -> None:
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """Compile every block of all encoders of a model, in place; parameters keep their names.
 
-    Attention itself stays outside, between the two halves of its block: FlexAttention is compiled on its own. Lengths
-    are symbols and padded to multiples of 128 for each modality, and blocks share their graphs, so that no step of
-    other lengths compiles anything. It may come before or after activation checkpointing and sharding of the blocks.
+    Attention itself stays outside, between the graphs of its block: FlexAttention is compiled on its own. Lengths are
+    symbols and padded to multiples of 128 for each modality, and blocks share their graphs, so that no step of other
+    lengths compiles anything. It comes before activation checkpointing, which wraps a block as a whole, and sharding.
 
     Args:
         model: with any number of encoders.
         backend: of ``torch.compile``.
+
+    Raises:
+        ValueError: where a block's ``forward`` has been wrapped already.
     """
     for encoder in model.modules():
         if isinstance(encoder, Encoder):
             encoder.multiple = COMPILED_MULTIPLE
             for block in encoder.blocks:
-                for half in ("before", "after"):
-                    setattr(block, half, compiled(getattr(block, half), backend))
+                if "forward" in vars(block):
+                    raise ValueError("a block is checkpointed or compiled already: compile first, and once")
+                block.forward = compiled(block.forward, backend)

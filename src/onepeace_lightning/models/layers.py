@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def init_normal_(tensor: Tensor, std: float) -> Tensor:
@@ -67,24 +66,8 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class GeGLU(nn.Module):
-    """Gated feed-forward network with a LayerNorm before the last projection ("Sub-LN", paper section 3.2)."""
-
-    def __init__(self, width: int, inner: int, init_std: float) -> None:
-        super().__init__()
-        self.gate = Linear(width, inner, init_std, bias=False)
-        self.up = Linear(width, inner, init_std, bias=False)
-        self.norm = nn.LayerNorm(inner)
-        self.down = Linear(inner, width, init_std)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """(T, width) -> (T, width)."""
-        x_TD = autocasted(x_TD)
-        return self.down(self.norm(F.gelu(self.gate(x_TD)) * self.up(x_TD)))
-
-
-class _Take(torch.autograd.Function):
-    """Rows of a matrix by unique indices; its gradient is a plain placement, where autograd would add up atomically."""
+class _Gather(torch.autograd.Function):
+    """Rows of a matrix by unique indices; its gradient is a plain copy, where autograd would add up atomically."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -94,11 +77,11 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Place.apply(grad, ctx.saved_tensors[0], ctx.rows), None
+        return _Scatter.apply(grad, ctx.saved_tensors[0], ctx.rows), None
 
 
-class _Place(torch.autograd.Function):
-    """The transpose of ``_Take``: rows put at unique indices of a zero matrix."""
+class _Scatter(torch.autograd.Function):
+    """The transpose of ``_Gather``: rows put at unique indices of a zero matrix."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -109,10 +92,10 @@ class _Place(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Take.apply(grad, ctx.saved_tensors[0]), None, None
+        return _Gather.apply(grad, ctx.saved_tensors[0]), None, None
 
 
-class _Spread(torch.autograd.Function):
+class _GatherPadded(torch.autograd.Function):
     """Rows copied to a longer layout whose other rows hold anything and give no gradient."""
 
     @staticmethod
@@ -126,20 +109,20 @@ class _Spread(torch.autograd.Function):
         return grad.index_select(0, ctx.saved_tensors[0]), None, None
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """``x[index]`` for an index (M,) without repeats: (N, …) -> (M, …)."""
-    return _Take.apply(x, index)
+    return _Gather.apply(x, index)
 
 
-def place(x: Tensor, index: Tensor, rows: int) -> Tensor:
+def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """Zeros (rows, …) with ``x`` (M, …) at the rows of ``index`` (M,), which has no repeats."""
-    return _Place.apply(x, index, rows)
+    return _Scatter.apply(x, index, rows)
 
 
-def spread(x: Tensor, source: Tensor, index: Tensor) -> Tensor:
+def gather_padded(x: Tensor, source: Tensor, index: Tensor) -> Tensor:
     """``x[source]`` (N, …) -> (R, …), where only the rows of ``index`` (N,) matter: ``source[index]`` counts 0 … N - 1.
 
-    Cheaper than ``place`` where the other rows' values are ignored later, such as attention's padding. A permutation is
-    the case without other rows.
+    Cheaper than ``scatter_rows`` where the other rows' values are ignored later, such as attention's padding. A
+    permutation is the case without other rows.
     """
-    return _Spread.apply(x, source, index)
+    return _GatherPadded.apply(x, source, index)

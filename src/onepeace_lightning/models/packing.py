@@ -2,16 +2,26 @@
 
 A *view* is a batch of sequences, each the tokens of one or several modalities of one sample; ``dict[str, Tokens]``.
 T = tokens of all samples laid end to end, B = samples, L = longest sequence, P = positions, D = width.
+
+Where tokens lie is known from lengths and masks, which stay on the host: they are lists and numpy arrays. Only values
+are tensors on the device, and indices are copied to it; nothing is ever read back, so that no step waits for a GPU.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace_lightning.models.layers import place, take
+from onepeace_lightning.models.layers import gather_rows, scatter_rows
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of host data; a GPU copies it from page-locked memory, without anyone waiting."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -20,63 +30,84 @@ class Tokens:
 
     Attributes:
         values_TD: features or embeddings.
-        positions_T: each token's place in its own sample before any was hidden; 0 is CLS.
+        positions_T: each token's position in its own sample before any was hidden; 0 is CLS. Host data.
         lengths: tokens of each sample.
         full: nothing is hidden, so that positions count up from 0 in every sample.
     """
 
     values_TD: Tensor
-    positions_T: Tensor
+    positions_T: np.ndarray
     lengths: list[int]
     full: bool = True
 
     @classmethod
     def of_padded(cls, x_BLD: Tensor, lengths: list[int]) -> "Tokens":
         """Drop the padding of a batch; row b has ``lengths[b]`` tokens."""
-        batch, width = x_BLD.shape[:2]
-        if all(length == width for length in lengths):
-            return cls(x_BLD.flatten(0, 1), torch.arange(width, device=x_BLD.device).repeat(batch), lengths)
-        sample, within = _places(lengths, x_BLD.device)
-        return cls(take(x_BLD.flatten(0, 1), sample * width + within), within, lengths)
+        width = x_BLD.shape[1]
+        samples_T, index_T = locate(lengths)
+        values_TD = x_BLD.flatten(0, 1)
+        if len(index_T) < len(values_TD):
+            values_TD = gather_rows(values_TD, to_device(samples_T * width + index_T, x_BLD.device))
+        return cls(values_TD, index_T, lengths)
 
     @cached_property
-    def places(self) -> tuple[Tensor, Tensor]:
-        """(T,) sample of each token and (T,) its place among the tokens of that sample that are here."""
-        return _places(self.lengths, self.values_TD.device)
+    def samples_T(self) -> np.ndarray:  # noqa: N802
+        """(T,) the sample of each token. Host data."""
+        return locate(self.lengths)[0]
+
+    @property
+    def span(self) -> int:
+        """Positions up to the last that any sample has: P."""
+        return max(self.lengths) if self.full else int(self.positions_T.max()) + 1
 
     @property
     def cls(self) -> Tensor:
         """(B, D) the first token of every sample."""
-        starts = torch.tensor([0, *self.lengths[:-1]], device=self.values_TD.device).cumsum(0)
-        return take(self.values_TD, starts)
+        return gather_rows(self.values_TD, to_device(np.cumsum([0, *self.lengths[:-1]]), self.values_TD.device))
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """(B, L, D) values filled up with zeros, and (B, L) bool, True where there is a token."""
         batch, width = len(self.lengths), max(self.lengths)
-        sample, within = self.places
-        x_BLD = place(self.values_TD, sample * width + within, batch * width).unflatten(0, (batch, width))
-        lengths = torch.tensor(self.lengths, device=x_BLD.device)
-        return x_BLD, torch.arange(width, device=x_BLD.device) < lengths[:, None]
+        samples_T, index_T = locate(self.lengths)
+        device = self.values_TD.device
+        x_BLD = scatter_rows(self.values_TD, to_device(samples_T * width + index_T, device), batch * width)
+        valid_BL = np.arange(width) < np.array(self.lengths)[:, None]
+        return x_BLD.unflatten(0, (batch, width)), to_device(valid_BL, device)
 
     def with_values(self, values_TD: Tensor) -> "Tokens":
-        """Other values at the same places."""
+        """Other values at the same positions."""
         return replace(self, values_TD=values_TD)
 
-    def hidden(self, mask_BP: Tensor) -> Tensor:
-        """(T,) bool: the tokens that a mask over positions (B, P) hides."""
+    def hidden(self, mask_BP: np.ndarray) -> np.ndarray:
+        """(T,) bool: the tokens that a mask over positions (B, P) hides.
+
+        Raises:
+            ValueError: where it hides CLS.
+        """
+        mask_BP = np.asarray(mask_BP)
         if mask_BP[:, 0].any():
             raise ValueError("position 0 (CLS) is masked; CLS must stay visible")
-        return mask_BP[self.places[0], self.positions_T]
+        return mask_BP[self.samples_T, self.positions_T]
 
-    def hide(self, mask_BP: Tensor) -> "Tokens":
+    def hide(self, mask_BP: np.ndarray) -> "Tokens":
         """Only the tokens that a mask over positions (B, P) leaves visible, at their original positions."""
-        visible = ~self.hidden(mask_BP)
-        index = visible.nonzero().squeeze(1)
-        lengths = torch.bincount(self.places[0][index], minlength=len(self.lengths)).tolist()
-        return Tokens(take(self.values_TD, index), self.positions_T[index], lengths, full=False)
+        is_visible_T = ~self.hidden(mask_BP)
+        lengths = np.bincount(self.samples_T[is_visible_T], minlength=len(self.lengths)).tolist()
+        return Tokens(self.rows(is_visible_T), self.positions_T[is_visible_T], lengths, full=False)
+
+    def rows(self, is_chosen_T: np.ndarray) -> Tensor:
+        """(N, D) the values of the N tokens where a bool array over all of them is True."""
+        return gather_rows(self.values_TD, to_device(np.flatnonzero(is_chosen_T), self.values_TD.device))
 
 
 View = Mapping[str, Tokens]
+
+
+def locate(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) the sample of each token, and (T,) its index within that sample, for samples laid end to end."""
+    counts = np.array(lengths, dtype=np.int64)
+    samples_T = np.repeat(np.arange(len(counts)), counts)
+    return samples_T, np.arange(len(samples_T)) - np.repeat(counts.cumsum() - counts, counts)
 
 
 @dataclass(frozen=True)
@@ -88,13 +119,15 @@ class Packed:
         sizes: modality to its number of rows of ``values_TD``, in the order in which they lie there.
         parts: for every view and modality its rows of ``values_TD``; rows of no view, at the end of a modality's, are
             padding.
-        sequence_T: each token's sequence, counted over all views; the last one holds the padding, if any.
+        sequences_T: each token's sequence, counted over all views; the last one holds the padding, if any. Host data.
+        sequence_T: the same on the device.
         num_sequences: sequences of all views, that of the padding included.
     """
 
     values_TD: Tensor
     sizes: dict[str, int]
     parts: list[dict[str, slice]]
+    sequences_T: np.ndarray
     sequence_T: Tensor
     num_sequences: int
 
@@ -122,7 +155,7 @@ def pack(views: Sequence[View], modalities: Sequence[str], multiple: int = 1) ->
         first_sequence.append(count)
         count += _samples(view, modalities)
 
-    values, sequence = [], []
+    values, sequences = [], []
     sizes: dict[str, int] = {}
     parts: list[dict[str, slice]] = [{} for _ in views]
     total = padding = 0
@@ -133,16 +166,18 @@ def pack(views: Sequence[View], modalities: Sequence[str], multiple: int = 1) ->
                 continue
             tokens = view[modality]
             values.append(tokens.values_TD)
-            sequence.append(first + tokens.places[0])
+            sequences.append(first + tokens.samples_T)
             part[modality] = slice(total, total + len(tokens.values_TD))
             total = part[modality].stop
         if missing := -(total - start) % multiple:
             values.append(values[-1].new_zeros(missing, values[-1].shape[1]))
-            sequence.append(sequence[-1].new_full((missing,), count))
+            sequences.append(np.full(missing, count))
             total, padding = total + missing, padding + missing
         if total > start:
             sizes[modality] = total - start
-    return Packed(torch.cat(values), sizes, parts, torch.cat(sequence), count + bool(padding))
+    values_TD, sequences_T = torch.cat(values), np.concatenate(sequences)
+    sequence_T = to_device(sequences_T, values_TD.device)
+    return Packed(values_TD, sizes, parts, sequences_T, sequence_T, count + bool(padding))
 
 
 def _samples(view: View, modalities: Sequence[str]) -> int:
@@ -154,11 +189,3 @@ def _samples(view: View, modalities: Sequence[str]) -> int:
             f"a view needs the same number of samples in each of its modalities, out of {list(modalities)}; got {sizes}"
         )
     return next(iter(sizes.values()))
-
-
-def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    counts = torch.tensor(lengths, device=device)
-    total = sum(lengths)
-    sample = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=total)
-    starts = counts.cumsum(0) - counts
-    return sample, torch.arange(total, device=device) - starts[sample]

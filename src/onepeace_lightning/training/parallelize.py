@@ -1,6 +1,6 @@
 """The parallel plan: one function that prepares a module for one device or many, in the only order that works.
 
-Meta device, activation checkpointing per block, compilation per block, sharding per block and then of the root, then
+Meta device, compilation per block, activation checkpointing per block, sharding per block and then of the root, then
 values: drawn here, or loaded by the caller.
 """
 
@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from onepeace_lightning.models.encoder import Block, compile_blocks
+from onepeace_lightning.models.block import Block
+from onepeace_lightning.models.encoder import compile_blocks
 from onepeace_lightning.models.vision.detection_trunk import WindowBlock
 
 
@@ -47,7 +48,7 @@ def parallelize(
     gather_dtype: torch.dtype | None = None,
     entries: Sequence[str] = (),
 ) -> None:
-    """Checkpoint, compile and shard a module in place, then draw its values.
+    """Compile, checkpoint and shard a module in place, then draw its values.
 
     Whatever is on the meta device afterwards holds the values that one process would have drawn from the same seed when
     building the module directly, on any number of ranks. Loading a checkpoint comes after.
@@ -68,12 +69,12 @@ def parallelize(
         TypeError: an owner of parameters or buffers has no ``reset_parameters``.
     """
     blocks = [part for part in module.modules() if isinstance(part, (Block, WindowBlock))]
+    if settings.compile:
+        compile_blocks(module)
     if settings.checkpoint_activations:
         for block in blocks:
             # The hooks that gather weights are outside of forward: computing it again does not gather again.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    if settings.compile:
-        compile_blocks(module)
     if mesh is not None:
         # Inputs keep their type: the residual stream is float32, as under autocast alone.
         policy = MixedPrecisionPolicy(param_dtype=gather_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

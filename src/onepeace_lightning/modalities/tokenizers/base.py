@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from onepeace_lightning.models.inputs import EOS
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+"""Special token ids, the same in every vocabulary."""
 
 DEFAULT_MAX_LENGTH = 70
 """Token ids kept of a caption, eos not counted."""

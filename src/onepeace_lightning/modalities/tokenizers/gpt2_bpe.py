@@ -9,6 +9,7 @@ import tokenizers
 from onepeace_lightning.modalities.tokenizers.base import (
     DEFAULT_MAX_LENGTH,
     SETTINGS_FILE,
+    UNK,
     Encoding,
     Tokenizer,
     check_ids,
@@ -17,7 +18,6 @@ from onepeace_lightning.modalities.tokenizers.base import (
     pack_settings,
     unpack_settings,
 )
-from onepeace_lightning.models.inputs import UNK
 
 DICT_FILE, ENCODER_FILE, MERGES_FILE = BPE_FILES = ("dict.txt", "encoder.json", "vocab.bpe")
 

@@ -7,8 +7,12 @@ from typing import Self
 import sentencepiece
 
 from onepeace_lightning.modalities.tokenizers.base import (
+    BOS,
     DEFAULT_MAX_LENGTH,
+    EOS,
+    PAD,
     SETTINGS_FILE,
+    UNK,
     Encoding,
     Tokenizer,
     check_ids,
@@ -18,7 +22,6 @@ from onepeace_lightning.modalities.tokenizers.base import (
     pack_settings,
     unpack_settings,
 )
-from onepeace_lightning.models.inputs import BOS, EOS, PAD, UNK
 
 MODEL_FILE = "sentencepiece.model"
 

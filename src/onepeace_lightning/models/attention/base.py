@@ -1,17 +1,17 @@
-"""Self-attention over packed views: projections once over all tokens; a ``Mixer`` attends within each sequence.
+"""What all forms of attention have in common: sequences of many views lie flat, each token sees its own sequence only.
 
 T = tokens of all views laid flat, D = width, P = positions, H = heads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from onepeace_lightning.models.layers import Linear, autocasted
+from onepeace_lightning.models.packing import Packed, View
 
-AttentionChoice = Literal["auto", "dense", "flex"]
+AttentionChoice = Literal["auto", "padded", "cpu", "flex"]
 """How attention is computed; ``encoder.set_attention`` says what they are."""
 
 
@@ -30,35 +30,24 @@ class RelativeBias:
         return self.tables_RH[block if len(self.tables_RH) > 1 else 0]
 
 
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""q, k and v, each (T, D), to what every token attends to in its own sequence, (T, D), heads side by side."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(T, D) queries, keys, values to (T, D), heads side by side: softmax(q kᵀ / √(D/H) + bias) v within each sequence."""
 
 
-class Mixer(Protocol):
-    """Attention over the sequences of one pass (``dense.Dense``, ``flex.Flex``)."""
+class AttentionBackend(Protocol):
+    """Attention over the sequences of one pass: ``PaddedAttention``, ``CPUAttention`` and ``FlexAttention``.
 
-    def block(self, index: int) -> Mix:
+    Args:
+        packed: all tokens.
+        views: what was packed.
+        heads: H.
+        relative: modality to its bias.
+    """
+
+    def __init__(
+        self, packed: Packed, views: Sequence[View], heads: int, relative: Mapping[str, RelativeBias]
+    ) -> None: ...
+
+    def block(self, index: int) -> Attend:
         """The attention of one block, with its relative bias."""
         ...
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, key projection without bias, LayerNorm before the output projection ("Sub-LN")."""
-
-    def __init__(self, width: int, heads: int, init_std: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = Linear(width, width, init_std)
-        self.key = Linear(width, width, init_std, bias=False)
-        self.value = Linear(width, width, init_std)
-        self.norm = nn.LayerNorm(width)
-        self.out = Linear(width, width, init_std)
-
-    def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of all tokens, each (T, D)."""
-        x_TD = autocasted(x_TD)
-        return self.query(x_TD), self.key(x_TD), self.value(x_TD)
-
-    def finish(self, mixed_TD: Tensor) -> Tensor:
-        """(T, D) -> (T, D) what a ``Mix`` gives to what the block adds."""
-        return self.out(self.norm(mixed_TD))

@@ -1,21 +1,22 @@
 """FlexAttention: the relative bias is read from the tables inside the kernel; nothing of size L × L is ever stored.
 
 All sequences of a pass lie end to end in one, and a block mask says which parts of it see each other.
-S = sequences, H = heads, E = head width; see ``tokens`` for the rest.
+S = sequences, H = heads, E = head width; see ``packing`` for the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from onepeace_lightning.models.attention.base import Mix, RelativeBias
+from onepeace_lightning.models.attention.base import Attend, RelativeBias
 from onepeace_lightning.models.compiling import compiled
-from onepeace_lightning.models.layers import spread
-from onepeace_lightning.models.packing import Packed, View
+from onepeace_lightning.models.layers import gather_padded
+from onepeace_lightning.models.packing import Packed, View, to_device
 
 BLOCK = 128
 """Queries and keys that one entry of the block mask speaks of."""
@@ -23,46 +24,40 @@ BLOCK = 128
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class Flex:
-    """A ``Mixer`` on ``torch.nn.attention.flex_attention``.
-
-    Args:
-        packed: all tokens.
-        views: what was packed.
-        heads: H; heads of at least 16 features on CUDA.
-        relative: modality to its bias.
-    """
+class FlexAttention:
+    """An ``AttentionBackend`` on ``torch.nn.attention.flex_attention``; on CUDA heads have at least 16 features."""
 
     def __init__(self, packed: Packed, views: Sequence[View], heads: int, relative: Mapping[str, RelativeBias]) -> None:
         self.heads = heads
-        order = _sequence_order(packed, views)
+        device = packed.values_TD.device
+        order_T = _sequence_order(packed, views)
         # both None where the tokens lie in this order already
-        self.order = order
-        self.inverse = None if order is None else order.argsort()
-        self.places = _TablePlaces(packed, views, relative, self.order)
+        self.order = None if order_T is None else to_device(order_T, device)
+        self.inverse = None if order_T is None else to_device(order_T.argsort(), device)
+        self.rows = _TableRows(packed, views, relative, order_T)
         sequence_T = packed.sequence_T if self.order is None else packed.sequence_T[self.order]
         self.mask = sequence_block_mask(sequence_T, packed.num_sequences)
         self.shared: ScoreMod | None = None
         if all(len(bias.tables_RH) == 1 for bias in relative.values()):
-            self.shared = self.places.score_mod(0)
+            self.shared = self.rows.score_mod(0)
 
-    def block(self, index: int) -> Mix:
+    def block(self, index: int) -> Attend:
         """The attention of one block."""
-        score_mod = self.shared or self.places.score_mod(index)
+        score_mod = self.shared or self.rows.score_mod(index)
 
-        def mix(q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
+        def attention(q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
             q, k, v = (self._heads(x_TD) for x_TD in (q_TD, k_TD, v_TD))
-            attention = _compiled() if q.is_cuda else flex_attention
-            mixed_TD = attention(q, k, v, score_mod=score_mod, block_mask=self.mask)[0].transpose(0, 1).flatten(1)
+            function = _compiled() if q.is_cuda else flex_attention
+            mixed_TD = function(q, k, v, score_mod=score_mod, block_mask=self.mask)[0].transpose(0, 1).flatten(1)
             if self.order is not None and self.inverse is not None:
-                mixed_TD = spread(mixed_TD, self.inverse, self.order)
+                mixed_TD = gather_padded(mixed_TD, self.inverse, self.order)
             return mixed_TD
 
-        return mix
+        return attention
 
     def _heads(self, x_TD: Tensor) -> Tensor:
         if self.order is not None and self.inverse is not None:
-            x_TD = spread(x_TD, self.order, self.inverse)
+            x_TD = gather_padded(x_TD, self.order, self.inverse)
         return x_TD.unflatten(1, (self.heads, -1)).transpose(0, 1)[None]
 
 
@@ -71,46 +66,48 @@ def _compiled() -> Any:
     return compiled(flex_attention)
 
 
-def _sequence_order(packed: Packed, views: Sequence[View]) -> Tensor | None:
+def _sequence_order(packed: Packed, views: Sequence[View]) -> np.ndarray | None:
     """(T,) the tokens in an order that leaves each sequence in one piece; None where they are so."""
     padded = packed.num_sequences > sum(len(next(iter(view.values())).lengths) for view in views)
     if all(len(part) == 1 for part in packed.parts) and (len(packed.sizes) == 1 or not padded):
         return None
-    return packed.sequence_T.argsort(stable=True)
+    return packed.sequences_T.argsort(kind="stable")
 
 
-class _TablePlaces:
+class _TableRows:
     """Where the bias of any two tokens lies: one table of all modalities' rows, one of all their pairs of positions.
 
     The first pair stands for tokens without a bias between them; it points at a row of zeros, the last one.
     """
 
     def __init__(
-        self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias], order: Tensor | None
+        self, packed: Packed, views: Sequence[View], relative: Mapping[str, RelativeBias], order_T: np.ndarray | None
     ) -> None:
         self.relative = {name: relative[name] for name in packed.sizes if name in relative}
         device = packed.values_TD.device
         rows = sum(len(bias.table(0)) for bias in self.relative.values())
-        pairs = [torch.tensor([rows], dtype=torch.int32, device=device)]
+        pairs = [to_device(np.array([rows], dtype=np.int32), device)]
         kind, first, position = [], [], []
         pair = 1
         row = 0
         for number, (name, size) in enumerate(packed.sizes.items()):
-            known = [view[name].positions_T for view in views if name in view]
-            place_T = torch.cat([*known, known[0].new_zeros(size - sum(map(len, known)))]).int()
+            known = np.concatenate([view[name].positions_T for view in views if name in view])
+            position_T = np.pad(known, (0, size - len(known)))
             span = 0
             if name in self.relative:
                 bias = self.relative[name]
                 span = len(bias.buckets_PP)
                 pairs.append((bias.buckets_PP + row).int().flatten())
                 row += len(bias.table(0))
-            kind.append(torch.full_like(place_T, number if span else -1))
-            first.append(pair + place_T * span)
-            position.append(place_T)
+            kind.append(np.full(size, number if span else -1))
+            first.append(pair + position_T * span)
+            position.append(position_T)
             pair += span**2
         self.pairs = torch.cat(pairs)
-        columns = [torch.cat(part) for part in (kind, first, position)]
-        self.kind_T, self.first_T, self.position_T = columns if order is None else [part[order] for part in columns]
+        columns = [np.concatenate(part).astype(np.int32) for part in (kind, first, position)]
+        self.kind_T, self.first_T, self.position_T = (
+            to_device(part if order_T is None else part[order_T], device) for part in columns
+        )
 
     def score_mod(self, block: int) -> ScoreMod | None:
         """What adds a block's bias to a logit; None where there is no bias."""

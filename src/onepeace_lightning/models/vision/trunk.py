@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import ImageAdapter
-from onepeace_lightning.models.config import ImageConfig, ModelConfig, TransformerConfig
-from onepeace_lightning.models.encoder import Block
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.modalities.image import Image, ImageAdapter, ImageConfig
+from onepeace_lightning.models.block import Block
+from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -43,12 +42,13 @@ class VisionBlock(Block):
 
     def attend(self, x_BLD: Tensor, bias_HLL: Tensor | None = None) -> Tensor:
         """Multi-head self-attention within each row, LayerNorm before its output projection."""
-        q_BHLE, k_BHLE, v_BHLE = (
-            part.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2) for part in self.attention.project(x_BLD)
-        )
-        bias = None if bias_HLL is None else bias_HLL[None].to(q_BHLE.dtype)
-        mixed_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=bias)
-        return self.attention.finish(mixed_BHLE.transpose(1, 2).flatten(2))
+
+        def attend(*qkv_BLD: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (self.attention.heads, -1)).transpose(1, 2) for part in qkv_BLD)
+            bias = None if bias_HLL is None else bias_HLL[None].to(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+        return self.attention(x_BLD, attend)
 
     def ffn(self, x_BLD: Tensor) -> Tensor:
         """The feed-forward network of images."""

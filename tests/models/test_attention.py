@@ -1,25 +1,23 @@
+"""The forms of attention against the formula, one sequence after the other, and against one another."""
+
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from onepeace_lightning.models.attention import padded as dense
+from onepeace_lightning.models.attention import cpu
 from onepeace_lightning.models.attention.base import RelativeBias
-from onepeace_lightning.models.attention.padded import (
-    WORTHWHILE,
-    Dense,
-    attend,
-    bias_rows,
-    dense_bias,
-    groups_of_like_length,
-    lay_out,
-)
+from onepeace_lightning.models.attention.cpu import WORTHWHILE, CPUAttention, attend_on_cpu, groups_of_like_length
+from onepeace_lightning.models.attention.padded import PaddedAttention, attend, pad_view, write_out
+from onepeace_lightning.models.encoder import BACKENDS
 from onepeace_lightning.models.packing import Tokens, View, pack
 from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
-from tests.tiny import images, texts, tiny_model
+from tests.tiny import images, masks, texts, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+ORDER = ("text", "image", "audio")
 
 
 def naive_attention(q, k, v, bias, valid):
@@ -37,9 +35,10 @@ def naive_attention(q, k, v, bias, valid):
     return out
 
 
+@pytest.mark.parametrize("function", [attend, attend_on_cpu])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("bias_batch", "bias_gradient"), [(0, False), (1, False), (1, True), (3, False), (3, True)])
-def test_attend_and_its_gradients_equal_the_naive_formula(bias_batch, bias_gradient, padded):
+def test_attend_and_its_gradients_equal_the_naive_formula(bias_batch, bias_gradient, padded, function):
     rng = torch.Generator().manual_seed(0)
     qkv = torch.randn(3, 3, 2, 5, 4, generator=rng, dtype=torch.float64)
     bias = torch.randn(bias_batch, 2, 5, 5, generator=rng, dtype=torch.float64) if bias_batch else None
@@ -53,17 +52,18 @@ def test_attend_and_its_gradients_equal_the_naive_formula(bias_batch, bias_gradi
         wanted = [*leaves, given] if bias_gradient else leaves
         return [out, *torch.autograd.grad((out * weights.to(dtype)).sum(), wanted)]
 
-    for ours, naive in zip(run(attend, torch.float32), run(naive_attention, torch.float64), strict=True):
+    for ours, naive in zip(run(function, torch.float32), run(naive_attention, torch.float64), strict=True):
         torch.testing.assert_close(ours.double(), naive, **CLOSE)
 
 
+@pytest.mark.parametrize("function", [attend, attend_on_cpu])
 @pytest.mark.parametrize("bias_gradient", [False, True])
-def test_attend_in_bfloat16_keeps_its_type(bias_gradient):
+def test_attend_in_bfloat16_keeps_its_type(bias_gradient, function):
     rng = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 6, 8, generator=rng).bfloat16()
     bias = torch.randn(1, 2, 6, 6, generator=rng).requires_grad_(bias_gradient)
     valid = torch.arange(6) < torch.tensor([4, 6])[:, None]
-    out = attend(q, k, v, bias, valid)
+    out = function(q, k, v, bias, valid)
     assert out.dtype == torch.bfloat16
     naive = naive_attention(q.double(), k.double(), v.double(), bias.detach().double(), valid)
     torch.testing.assert_close(out.double(), naive, atol=3e-2, rtol=3e-2)
@@ -80,12 +80,10 @@ def biases(**sizes: int) -> dict[str, RelativeBias]:
 
 
 def bias_of(view: View, relative: dict[str, RelativeBias]) -> torch.Tensor | None:
-    sequences = lay_out(view, dict.fromkeys(view, 0))
-    tables = {name: bias.table(0) for name, bias in relative.items()}
-    return dense_bias(sequences, bias_rows(sequences, relative), tables)
+    return write_out(pad_view(view, dict.fromkeys(view, 0)), relative, 0)
 
 
-def test_dense_bias_has_nothing_between_modalities_and_the_table_within():
+def test_the_bias_has_nothing_between_modalities_and_the_table_within():
     relative = biases(text=4, audio=5)
     view = {name: Tokens.of_padded(torch.zeros(2, n, 3), [n, n]) for name, n in (("text", 4), ("audio", 5))}
     bias = bias_of(view, relative)
@@ -97,7 +95,7 @@ def test_dense_bias_has_nothing_between_modalities_and_the_table_within():
     assert not bias[:, :, 4:, :4].any()
 
 
-def test_dense_bias_of_a_modality_without_one_is_zero():
+def test_the_bias_of_a_modality_without_one_is_zero():
     view = {name: Tokens.of_padded(torch.zeros(1, 3, 3), [3]) for name in ("text", "audio")}
     bias = bias_of(view, biases(audio=3))
     assert not bias[:, :, :3].any()
@@ -105,9 +103,9 @@ def test_dense_bias_of_a_modality_without_one_is_zero():
     assert bias_of(view, {}) is None
 
 
-def test_dense_bias_of_a_masked_view_goes_by_the_original_positions():
+def test_the_bias_of_a_masked_view_goes_by_the_original_positions():
     relative = biases(text=6)
-    mask = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0]], dtype=torch.bool)
+    mask = np.array([[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0]], dtype=bool)
     bias = bias_of({"text": Tokens.of_padded(torch.zeros(2, 6, 3), [6, 6]).hide(mask)}, relative)
     for row, kept in enumerate(([0, 2, 3, 5], [0, 1, 2, 5])):
         buckets = relative["text"].buckets_PP[kept][:, kept]
@@ -116,7 +114,7 @@ def test_dense_bias_of_a_masked_view_goes_by_the_original_positions():
 
 @pytest.fixture
 def usual(monkeypatch):
-    monkeypatch.setattr(dense, "WORTHWHILE", WORTHWHILE)
+    monkeypatch.setattr(cpu, "WORTHWHILE", WORTHWHILE)
 
 
 @pytest.mark.usefixtures("usual")
@@ -134,18 +132,18 @@ def usual(monkeypatch):
     ],
 )
 def test_sequences_of_like_length_are_grouped(lengths, groups):
-    assert groups_of_like_length(torch.tensor(lengths), heads=2) == groups
+    assert groups_of_like_length(np.array(lengths), heads=2) == groups
 
 
 @pytest.mark.usefixtures("usual")
 def test_a_view_of_more_heads_is_worth_more_groups():
-    lengths = torch.tensor([[200, 200, 300, 300]])
+    lengths = np.array([[200, 200, 300, 300]])
     assert len(groups_of_like_length(lengths, heads=1)) < len(groups_of_like_length(lengths, heads=12))
 
 
 @pytest.mark.usefixtures("usual")
 def test_grouping_loses_no_sequence_and_saves_most_of_the_padding():
-    lengths = torch.randn(300, generator=torch.Generator().manual_seed(0)).mul(0.7).exp().mul(15).long().clamp(3, 70)
+    lengths = (np.exp(0.7 * np.random.default_rng(0).standard_normal(300)) * 15).astype(int).clip(3, 70)
     groups = groups_of_like_length(lengths[None], heads=12)
     assert sorted(sample for group in groups for sample in group) == list(range(300))
     assert len(groups) < 8
@@ -154,14 +152,14 @@ def test_grouping_loses_no_sequence_and_saves_most_of_the_padding():
     assert least < cost < 0.2 * 300 * int(lengths.max()) ** 2
 
 
-def ragged_pass(multiple: int) -> tuple:
+def ragged_pass(multiple: int, kind: str = "cpu", relative: dict[str, RelativeBias] | None = None) -> tuple:
     lengths = {"text": [2, 9, 3, 8], "audio": [4, 4, 1, 3]}
     views = [
         {name: Tokens.of_padded(torch.randn(4, max(part), 6), part) for name, part in lengths.items()},
         {"text": Tokens.of_padded(torch.randn(3, 5, 6), [5, 1, 5])},
     ]
     packed = pack(views, ("text", "audio"), multiple)
-    return packed, Dense(packed, views, heads=2, relative={})
+    return packed, BACKENDS[kind](packed, views, heads=2, relative=relative or {})
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -174,14 +172,15 @@ def test_padding_to_groups_and_back_keeps_every_token_and_gradients_of_padding_a
     assert gradcheck(lambda x: mixer.rows.unpad([part.sin() for part in mixer.rows.pad(x)]), (x_TD,))
     padded = [part.detach().requires_grad_() for part in mixer.rows.pad(x_TD)]
     mixer.rows.unpad(padded).sum().backward()
-    for part, sequences in zip(padded, mixer.groups, strict=False):
-        assert torch.equal(part.grad[:, 0, :, 0] == 1, sequences.tokens_BL >= 0)
-        assert torch.equal(part.grad[:, 1, :, 2] == 0, sequences.tokens_BL < 0)
+    for part, group in zip(padded, mixer.groups, strict=False):
+        assert np.array_equal(part.grad[:, 0, :, 0] == 1, group.rows_BL >= 0)
+        assert np.array_equal(part.grad[:, 1, :, 2] == 0, group.rows_BL < 0)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_each_token_attends_to_its_own_sequence_only(multiple):
-    packed, mixer = ragged_pass(multiple)
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_each_token_attends_to_its_own_sequence_only(kind, multiple):
+    packed, mixer = ragged_pass(multiple, kind)
     q, k, v = torch.randn(3, len(packed.values_TD), 6, generator=torch.Generator().manual_seed(0))
     mixed = mixer.block(0)(q, k, v)
     for sequence in range(7):
@@ -192,6 +191,46 @@ def test_each_token_attends_to_its_own_sequence_only(multiple):
     assert mixed.isfinite().all()
 
 
+def mixed_views(width: int = 8) -> list[View]:
+    """Ragged, masked, several modalities together."""
+
+    def tokens(*lengths: int, hide: float = 0.0) -> Tokens:
+        whole = Tokens.of_padded(torch.randn(len(lengths), max(lengths), width), list(lengths))
+        return whole.hide(masks(list(lengths), hide, last=True, seed=len(lengths))) if hide else whole
+
+    return [
+        {"text": tokens(3, 9, 5)},
+        {"image": tokens(10, 10)},
+        {"text": tokens(3, 9, 5, hide=0.4)},
+        {"text": tokens(4, 2, 6), "image": tokens(10, 10, 10, hide=0.6), "audio": tokens(7, 3, 9)},
+    ]
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_cpu_form_equals_the_reference_and_so_do_its_gradients(blocks, multiple):
+    """To queries, keys, values and to the tables, shared ones and one per block; FlexAttention's are in test_flex."""
+    torch.manual_seed(0)
+    views = mixed_views()
+    packed = pack(views, ORDER, multiple)
+    tables = {name: [torch.randn(sequence_rows(8), 2, requires_grad=True) for _ in range(blocks)] for name in ORDER}
+    buckets = sequence_buckets(12, 8, torch.device("cpu"))
+    relative = {name: RelativeBias(tables[name], buckets) for name in ("text", "audio")}
+    leaves = [*torch.randn(3, len(packed.values_TD), 8).requires_grad_().unbind()]
+    weights = torch.randn(blocks, len(packed.values_TD), 8)
+    if multiple > 1:  # what padding attends to is nobody's business
+        weights[:, packed.sequences_T == packed.num_sequences - 1] = 0
+    found = {}
+    for kind in (PaddedAttention, CPUAttention):
+        attention = kind(packed, views, 2, relative)
+        out = torch.stack([attention.block(block)(*leaves) for block in range(blocks)])
+        learned = [*leaves, *tables["text"], *tables["audio"]]
+        found[kind] = [out * (weights != 0), *torch.autograd.grad((out * weights).sum(), learned)]
+    for ours, reference in zip(*found.values(), strict=True):
+        assert reference.abs().max() > 1e-3
+        torch.testing.assert_close(ours, reference, **CLOSE)
+
+
 @torch.no_grad()
 def test_tables_per_block_never_leave_two_biases_alive(monkeypatch):
     model = tiny_model(per_block_tables=True)
@@ -199,10 +238,10 @@ def test_tables_per_block_never_leave_two_biases_alive(monkeypatch):
 
     def recorded(*arguments) -> torch.Tensor:
         assert not any(bias() is not None for bias in made)
-        made.append(weakref.ref(bias := dense_bias(*arguments)))
+        made.append(weakref.ref(bias := write_out(*arguments)))
         return bias
 
-    monkeypatch.setattr(dense, "dense_bias", recorded)
+    monkeypatch.setattr(cpu, "write_out", recorded)
     model.backbone({"text": texts(3, 20, 4), "image": images(3)})
     groups = len(made) / model.config.encoder.depth
     assert groups == 3
