@@ -21,6 +21,7 @@ from onepeace_lightning.inference.embed import embed
 from onepeace_lightning.inference.predict import predict
 from onepeace_lightning.inference.search import bracketed, search
 from onepeace_lightning.modalities.base import modalities
+from onepeace_lightning.training.data_counts import DataCounts
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 
@@ -75,18 +76,25 @@ class OnePeaceCLI(LightningCLI):
         parser.link_arguments("trainer.max_steps", "model.init_args.optimization.total_steps", compute_fn=_total_steps)
 
 
+def _settings(given: Any) -> Any:
+    """The settings of a dataclass, which the parser has put into a class path with arguments already, or has not."""
+    return (given or {}).get("init_args", given or {})
+
+
 def _data_types(train: Any) -> list[str]:
     """What the training streams by name hold: the type that a stream says, or is named, or else has in its manifest."""
-    if not isinstance(train, dict) or "path" in train:  # the one stream of a downstream task
+    if not isinstance(train, dict) or {"path", "sources"} & set(train):  # the one stream of a downstream task
         return []
 
     def held(name: str, stream: Any) -> str:
-        if said := (stream or {}).get("data_type"):
+        settings = _settings(stream)
+        if said := settings.get("data_type"):
             return str(said)
         try:
             return str(data_type(name))
         except ValueError:
-            return read_manifest(stream["path"]).data_type
+            first = settings if settings.get("path") else _settings(next(iter(settings.get("sources") or ()), None))
+            return read_manifest(first.get("path") or "").data_type
 
     return sorted({held(name, stream) for name, stream in train.items()})
 
@@ -129,7 +137,7 @@ def command_line(args: Sequence[str] | None, *, run: bool = True) -> OnePeaceCLI
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"precision": best_precision(), "callbacks": [FiniteLoss(), LostProcess()]},
+        trainer_defaults={"precision": best_precision(), "callbacks": [DataCounts(), FiniteLoss(), LostProcess()]},
         args=None if args is None else list(args),
         run=run,
     )

@@ -26,7 +26,7 @@ from onepeace_lightning.data.bad_samples import (
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.parcel import Parcel
 from onepeace_lightning.data.sampler import SourceStream, Taken, Topology, rank_range, read_positions, sample_rng
-from onepeace_lightning.data.shards import Manifest, Paths, ShardReaders, read_manifest
+from onepeace_lightning.data.shards import Manifest, Paths, ShardReaders, known, read_manifest, remember
 from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.data.tars import ShardError
 
@@ -67,13 +67,16 @@ def shared_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> M
     told: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            told = [read_manifest(paths, storage)]
+            told = [(read_manifest(paths, storage), known(paths, storage))]
         except (ShardError, OSError) as error:
             told = [error]
     dist.broadcast_object_list(told)
     if isinstance(told[0], Exception):
         raise told[0]
-    return cast(Manifest, told[0])
+    manifest, what = told[0]
+    if what is not None:
+        remember(paths, storage, what)
+    return cast(Manifest, manifest)
 
 
 def _sources(paths: Paths | Sequence[Source]) -> list[Source]:

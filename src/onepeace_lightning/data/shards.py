@@ -113,7 +113,7 @@ list or with braces: ``s3://bucket/{00000..00999}.tar``."""
 COUNTED_AT_START = 1000
 """Shards without a manifest that are counted when they are opened; for more, use ``onepeace shards manifest``."""
 
-_known: dict[tuple[str, str], tuple[object, Manifest]] = {}
+_known: dict[str, tuple[object, Manifest]] = {}
 
 
 def read_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> Manifest:  # noqa: B008 (frozen)
@@ -131,17 +131,20 @@ def read_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> Man
         ShardError: there are no shards, or the manifest is not sound, or its files are not those of the folder.
         StorageError: the manifest cannot be read.
     """
-    files = Storage(storage)
+    files, key = Storage(storage), _key(paths, storage)
     if (tars := _tar_paths(paths)) is not None:
+        if key in _known:
+            return _known[key][1]
         folder = os.path.commonpath(tars) if len(tars) > 1 else os.path.dirname(tars[0])
         folder = folder.replace(":/", "://", 1) if is_url(tars[0]) and not is_url(folder) else folder
         names = {path.removeprefix(folder).lstrip("/"): size for path, size in sized(files, tars).items()}
-        return _without_manifest(files, folder, names)
+        found = _without_manifest(files, folder, names)
+        _known[key] = None, found
+        return found
     assert isinstance(paths, str | Path)
     elsewhere = str(paths).endswith(".json")
     file = str(paths) if elsewhere else join(paths, MANIFEST)
     state = (files.state(file), None if is_url(file) or elsewhere else files.state(str(paths)))
-    key = (file, repr(storage))
     if state[0] is not None and key in _known and _known[key][0] == state:
         return _known[key][1]
     if state[0] is not None:
@@ -155,6 +158,20 @@ def read_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> Man
     if (Path(paths) / UNFINISHED).exists():
         raise ShardError(f"{paths}: its writing was interrupted ({UNFINISHED} is there): write the shards again")
     return _without_manifest(files, str(paths), listed_tars(files, str(paths)))
+
+
+def known(paths: Paths, storage: StorageConfig) -> object:
+    """What this process knows of a manifest that it has read, for another one to ``remember``; None if nothing."""
+    return _known.get(_key(paths, storage))
+
+
+def remember(paths: Paths, storage: StorageConfig, what: Any) -> None:
+    """Take over what another process knows: ``read_manifest`` then reads only what has changed since."""
+    _known[_key(paths, storage)] = what
+
+
+def _key(paths: Paths, storage: StorageConfig) -> str:
+    return repr((str(paths) if isinstance(paths, Path) else paths, storage))
 
 
 def write_manifest(

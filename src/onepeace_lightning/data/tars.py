@@ -147,8 +147,8 @@ def _members(path: str, stream: BinaryIO) -> Iterator[dict[str, Any]]:
                     if member.issparse():
                         raise tarfile.ReadError(f"{member.name} is stored as a sparse file")
                     yield {"fname": printable(member.name), "data": member, "__url__": path}
-                tar.members.clear()  # it would keep every header
-            end = tar.offset  # type: ignore[attr-defined]
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            end = tar.offset
         if not _skip_zeros(stream, end):
             return
 
