@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from onepeace_lightning.data.bad_samples import KINDS
-from onepeace_lightning.data.dataloader import TrainLoader
+from onepeace_lightning.data.dataloader import Grouped, TrainLoader
 
 
 class DataCounts(L.Callback):
@@ -24,6 +24,7 @@ class DataCounts(L.Callback):
         given: Any = trainer.train_dataloader
         loaders = given if isinstance(given, Mapping) else {"train": given}
         for stream, loader in loaders.items():
+            loader = loader.loader if isinstance(loader, Grouped) else loader
             if not isinstance(loader, TrainLoader):
                 continue
             for name, counts in zip(loader.names, loader.counts.tolist(), strict=True):
