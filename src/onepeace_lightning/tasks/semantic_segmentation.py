@@ -30,8 +30,8 @@ from onepeace_lightning.models.vision.segmentation import (
     class_scores,
 )
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
+from onepeace_lightning.reports.drawing import SIDE, Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.drawing import SIDE, Drawn
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.tasks.vocabulary import vocabulary
 from onepeace_lightning.training.optimizer import Optimization

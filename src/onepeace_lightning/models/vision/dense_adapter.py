@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image, ImageConfig
 from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
 from onepeace_lightning.models.vision.trunk import Trunk, drop_path
 
@@ -184,7 +184,7 @@ class DenseAdapter(nn.Module):
         depth, width = config.encoder.depth, config.encoder.width
         image, value_width = config.adapters["image"], int(width * adapter.value_fraction)
         problems = []
-        if isinstance(image, ImageConfig) and image.image_size % 32:
+        if image is not None and image.image_size % 32:
             problems.append(f"image_size is {image.image_size}, must be a multiple of 32")
         if depth % adapter.groups:
             problems.append(f"depth {depth} is not a multiple of the {adapter.groups} groups")
@@ -201,7 +201,7 @@ class DenseAdapter(nn.Module):
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(adapter.groups))
 
-    def forward(self, trunk: Trunk, image: Image) -> list[Tensor]:
+    def forward(self, trunk: Trunk, image: Pixels) -> list[Tensor]:
         """Four maps (B, D, …) of strides 4, 8, 16 and 32, of (B, 3, S, S) images through the given image branch."""
         x_BLD, biases = trunk.embed(image), trunk.biases()
         cls_B1D, x_BND = x_BLD[:, :1], x_BLD[:, 1:]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapter, DenseAdapterConfig
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.pixel_decoder import DeformablePixelDecoder
@@ -108,7 +108,7 @@ class SegmentationModel(nn.Module):
         self.adapter = DenseAdapter(config, segmentation.adapter)
         self.head = MaskHead(config.encoder.width, segmentation.head)
 
-    def forward(self, image: Image) -> list[MaskPrediction]:
+    def forward(self, image: Pixels) -> list[MaskPrediction]:
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
         return self.head(self.adapter(self.backbone, image))
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.trunk import Trunk, VisionBlock
 
 FFN_ADAPTER_SCALE = 0.5
@@ -142,7 +142,7 @@ class VideoClassifier(nn.Module):
         """(B, T, D) the normed CLS of every frame.
 
         Args:
-            frames_BT: (B, T, 3, S, S) pixels, as ``Image`` takes them.
+            frames_BT: (B, T, 3, S, S) pixels, as ``Pixels`` takes them.
 
         Raises:
             ValueError: for another number of frames than the model's.
@@ -151,7 +151,7 @@ class VideoClassifier(nn.Module):
         if frames_BT.shape[1] != count:
             raise ValueError(f"clips of {frames_BT.shape[1]} frames; this model takes {count}: sample as many")
         biases = self.backbone.biases()
-        x_NLD = self.frame_positions(self.backbone.embed(Image(frames_BT.flatten(0, 1))))
+        x_NLD = self.frame_positions(self.backbone.embed(Pixels(frames_BT.flatten(0, 1))))
         for index, (block, adapters) in enumerate(zip(self.backbone.blocks, self.adapters, strict=True)):
             x_NLD = block(x_NLD, biases[index], count, adapters)
         return self.norm(x_NLD[:, 0]).unflatten(0, (-1, count))
