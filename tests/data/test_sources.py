@@ -5,7 +5,8 @@ import json
 import fsspec
 import pytest
 
-from onepeace_lightning.cli import command_line, main
+from onepeace_lightning.cli import main
+from onepeace_lightning.cli.trainer import command_line
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.shards import ShardWriter
 

@@ -27,6 +27,12 @@ class Pixels:
 
     pixels: Tensor
 
+    @property
+    def token_lengths(self) -> list[int]:
+        """CLS and the patches of each image."""
+        batch, _, height, width = self.pixels.shape
+        return [1 + (height // PATCH) * (width // PATCH)] * batch
+
     def normalised(self) -> Tensor:
         """Floating-point pixels, see ``normalised``."""
         return normalised(self.pixels)

@@ -125,6 +125,17 @@ def _sized(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]], *, kept:
     return replace(config, adapters=adapters)
 
 
+def with_own_positions(config: ModelConfig, **encoder: Any) -> ModelConfig:
+    """Sizes of a vision model: learned positions are resized to the images' grid once and stored so.
+
+    Args:
+        config: of a model of images.
+        **encoder: other sizes of the encoder.
+    """
+    image = replace(config.adapters["image"], position_grid=None)  # type: ignore[call-arg]
+    return replace(config, encoder=replace(config.encoder, **encoder), adapters={**config.adapters, "image": image})
+
+
 def load_source(model: nn.Module, source: BackboneWeights, parts: Sequence[str]) -> LoadReport:
     """Fill a task's model with what its source has of some parts, bias tables copied and resized; the rest is new.
 

@@ -10,6 +10,7 @@ B = images, g = patches along a side, N = g² patches, M = 21·g²/4 tokens of c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +155,12 @@ class Interaction(nn.Module):
         self.injector = Injector(width, config)
         self.extractors = nn.ModuleList(Extractor(width, config) for _ in range(1 + extra))
 
+    def extract(self, c_BMD: Tensor, at_M2: Tensor, x_BND: Tensor, grid: int, sizes: Sequence[Size]) -> Tensor:
+        """(B, M, D) tokens of c after all extractors."""
+        for extractor in self.extractors:
+            c_BMD = extractor(c_BMD, at_M2, x_BND, grid, sizes)
+        return c_BMD
+
 
 class Levels(nn.Module):
     """A learned vector for each of some maps."""
@@ -210,14 +217,13 @@ class DenseAdapter(nn.Module):
         c_BMD = torch.cat([part.flatten(2).mT + self.levels.table[i] for i, part in enumerate(maps)], 1)
         at_N2, at_M2 = centres([(grid, grid)], x_BND.device), centres(sizes, x_BND.device)
         patches = []
-        for index, step in enumerate(self.interactions):
+        for index, step in enumerate(cast(Sequence[Interaction], self.interactions)):
             x_BND = step.injector(x_BND, at_N2, c_BMD, sizes)
             x_BLD = torch.cat([cls_B1D, x_BND], 1)
             for number in range(index * self.group, (index + 1) * self.group):
                 x_BLD = trunk.blocks[number](x_BLD, biases[number])
             cls_B1D, x_BND = x_BLD[:, :1], x_BLD[:, 1:]
-            for extractor in step.extractors:
-                c_BMD = extractor(c_BMD, at_M2, x_BND, grid, sizes)
+            c_BMD = step.extract(c_BMD, at_M2, x_BND, grid, sizes)
             patches.append(x_BND.mT.unflatten(2, (grid, grid)))
         parts = c_BMD.split([y * x for y, x in sizes], 1)
         coarse = [part.mT.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]

@@ -112,6 +112,19 @@ class SegmentationModel(nn.Module):
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
         return self.head(self.adapter(self.backbone, image))
 
+    def lr_scale(self, name: str, layer_decay: float) -> float | None:
+        """What mask and class are made of has the rate of the first layer, as published."""
+        lowest = name.startswith(tuple(f"head.mask_decoder.{part}." for part in _LOWEST_RATE))
+        return layer_decay ** (self.config.encoder.depth + 1) if lowest else None
+
+    def no_weight_decay(self) -> set[str]:
+        """Vectors; CLS and positions do decay, unlike elsewhere, as published."""
+        vectors = {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+        return vectors - {"backbone.adapters.image.cls_token"}
+
+
+_LOWEST_RATE = ("to_masks", "to_classes", "levels", "queries")
+
 
 def class_scores(prediction: MaskPrediction, side: int) -> Tensor:
     """(B, K, S, S) float32: over the queries, the probability of a class times that of the pixel being in the mask.

@@ -4,12 +4,14 @@ Module names are those of ``Backbone``: its weights fit. B = images, L = tokens 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.layers import PerModality, layer_scale_of
@@ -109,6 +111,14 @@ class Trunk(nn.Module):
     def biases(self) -> "Biases":
         """The relative bias of each block in one pass."""
         return Biases(self.adapter)
+
+    def as_backbone(self) -> Backbone:
+        """The same weights, not copied, as a backbone without final norm."""
+        config = replace(self.config, encoder=replace(self.config.encoder, final_norm=False))
+        with torch.device("meta"):
+            backbone = Backbone(config)
+        backbone.load_state_dict(self.state_dict(), assign=True)
+        return backbone.train(self.training)
 
     def forward(self, image: Pixels) -> Tensor:
         """(B, L, D) the last block's output, not normed."""
