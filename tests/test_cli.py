@@ -123,7 +123,7 @@ def test_shipped_configurations_parse_and_everything_linked_arrives(name, checko
     cli = command_line([f"--config=configs/pretrain/{name}.yaml", tokenizer, *local], run=False)
     task, data = cli.model, cli.datamodule
     assert task.tokenizer.fingerprint() == data.tokenizer.fingerprint()
-    assert task.config.adapters["image"].image_size == data.preprocessing.image_size
+    assert task.config.adapters["image"].image_size == data.preprocessing["image"].size
     assert task.optimization.total_steps == cli.trainer.max_steps
     assert set(task.data_types) == set(data.train)
     published = {"stage1_4b": (5e-4, 3000, 200_000, None), "stage2_4b": (2e-4, 781, 7812, ["audio"])}

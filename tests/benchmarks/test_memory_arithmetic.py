@@ -138,15 +138,15 @@ def test_work_is_counted_from_the_masks():
     batch = batches(model, "image-text")
     step = arithmetic.work(step_views(batch), 3)
     (one,) = batch.values()
-    text, image = one.inputs["text"].lengths + 1, 10
-    whole = int(text.sum()) + 3 * image
+    text, image = sum(one.inputs["text"].token_lengths), 10
+    whole = text + 3 * image
     hidden = {name: int(mask.sum()) for name, mask in one.masks.items()}
     fused = {name: int(mask.sum()) for name, mask in one.fused_masks.items()}
     assert (step.terms, step.learn_views, step.teach_views, step.decode_views) == (4, 5, 1, 3)
     # each alone, each masked, both masked
     assert 3 * step.learn == pytest.approx(3 * whole - sum(hidden.values()) - sum(fused.values()))
     assert 3 * step.decode == pytest.approx(2 * whole)
-    candidates = {"text": int(text.sum()) - 3, "image": 3 * (image - 1)}
+    candidates = {"text": text - 3, "image": 3 * (image - 1)}
     pairs = sum((hidden[name] + fused[name]) * candidates[name] for name in candidates)
     assert 9 * step.pairs == pytest.approx(pairs)
 
