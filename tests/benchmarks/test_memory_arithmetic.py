@@ -138,13 +138,8 @@ def test_work_is_counted_from_the_masks():
     batch = batches(model, "image-text")
     step = arithmetic.work(batch, 3)
     (one,) = batch.values()
-<<<<<<< HEAD
-    text, image = sum(one.inputs["text"].token_lengths), 10
-    whole = text + 3 * image
-=======
     text, image = np.array(one.inputs["text"].token_lengths), 10
     whole = int(text.sum()) + 3 * image
->>>>>>> main
     hidden = {name: int(mask.sum()) for name, mask in one.masks.items()}
     fused = {name: int(mask.sum()) for name, mask in one.fused_masks.items()}
     assert (step.terms, step.with_grad_views, step.without_grad_views, step.decode_views) == (4, 5, 1, 3)
