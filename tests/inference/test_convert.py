@@ -119,7 +119,7 @@ def test_options_are_explained_and_unknown_ones_named(capsys):
         convert("--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "side of the pictures in pixels" in printed
+    assert "side of the images in pixels" in printed
     with pytest.raises(SystemExit) as stop:
         convert("a", "--out", "b", "--size", "4")
     assert stop.value.code == 2

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class Image(Inputs):
     """Square RGB images (B, 3, S, S): uint8, as they are decoded, or floating-point and normalised already."""
 
     pixels: Tensor
+
+    dynamic: ClassVar = {"pixels": {0: "batch"}}
 
     @property
     def token_lengths(self) -> list[int]:
@@ -152,7 +154,7 @@ class ImageAdapter(Adapter):
             ValueError: where the images are not of the side that the relative bias is made for, or not of a type that
                 ``Image`` names.
         """
-        batch, _, height, width = inputs.pixels.shape
+        height, width = inputs.pixels.shape[2:]
         if (height, width) != (self.config.image_size,) * 2:
             raise ValueError(
                 f"images of {height}×{width} pixels; this model takes {self.config.image_size}×{self.config.image_size}"
@@ -164,12 +166,19 @@ class ImageAdapter(Adapter):
                 f"images of {pixels.dtype} pixels; give torch.uint8, from 0 to 255, or floating-point pixels that are"
                 " normalised by CLIP's mean and standard deviation"
             )
+        return Tokens.of_padded(self.patches(pixels), inputs.token_lengths)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """(B, 1 + N, D) [CLS; patches] + positions of floating-point pixels."""
         patches_BND = self.stem(pixels.to(self.positions.dtype)).flatten(2).transpose(1, 2)
-        x_BLD = torch.cat([self.cls_token.expand(batch, 1, -1), patches_BND], 1)
+        x_BLD = torch.cat([self.cls_token.expand(pixels.shape[0], 1, -1), patches_BND], 1)
         x_BLD = x_BLD + grid_positions(self.positions, self.config.grid)
-        if self.config.type_embedding:
-            x_BLD = x_BLD + self.type_embedding
-        return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * batch)
+        return x_BLD + self.type_embedding if self.config.type_embedding else x_BLD
+
+    def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """[CLS; patches] + positions, all of them there."""
+        x_BLD = self.patches(self.pixels(Image(pixels)))
+        return x_BLD, torch.ones_like(x_BLD[..., 0], dtype=torch.bool)
 
     def pixels(self, inputs: Any) -> Tensor:
         """(B, channels, S, S) floating-point pixels, as the stem takes them."""
@@ -204,12 +213,15 @@ class ImageSettings(Settings):
 
     Attributes:
         size: side of the square image in pixels, a multiple of 16.
+        resize: in evaluation, "square" resizes to the square whatever the proportions; "crop" keeps them, resizes the
+            shorter side and cuts out the middle: 224/256 of it up to 224 pixels, all of it above (ImageNet).
         crop_scale: smallest and largest fraction of a training image's area that a random crop keeps.
         mask_ratio: fraction of the patches, rounded down.
         fused_mask_ratio: the same beside another modality; first those that were visible alone.
     """
 
     size: int = 256
+    resize: Literal["square", "crop"] = "square"
     crop_scale: tuple[float, float] = training_only((0.9, 1.0))
     mask_ratio: float = training_only(0.75)
     fused_mask_ratio: float = training_only(0.6875)
@@ -220,6 +232,8 @@ class ImageSettings(Settings):
         if self.size < PATCH or self.size % PATCH:
             below = max(self.size // PATCH, 1) * PATCH
             problems.append(f"size is {self.size}; give a multiple of {PATCH}, such as {below} or {below + PATCH}")
+        if self.resize not in ("square", "crop"):
+            problems.append(f"resize is {self.resize!r}; give 'square' or 'crop'")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             problems.append(f"crop_scale is {self.crop_scale}; give two fractions of the area, 0 < low <= high <= 1")
@@ -271,8 +285,12 @@ class ImageModality(Modality):
         )
 
     def transform(self, item: Pillow.Image) -> Tensor:
-        """(3, S, S) uint8; resized to the square, not cropped."""
+        """(3, S, S) uint8, resized to the square or, where the settings say so, the middle of the image."""
         side = self.settings.size
+        if self.settings.resize == "crop":
+            shorter = side if side > 224 else int(side * 256 / 224)
+            resized = tvf.resize(item, [shorter], interpolation=InterpolationMode.BICUBIC)
+            return tvf.pil_to_tensor(tvf.center_crop(resized, [side, side]))
         return tvf.pil_to_tensor(tvf.resize(item, [side, side], interpolation=InterpolationMode.BICUBIC))
 
     def augment(self, item: Pillow.Image, rng: np.random.Generator) -> Tensor:
@@ -295,6 +313,11 @@ class ImageModality(Modality):
         # Pillow's images have their colours last. Stacking them so is one copy of plain bytes for each.
         return Image(stack([array.movedim(0, -1) for array in arrays]).movedim(-1, 1))
 
+    def random(self, config: AdapterConfig, batch: int, rng: np.random.Generator) -> Image:
+        """8-bit noise."""
+        side = config.image_size  # type: ignore[attr-defined]
+        return Image(torch.from_numpy(rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)))
+
     def sizes(self) -> dict[str, Any]:
         """The side of the images."""
         return {"image_size": self.settings.size}
@@ -306,7 +329,8 @@ class ImageModality(Modality):
 
     def describe(self) -> str:
         """Resizing and normalisation."""
-        return f"images {self.settings.size}×{self.settings.size} bicubic, CLIP mean and std"
+        how = "bicubic" if self.settings.resize == "square" else "cut from the middle, bicubic"
+        return f"images {self.settings.size}×{self.settings.size} {how}, CLIP mean and std"
 
     def sample(self, inputs: Image, row: int) -> Pillow.Image:
         """The image of a row, square as the model sees it."""

@@ -1,6 +1,7 @@
 """The table of kinds, and finding the one that a file is of."""
 
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
+from onepeace_lightning.checkpoints.released.detection import Detection
 from onepeace_lightning.checkpoints.released.fairseq import (
     AudioClassification,
     AudioQuestionAnswering,
@@ -12,6 +13,9 @@ from onepeace_lightning.checkpoints.released.fairseq import (
     VisualQuestionAnswering,
     VisualReasoning,
 )
+from onepeace_lightning.checkpoints.released.imagenet import ImageNet
+from onepeace_lightning.checkpoints.released.segmentation import Segmentation
+from onepeace_lightning.checkpoints.released.video import Video
 from onepeace_lightning.checkpoints.released.vision_branch import VisionBranch
 
 KINDS: tuple[Kind, ...] = (
@@ -25,6 +29,10 @@ KINDS: tuple[Kind, ...] = (
     AudioClassification(),
     ImageClassification(),
     VisionBranch(),
+    Detection(),
+    ImageNet(),
+    Video(),
+    Segmentation(),
 )
 """Every kind of file that can be opened; of each file exactly one recognises it."""
 
