@@ -38,7 +38,14 @@ def test_two_processes_write_parts_that_read_as_one_file(here, model_folder):
 
 def test_several_processes_and_one_file_are_refused(here, model_folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    fails("--image", "photos", "--out", "one.parquet", model=model_folder, says="2 processes cannot write together")
+    fails(
+        "--image",
+        "photos",
+        "--out",
+        "one.parquet",
+        model=model_folder,
+        says="2 processes would write one file: give --out a folder",
+    )
     assert not Path("one.parquet.partial").exists()
 
 

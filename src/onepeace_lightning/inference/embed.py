@@ -59,12 +59,12 @@ def embed(
         items: one modality to its source, on the command line ``--image SOURCE``, ``--text SOURCE`` and so on: a folder
             with its files, a glob in quotes, a table of paths (or of texts), or a folder of shards.
         column: of a table (.csv, .tsv): where the paths or texts are.
-        root: folder that a table's paths are relative to; the table's own if null.
+        root: folder that a table's paths are relative to; the table's own by default.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
         batch_size: items that run through the model together.
         chunk_size: items that are kept together.
-        device: where to compute, such as cuda; a GPU where there is one if null.
-        dtype: float32, bfloat16 or float16; the weights' own if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
+        dtype: float32, bfloat16 or float16; the weights' own by default.
         skip_bad: leave out items that cannot be read, naming them, instead of stopping.
         workers: processes that decode; 0 decodes in two threads.
         dim: keep the first so many numbers of each embedding, made of unit length again; all if null.
@@ -77,6 +77,15 @@ def embed(
     items = items or {}
     if len(items) != 1:
         raise ValueError(f"give one modality, such as --image FOLDER, not {', '.join(items) or 'none'}")
+    path, as_file = Path(out), Path(out).suffix in ENDINGS
+    rank, world_size = (int(os.environ.get(variable, default)) for variable, default in _TORCHRUN.items())
+    if world_size > 1 and as_file:
+        raise ValueError(
+            f"{world_size} processes would write one file: give --out a folder (a name without ending), in which each"
+            " writes its own parts, or run onepeace embed without torchrun"
+        )
+    if path.suffix and not as_file:
+        raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(ENDINGS)}, or a folder")
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
     [(name, given)] = items.items()
@@ -91,20 +100,11 @@ def embed(
         raise ValueError(f"workers is {workers}, must be 0 or more; dim is {dim}, from 1 to {width}")
     work = _Work(onepeace, onepeace.modality(name), source, batch_size, skip_bad, workers, dim or width)
     about = {**describe(onepeace, name), "width": dim or width}
-    path, as_file = Path(out), Path(out).suffix in ENDINGS
     if (kind := storage or ("float32" if as_file else "float16")) != "float32":
         about["storage"] = kind
-    rank, world_size = (int(os.environ.get(variable, default)) for variable, default in _TORCHRUN.items())
     if not as_file:
-        if path.suffix:
-            raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(ENDINGS)}, or a folder")
         _embed_parts(work, Parts(path, about, source, chunk_size, rank, world_size))
         return
-    if world_size > 1:
-        raise ValueError(
-            f"--out is {out}, which {world_size} processes cannot write together: give a folder, a name without an"
-            " ending, in which each writes its own parts"
-        )
     output = Output(path, about, source)
     if output.finished:
         print(f"{out}: finished already, {_counts(output)}; delete it to embed everything anew")
