@@ -25,9 +25,9 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.timing import PeakMemory, in_fresh_process, interleaved, ratio_line, table
-from onepeace_lightning.checkpoints.convert import convert
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
+from onepeace_lightning.inference.convert import convert
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.models import ModelConfig, PretrainModel

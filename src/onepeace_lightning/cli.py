@@ -12,9 +12,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
-from onepeace_lightning.checkpoints.convert import convert
 from onepeace_lightning.data import make_shards
 from onepeace_lightning.data.from_tsv import from_tsv
+from onepeace_lightning.inference.convert import convert
 from onepeace_lightning.inference.embed import embed
 from onepeace_lightning.inference.predict import predict
 from onepeace_lightning.inference.search import bracketed, search

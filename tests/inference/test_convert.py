@@ -100,7 +100,7 @@ def test_a_target_in_use_is_replaced_only_when_asked(here, model_folder, other_f
 def test_what_cannot_be_converted_is_said_in_one_line(here, model_folder):
     path, _ = save_original(here)
     fails("nowhere", "--out", "folder", says="there is no nowhere; accepted is a folder written by")
-    fails(model_folder, "--out", "folder.pt", says="give a folder, or --to original")
+    fails(model_folder, "--out", "folder.pt", "--to=folder", says="a folder has no such name")
     fails(model_folder, "--out", "folder", "--to=original", says=r"files that end in \.pt")
     fails(model_folder, "--out", "folder", "--dtype=int4", says="dtype is 'int4'; accepted are float32")
     fails(model_folder, "--out", "folder", "--image-size=50", says="image_size is 50")
@@ -119,7 +119,7 @@ def test_options_are_explained_and_unknown_ones_named(capsys):
         convert("--help")
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "side of the pictures in pixels" in printed
+    assert "side of the images in pixels" in printed
     with pytest.raises(SystemExit) as stop:
         convert("a", "--out", "b", "--size", "4")
     assert stop.value.code == 2

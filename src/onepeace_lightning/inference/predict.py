@@ -39,6 +39,8 @@ def predict(
             question; choices are a JSON list. For tasks that take one thing also a folder, a glob in quotes, a file, or
             a folder of shards.
         out: the .jsonl file to write. Masks are written as PNG files beside it, in a folder of the same name.
+        bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for released files that read text.
+        labels: file with the names of classes or answers, for released files (.txt, .json, .csv or .tsv).
         root: folder that a table's paths are relative to; the table's own if null.
         batch_size: items that run through the model together.
         device: where to compute, such as cuda; a GPU where there is one if null.
