@@ -27,6 +27,8 @@ def predict(
     items: str,
     *,
     out: str,
+    bpe_dir: str | None = None,
+    labels: str | None = None,
     root: str | None = None,
     batch_size: int = 32,
     device: str | None = None,
@@ -34,7 +36,7 @@ def predict(
     """Answer with a trained task and write one line of JSON for each item.
 
     Args:
-        checkpoint: what training the task has written (.ckpt).
+        checkpoint: what training the task has written (.ckpt), or a file of the original's release (.pt, .pth).
         items: a table (.csv, .tsv or .jsonl) with a column for each thing that the task takes, such as image and
             question; choices are a JSON list. For tasks that take one thing also a folder, a glob in quotes, a file, or
             a folder of shards.
@@ -55,7 +57,7 @@ def predict(
     place = available_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
-    task = load_task(checkpoint).to(place)
+    task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
     inputs = _inputs(task)
     answered = 0
     target.parent.mkdir(parents=True, exist_ok=True)
