@@ -21,11 +21,11 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from benchmarks.timing import Device, fresh, own_peak
-from onepeace_lightning.models import Image, ModelConfig
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.models.attention.base import Attend, RelativeBias
 from onepeace_lightning.models.attention.padded import PaddedAttention, write_out
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.config import Preset
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.packing import Packed, View
 
@@ -61,7 +61,7 @@ class AllFirst(PaddedAttention):
 def make_backbone(preset: Preset, image_size: int, blocks: int, variant: str) -> Backbone:
     """The image branch with per-block tables."""
     torch.manual_seed(0)
-    config = ModelConfig.preset(preset, modalities=("image",), image_size=image_size)
+    config = preset_config(preset, modalities=("image",), sizes={"image": {"image_size": image_size}})
     config = replace(config, encoder=replace(config.encoder, depth=blocks), per_block_tables=True)
     backbone = Backbone(config)
     for name, parameter in backbone.named_parameters():
@@ -137,7 +137,7 @@ def run(
     case = (preset, image_size, batch_size, device)
     difference = check_same(*case)
     length = (image_size // 16) ** 2 + 1
-    heads = ModelConfig.preset(preset).encoder.heads
+    heads = preset_config(preset).encoder.heads
     print(
         f"image branch at {preset!r} in float32, {batch_size} pictures of {image_size} pixels ({length} tokens, bias "
         f"of {heads * length**2 * 4 / 2**20:.0f} MiB); features of all ways agree within {difference:.0e}"

@@ -29,9 +29,9 @@ from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
 from onepeace_lightning.inference.convert import convert
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
-from onepeace_lightning.models import ModelConfig, PretrainModel
-from onepeace_lightning.models.config import Preset
+from onepeace_lightning.models import PretrainModel
 
 OURS = "from_pretrained and first embeddings"
 BASELINE = "reading the file and the forward passes"
@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path, preset: Preset, depth: int) -> None:
     """Write ``one-peace.pt`` and a vocabulary; the tensors are drawn one after the other and are never copied."""
     tokenizer = SentencePieceTokenizer.train([CAPTION], 300)
     tokenizer.save(folder / "vocabulary")
-    config = ModelConfig.preset(preset, vocab_size=tokenizer.vocab_size)
+    config = preset_config(preset, sizes={"text": {"vocab_size": tokenizer.vocab_size}})
     with torch.device("meta"):
         model = PretrainModel(replace(config, encoder=replace(config.encoder, depth=depth)))
     checkpoint = to_original(model)

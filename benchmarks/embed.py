@@ -23,9 +23,11 @@ from benchmarks.loader import flac, jpeg
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.inference.embed import embed
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.models import ModelConfig, PretrainModel
-from onepeace_lightning.models.config import Preset
-from onepeace_lightning.models.inputs import Audio, Image, Text
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import PretrainModel
 
 COMMAND = "onepeace embed"
 BARE = "a bare loop over preprocessed tensors"
@@ -41,7 +43,7 @@ def make_data(root: Path, images: int, sounds: int, image_side: int, seconds: fl
             name, data = ("jpg", jpeg(image_side, rng)) if modality == "image" else ("flac", flac(seconds, rng))
             (root / modality / f"{index:05d}.{name}").write_bytes(data)
     torch.manual_seed(0)
-    config = ModelConfig.preset(preset, modalities=("image", "audio"))
+    config = preset_config(preset, modalities=("image", "audio"))
     OnePeace(PretrainModel(config, denoise=False)).save_pretrained(root / "model")
 
 
@@ -61,9 +63,9 @@ def run_command(root: Path, modality: str, batch_size: int) -> None:
 
 def preprocessed(onepeace: OnePeace, root: Path, modality: str, batch_size: int) -> Inputs:
     """All items of a folder as the model takes them."""
-    reader = onepeace.reader(modality)
+    reader = onepeace.modality(modality)
     rows = [reader.read(path) for path in sorted((root / modality).iterdir())]
-    return [reader.join(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    return [reader.collate(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
 
 
 def run_bare(onepeace: OnePeace, modality: str, batches: Inputs) -> None:

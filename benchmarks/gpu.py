@@ -28,13 +28,16 @@ from benchmarks.packed import VOCAB_SIZE, make_batch, view_by_view
 from benchmarks.timing import Device, fresh, own_peak
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
-from onepeace_lightning.models import Audio, Image, ModelConfig, PretrainModel, Text, Tokens
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import ModelConfig, PretrainModel, Tokens
 from onepeace_lightning.models.attention.base import RelativeBias
-from onepeace_lightning.models.config import PATCH, Preset
 from onepeace_lightning.models.encoder import BACKENDS, compile_blocks
 from onepeace_lightning.models.packing import View, pack
+from onepeace_lightning.models.patches import PATCH
 from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows, sequence_buckets, sequence_rows
-from onepeace_lightning.training.flops import token_lengths
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.peaks import peak_flops
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
@@ -109,7 +112,7 @@ class AttentionCase:
     def views(self, device: Device) -> Sequence[View]:
         """A fused pair, or the five views that learn of a pretraining step; without values."""
         batch = make_batch(self.batch_size, self.side, seed=0)
-        lengths = {name: token_lengths(inputs) for name, inputs in batch.inputs.items()}
+        lengths = {name: inputs.token_lengths for name, inputs in batch.inputs.items()}
         tokens = {
             name: Tokens.of_padded(torch.zeros(len(part), max(part), 0, device=device), part)
             for name, part in lengths.items()
@@ -124,7 +127,7 @@ class AttentionCase:
 
     def relative(self, device: Device) -> dict[str, RelativeBias]:
         """Random tables that learn."""
-        heads = ModelConfig.preset(self.preset).encoder.heads
+        heads = preset_config(self.preset).encoder.heads
         grid, where = self.side // PATCH, torch.device(device)
         kinds = {
             "text": (sequence_rows(TEXT_BUCKETS), sequence_buckets(TEXT_BUCKETS, TEXT_BUCKETS, where)),
@@ -144,7 +147,7 @@ class AttentionCase:
 def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
     """A function that attends and gives the output of every block and, on CUDA, the gradients of q, k, v and tables."""
     views, relative = case.views(device), case.relative(device)
-    encoder = ModelConfig.preset(case.preset).encoder
+    encoder = preset_config(case.preset).encoder
     packed = pack(views, MODALITIES)
     generator = torch.Generator().manual_seed(2)
     shape = (3, len(packed.values_TD), encoder.width)
@@ -237,7 +240,7 @@ def make_model(
     """A model on its device, laid out as a task would do it."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = PretrainModel(ModelConfig.preset(preset, modalities=modalities, vocab_size=VOCAB_SIZE))
+        model = PretrainModel(preset_config(preset, modalities=modalities, sizes={"text": {"vocab_size": VOCAB_SIZE}}))
     if way.compile:
         compile_blocks(model, backend)
     parallelize(model, ParallelConfig(checkpoint_activations=way.checkpoint), device=torch.device(device))
@@ -286,7 +289,7 @@ def training_table(
             if found is None:
                 rows.append(_row(preset, way, "-", "out of memory", "-", "-", "-", "-"))
                 continue
-            config = ModelConfig.preset(preset, modalities=("text", "image"), vocab_size=VOCAB_SIZE)
+            config = preset_config(preset, modalities=("text", "image"), sizes={"text": {"vocab_size": VOCAB_SIZE}})
             batches = training_batches(config, found.batch_size)
             flops = sum(total_flops(step_flops(config, {"image-text": batch})) for batch in batches) / len(batches)
             rate = flops / found.seconds

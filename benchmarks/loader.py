@@ -1,9 +1,9 @@
 """The training loader's samples per second, against a bare decode-and-transform loop over the same files.
 
-* Loader: an epoch of ``PretrainDataModule.train_dataloader`` with two data workers, of an image-text folder, then of an
+* Loader: an epoch of ``DataModule.train_dataloader`` with two data workers, of an image-text folder, then of an
   audio-text folder: tar shards, shuffling, batches, their way to the main process.
 * Baseline: two processes, each over its half of the same encoded files, lying in a folder outside shards. Every sample
-  is read, decoded, transformed, tokenised and masked by the same ``Prepare``, on one thread, and thrown away: no
+  is read, decoded, transformed, tokenised and masked by the same ``AlignedReader``, on one thread, and thrown away: no
   shards, no shuffling, no batches, no way back.
 
 An epoch is several passes over the folder. Both start their processes inside the measured time. The data are made anew
@@ -26,20 +26,18 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.masking import PUBLISHED_RATIOS
-from onepeace_lightning.data.prepare import Prepare
-from onepeace_lightning.data.pretrain import PretrainDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.data.readers import AlignedReader
 from onepeace_lightning.data.sampler import sample_rng
 from onepeace_lightning.data.shards import ShardWriter, read_manifest
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 
 LOADER = "loader"
 BARE = "a bare decode-and-transform loop"
 PROCESSES = 2
 FIELDS = {"image-text": "jpg", "audio-text": "flac"}
-PREPROCESSING = Preprocessing(image_size=160)
+PREPROCESSING = Preprocessing()
 WORDS = [first + last for first in ("ba", "de", "ki", "lo", "mu", "sa") for last in ("nd", "rk", "st", "lm", "t")]
 
 
@@ -87,7 +85,7 @@ def flac(seconds: float, rng: np.random.Generator, rate: int = 44_100) -> bytes:
 def read_with_loader(root: Path, data_type: str, passes: int, batch_size: int) -> None:
     """Every sample, several times."""
     folder = root / "shards" / data_type
-    data = PretrainDataModule(
+    data = DataModule(
         {data_type: StreamConfig(str(folder), batch_size)},
         tokenizer=str(root / "tokenizer"),
         preprocessing=PREPROCESSING,
@@ -105,11 +103,12 @@ def read_bare(root: Path, data_type: str, passes: int) -> None:
     Raises:
         RuntimeError: where a process failed.
     """
-    prepare = Prepare(data_type, load_tokenizer(root / "tokenizer"), PREPROCESSING, True, PUBLISHED_RATIOS)
+    tokenizer = load_tokenizer(root / "tokenizer")
+    reader = AlignedReader.of(data_type, PREPROCESSING, tokenizer, train=True, masks=True)
     keys = sorted(path.stem for path in (root / "bare" / data_type).glob("*.txt")) * passes
     # The default way to make processes is also a DataLoader's.
     workers = [
-        multiprocessing.Process(target=_prepare_all, args=(prepare, root / "bare" / data_type, keys[start::PROCESSES]))
+        multiprocessing.Process(target=_read_files, args=(reader, root / "bare" / data_type, keys[start::PROCESSES]))
         for start in range(PROCESSES)
     ]
     for worker in workers:
@@ -120,11 +119,11 @@ def read_bare(root: Path, data_type: str, passes: int) -> None:
         raise RuntimeError(f"a process of the bare loop over {data_type} failed; its error is printed above")
 
 
-def _prepare_all(prepare: Prepare, folder: Path, keys: list[str]) -> None:
+def _read_files(reader: AlignedReader, folder: Path, keys: list[str]) -> None:
     torch.set_num_threads(1)  # as in a DataLoader's workers
     for key in keys:
-        fields = {end: (folder / f"{key}.{end}").read_bytes() for end in (FIELDS[prepare.data_type], "txt")}
-        prepare({"__key__": key, "__shard__": str(folder), **fields}, sample_rng(0, 0, int(key)))
+        fields = {end: (folder / f"{key}.{end}").read_bytes() for end in (FIELDS[str(reader.data_type)], "txt")}
+        reader({"__key__": key, "__shard__": str(folder), **fields}, sample_rng(0, 0, int(key)))
 
 
 def _read_all(reader: Callable[..., None], root: Path, *options: int) -> None:

@@ -26,9 +26,11 @@ from jsonargparse import auto_cli
 
 from benchmarks.packed import make_batch
 from onepeace_lightning.losses.denoising import LOGITS
-from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.models import ModelConfig, PretrainModel
 from onepeace_lightning.models.block import Block
-from onepeace_lightning.models.config import Preset, TransformerConfig
+from onepeace_lightning.models.config import TransformerConfig
 from onepeace_lightning.training.pretraining_flops import StepViews, step_views
 
 SAMPLES = 256
@@ -233,7 +235,7 @@ def run(
     """
     if not {"text", "image"} <= set(modalities):
         raise ValueError(f"modalities is {list(modalities)}; the arithmetic is of image-text pairs: name both")
-    config = ModelConfig.preset(preset, modalities=modalities)
+    config = preset_config(preset, modalities=modalities)
     sizes = parameters(config)
     step = work(step_views({"image-text": make_batch(SAMPLES, _image(config).image_size, seed=0)}), SAMPLES)
     print(

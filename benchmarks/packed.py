@@ -26,18 +26,20 @@ from torch import Tensor, nn
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.cli import best_precision
-from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.masking import draw_masks
-from onepeace_lightning.data.prepare import Example, collate
+from onepeace_lightning.data.batch import Batch, Collate, Example
+from onepeace_lightning.data.readers.aligned import draw_masks
 from onepeace_lightning.losses.pretraining import pretraining_loss
-from onepeace_lightning.models import ImageConfig, ModelConfig, PretrainModel, Tokens
+from onepeace_lightning.modalities.image import ImageConfig, ImageModality
+from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.text import TextModality
+from onepeace_lightning.modalities.tokenizers import Encoding
+from onepeace_lightning.modalities.tokenizers.base import EOS
+from onepeace_lightning.models import PretrainModel, Tokens
 from onepeace_lightning.models.attention.base import RelativeBias
 from onepeace_lightning.models.attention.cpu import attend_on_cpu
 from onepeace_lightning.models.attention.padded import pad_view, write_out
 from onepeace_lightning.models.block import Block
-from onepeace_lightning.models.config import Preset
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.inputs import EOS
 from onepeace_lightning.models.packing import View
 
 VOCAB_SIZE = 16_384
@@ -107,22 +109,25 @@ def make_batch(batch_size: int, image_size: int, seed: int) -> Batch:
     """Random pictures and token ids, with the masks of training."""
     rng = np.random.default_rng(seed)
     words = np.exp(rng.normal(np.log(MEDIAN_WORDS), WORDS_DEVIATION, batch_size)).round().clip(*WORDS_RANGE)
+    modalities = {"text": TextModality(), "image": ImageModality({"size": image_size})}
     examples = []
     for index, count in enumerate(words.astype(int)):
         flags = [flag for _ in range(count) for flag in ([True, False] if rng.random() < TWO_TOKEN_WORDS else [True])]
         word_starts = [*flags[:MAX_TOKENS], True]
         ids = [*rng.integers(EOS + 2, VOCAB_SIZE, len(word_starts) - 1).tolist(), EOS]
         pixels = torch.from_numpy(rng.standard_normal((3, image_size, image_size), dtype=np.float32))
-        patches = (image_size // 16) ** 2
-        masks, fused = draw_masks("image-text", word_starts=word_starts, num_patches=patches, rng=rng)
-        examples.append(Example(str(index), {"text": ids, "image": pixels}, masks=masks, fused_masks=fused))
-    return collate(examples)
+        arrays = {"text": Encoding(ids, word_starts), "image": pixels}
+        masks, fused = draw_masks(modalities, arrays, rng)
+        examples.append(Example(str(index), arrays, masks=masks, fused_masks=fused))
+    return Collate(modalities)(examples)
 
 
 def make_model(preset: Preset, seed: int) -> PretrainModel:
     """A model of text and image, its relative biases not zero as they would be before training."""
     torch.manual_seed(seed)
-    model = PretrainModel(ModelConfig.preset(preset, modalities=("text", "image"), vocab_size=VOCAB_SIZE))
+    model = PretrainModel(
+        preset_config(preset, modalities=("text", "image"), sizes={"text": {"vocab_size": VOCAB_SIZE}})
+    )
     for name, parameter in model.named_parameters():
         if "bias_tables" in name:
             nn.init.normal_(parameter)
@@ -216,7 +221,7 @@ def run(
     interleaved(steps, 1)
     seconds = interleaved(steps, repetitions)
 
-    lengths = [batch.inputs["text"].lengths.double() for batch in batches]
+    lengths = [torch.tensor(batch.inputs["text"].lengths, dtype=torch.float64) for batch in batches]
     longest = torch.stack([part.max() for part in lengths]).mean()
     print(
         f"training step at {preset!r} in {precision} on {torch.get_num_threads()} threads: {batch_size} image-text "

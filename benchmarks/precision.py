@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.packed import Precision, _image_size, make_batch, make_model, step
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
-from onepeace_lightning.models.config import Preset
+from onepeace_lightning.modalities.presets import Preset
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "float32")

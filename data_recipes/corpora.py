@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onepeace_lightning.data.items import Item, present, write_items
-from onepeace_lightning.data.shards import AUDIO_EXTENSIONS
+from onepeace_lightning.modalities.audio import AudioModality
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _sounds(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: there is none.
     """
-    endings = tuple(f".{ending}" for ending in AUDIO_EXTENSIONS)
+    endings = tuple(f".{ending}" for ending in AudioModality.extensions)
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in endings:
@@ -190,7 +190,9 @@ def _sounds(folder: Path) -> dict[str, Path]:
 def find_sound(folder: Path, *stems: str) -> Path:
     """The first sound below a folder that has one of these names without ending; a file that is missing if none has."""
     sounds = _sounds(folder)
-    return next((sounds[stem] for stem in stems if stem in sounds), folder / f"{stems[0]}.{AUDIO_EXTENSIONS[0]}")
+    return next(
+        (sounds[stem] for stem in stems if stem in sounds), folder / f"{stems[0]}.{AudioModality.extensions[0]}"
+    )
 
 
 def run(

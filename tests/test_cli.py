@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onepeace_lightning.cli import best_precision, command_line, main
-from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.modalities.base import config_from_dict
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -71,7 +71,7 @@ def test_a_checkpoint_carries_its_tokenizer_and_sizes(checkout):
     folder = checkout / "data/toy/tokenizer"
     assert saved["tokenizer"] == {file.name: file.read_bytes() for file in folder.iterdir()}
     assert saved["preprocessing"]["min_audio_seconds"] == 0.4
-    config = ModelConfig.from_dict(saved["config"])
+    config = config_from_dict(saved["config"])
     assert config.adapters["image"].image_size == 96
     assert config.adapters["text"].vocab_size == len(
         checkpoint["state_dict"]["model.backbone.adapters.text.embedding.weight"]
@@ -145,7 +145,7 @@ def test_an_unknown_configuration_key_is_named(checkout, capsys):
 
 def test_an_image_side_that_is_no_multiple_of_16_is_refused(checkout, capsys):
     with pytest.raises((SystemExit, ValueError)) as stop:
-        main(["fit", *TOY, "--data.init_args.preprocessing.image_size=100"])
+        main(["fit", *TOY, "--data.init_args.preprocessing={image: {size: 100}}"])
     assert "100" in capsys.readouterr().err + str(stop.value)
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
-from onepeace_lightning.models import Image, PretrainModel, Text
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.training.param_groups import stage2_trainable
 from tests import parity
 from tests.checkpoints.original_format import to_original

@@ -12,21 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.models import (
-    Audio,
-    AudioConfig,
-    Image,
-    ImageConfig,
-    ModelConfig,
-    PretrainModel,
-    Text,
-    TextConfig,
-)
+from onepeace_lightning.modalities.audio import Audio, AudioConfig
+from onepeace_lightning.modalities.image import Image, ImageConfig
+from onepeace_lightning.modalities.text import Text, TextConfig
+from onepeace_lightning.modalities.tokenizers.base import EOS
+from onepeace_lightning.models import ModelConfig, PretrainModel
 from onepeace_lightning.models.config import DecoderConfig, TransformerConfig
-from onepeace_lightning.models.inputs import EOS
 
 IMAGE_SIZE = 48
 VOCABULARY = 40
+FIVE_TYPES = ("image", "audio", "text", "image-text", "audio-text")
+"""The kinds of training data of the paper (section 3.4)."""
 
 
 def tiny_config(**changes) -> ModelConfig:

@@ -13,7 +13,8 @@ import soundfile
 import torch
 from PIL import Image, ImageChops
 
-from onepeace_lightning.data.decoding import SAMPLE_RATE, decode_audio, decode_image, resample
+from onepeace_lightning.modalities.audio_files import SAMPLE_RATE, decode_audio, resample
+from onepeace_lightning.modalities.image import ImageModality
 
 _SILENCE = 1e-3
 """Peak amplitude under which a clip counts as silent."""
@@ -42,7 +43,7 @@ def encode_picture(path: Path, size: int) -> bytes:
     """
     try:
         data = path.read_bytes() if path.suffix != ".svg" else _draw(path, size)
-        picture = decode_image(data)
+        picture = ImageModality().decode(data)
     except ValueError as error:
         raise UnusableError("picture that cannot be decoded") from error
     if ImageChops.invert(picture).getbbox() is None:

@@ -31,7 +31,7 @@ from data_recipes.toy.world import (
     caption,
     is_held_out,
 )
-from onepeace_lightning.data.readers.audio_choices import with_choice
+from onepeace_lightning.data.readers.questions import with_choice
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 

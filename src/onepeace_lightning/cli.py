@@ -13,11 +13,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.data import make_shards
+from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.from_tsv import from_tsv
+from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.inference.convert import convert
 from onepeace_lightning.inference.embed import embed
 from onepeace_lightning.inference.predict import predict
 from onepeace_lightning.inference.search import bracketed, search
+from onepeace_lightning.modalities.base import modalities
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 
@@ -67,16 +70,30 @@ class OnePeaceCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Tie the model's view of the data, and the schedule, to where they are configured."""
         parser.link_arguments("data.init_args.tokenizer", "model.init_args.tokenizer")
-        parser.link_arguments("data.init_args.preprocessing.image_size", "model.init_args.image_size")
+        parser.link_arguments("data.init_args.preprocessing", "model.init_args.preprocessing", compute_fn=_given)
         parser.link_arguments("data.init_args.train", "model.init_args.data_types", compute_fn=_data_types)
         parser.link_arguments("trainer.max_steps", "model.init_args.optimization.total_steps", compute_fn=_total_steps)
 
 
 def _data_types(train: Any) -> list[str]:
-    """What the configured training streams hold: a stream is of the type it says, or else of the type it is named."""
-    if not isinstance(train, dict):  # the one stream of a downstream task, which need not say what it holds
+    """What the training streams by name hold: the type that a stream says, or is named, or else has in its manifest."""
+    if not isinstance(train, dict) or "path" in train:  # the one stream of a downstream task
         return []
-    return sorted({(stream or {}).get("data_type") or name for name, stream in train.items()})
+
+    def held(name: str, stream: Any) -> str:
+        if said := (stream or {}).get("data_type"):
+            return str(said)
+        try:
+            return str(data_type(name))
+        except ValueError:
+            return read_manifest(stream["path"]).data_type
+
+    return sorted({held(name, stream) for name, stream in train.items()})
+
+
+def _given(preprocessing: Any) -> dict[str, Any]:
+    """The data's settings, of which sizes of the model follow; its defaults are settings too."""
+    return dict(preprocessing or {})
 
 
 def _total_steps(max_steps: int) -> int | None:
@@ -97,6 +114,7 @@ def run_command(name: str, words: Sequence[str]) -> None:
     """Run one of ``COMMANDS``; what is wrong with the user's files ends it in words, a traceback would bury them."""
     try:
         options = list(_options(bracketed(words) if name == "search" else words, _flags(COMMANDS[name])))
+        options = [_by_modality(name, option) for option in options]
         auto_cli(COMMANDS[name], args=options, as_positional=True, prog=f"onepeace {name}")
     except (ValueError, OSError) as error:
         sys.exit(f"onepeace {name}: {error}")
@@ -133,6 +151,16 @@ def _options(words: Sequence[str], flags: set[str]) -> Iterator[str]:
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         yield f"--{name}{equals}{value}" + ("=true" if name in flags and not equals and following[:2] == "--" else "")
+
+
+def _by_modality(command: str, option: str) -> str:
+    """``--image=FOLDER`` and ``--image_col=NAME`` as entries of the argument that maps modalities."""
+    name, equals, value = option.removeprefix("--").partition("=")
+    if option.startswith("--") and command == "embed" and name in modalities():
+        return f"--items.{name}{equals}{value}"
+    if option.startswith("--") and command == "shards" and name.endswith("_col"):
+        return f"--columns.{name.removesuffix('_col')}{equals}{value}"
+    return option
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import bias_memory
-from onepeace_lightning.models import ModelConfig
+from onepeace_lightning.modalities.presets import preset_config
 
 
 def test_bias_memory_runs(monkeypatch, capsys):
@@ -47,5 +47,5 @@ def test_flex_keeps_no_bias_for_the_backward_pass():
         few, many = (bias_memory.peak(variant, "small", 384, 1, "cuda", blocks, True) for blocks in (2, 6))
         return (many - few) / 4
 
-    heads, length = ModelConfig.preset("small").encoder.heads, (384 // 16) ** 2 + 1
+    heads, length = preset_config("small").encoder.heads, (384 // 16) ** 2 + 1
     assert per_block(bias_memory.ONE) - per_block(bias_memory.KERNEL) > 0.9 * heads * length**2 * 4

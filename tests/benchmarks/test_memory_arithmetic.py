@@ -11,7 +11,9 @@ from benchmarks import memory_arithmetic as arithmetic
 from benchmarks.memory_arithmetic import BF16_CPU, BF16_CUDA, FLOAT32
 from onepeace_lightning.losses import denoising
 from onepeace_lightning.losses.denoising import denoising_contrast
-from onepeace_lightning.models import ImageConfig, ModelConfig, Tokens
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.presets import preset_config
+from onepeace_lightning.models import Tokens
 from onepeace_lightning.models.config import TransformerConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.training.pretraining_flops import step_views
@@ -159,7 +161,7 @@ def test_the_packed_pass_gathers_blocks_three_times_and_view_by_view_for_every_v
 @pytest.mark.parametrize("pairs", [90_000, 90_000_000])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_the_largest_batch_fits_and_one_more_does_not(checkpointing, pairs):
-    config = ModelConfig.preset("4b")
+    config = preset_config("4b")
     assert isinstance(config.adapters["image"], ImageConfig)
     step = arithmetic.Work(learn=450, decode=550, pairs=pairs, terms=4, learn_views=5, teach_views=1, decode_views=3)
 

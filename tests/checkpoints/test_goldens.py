@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.original import model_from_original
 from onepeace_lightning.losses.answers import box_loss
-from onepeace_lightning.models import Audio, Image, Text
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from tests import parity
 from tests.checkpoints.test_kinds import KINDS, classifier, sizes
 from tests.parity import model as model_parity
@@ -41,7 +43,7 @@ def folder(tmp_path) -> Path:
 
     with torch.no_grad():
         tokens, pixels, waveforms = texts(6, 4).ids_BL, images(2).pixels, sounds(2)
-        rows = texts(6, 4).lengths.tolist()
+        rows = texts(6, 4).lengths
         text = [Text(tokens[i : i + 1, :n]) for i, n in enumerate(rows)]
         image = [Image(pixels[i : i + 1]) for i in range(2)]
         audio = [padded([clip]) for clip in waveforms]
@@ -91,13 +93,13 @@ def folder(tmp_path) -> Path:
 
         model, second = drawn(KINDS["two images"]()), images(2, seed=5).pixels
         pairs = zip(text, image, second.split(1), strict=True)
-        logits = torch.cat([model({"text": t, "image": i}, Image(s)) for t, i, s in pairs])
+        logits = torch.cat([model({"text": t, "image": i, "second_image": Image(s)}) for t, i, s in pairs])
         save("nlvr2.pt", model, pair | {"images_2": second}, {"logits": logits})
 
         model, answers = drawn(classifier(sizes("text", "audio"), outputs=1)), texts(5, 3, 6, 4, 2, 6)
         scores = [
             model({"text": Text(answers.ids_BL[i : i + 1, :n]), "audio": audio[i // 3]})
-            for i, n in enumerate(answers.lengths.tolist())
+            for i, n in enumerate(answers.lengths)
         ]
         logits, target = torch.cat(scores).view(2, 3), torch.tensor([2, 0])
         hinge = sum((1 + logits[i] - logits[i, t]).clamp(min=0).sum() for i, t in enumerate(target))

@@ -20,7 +20,8 @@ from onepeace_lightning.checkpoints.original import (
     read_original,
 )
 from onepeace_lightning.checkpoints.resize import resize_grid_table
-from onepeace_lightning.models import Backbone, ImageConfig, ModelConfig, PretrainModel
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from tests.checkpoints import original_format
 from tests.checkpoints.test_original import other_config

@@ -6,7 +6,10 @@ import torch
 
 from onepeace_lightning.checkpoints.key_map import name_map, our_name
 from onepeace_lightning.checkpoints.original import config_from_original, load_original, read_original
-from onepeace_lightning.models import AudioConfig, ImageConfig, ModelConfig, PretrainModel, TextConfig
+from onepeace_lightning.modalities.audio import AudioConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
+from onepeace_lightning.models import ModelConfig, PretrainModel
 from onepeace_lightning.models.config import DecoderConfig, TransformerConfig
 from tests.checkpoints.original_format import to_original
 from tests.tiny import audios, images, randomised, texts

@@ -5,7 +5,8 @@ import torch
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.parcel import SMALL, Parcel
-from onepeace_lightning.models.inputs import Audio, Image
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
 
 
 def opened(batch):
@@ -23,7 +24,7 @@ def test_what_arrives_is_the_batch():
     assert torch.equal(found.inputs["image"].pixels, pixels)
     assert found.inputs["image"].pixels.stride() == pixels.stride()
     assert torch.equal(found.inputs["audio"].waveforms_BN, sound.waveforms_BN)
-    assert torch.equal(found.inputs["audio"].lengths, sound.lengths)
+    assert found.inputs["audio"].lengths == sound.lengths
     assert {name: mask.tolist() for name, mask in found.masks.items()} == {
         name: mask.tolist() for name, mask in masks.items()
     }

@@ -14,8 +14,9 @@ from PIL import Image
 from data_recipes import corpora
 from data_recipes.refcoco import read_references
 from data_recipes.vqa_answers import normalise, scores, vocabulary
-from onepeace_lightning.data.decoding import decode_audio, decode_image
-from onepeace_lightning.data.shards import IMAGE_EXTENSIONS, read_manifest, read_shard
+from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.modalities.audio_files import decode_audio
+from onepeace_lightning.modalities.image import ImageModality
 from tests.data_recipes import miniatures
 
 # recipe, variant, how to write its miniature, its splits' sizes, an annotation file, a media file
@@ -116,8 +117,8 @@ def test_a_miniature_becomes_splits_that_share_no_sample_and_can_be_decoded(name
         assert manifest.about["listed"] == len(found)
         for sample in found.values():
             for ending, data in sample.items():
-                if ending.rpartition(".")[2] in IMAGE_EXTENSIONS:
-                    decode_image(data)
+                if ending.rpartition(".")[2] in ImageModality.extensions:
+                    ImageModality().decode(data)
                 elif ending in ("wav", "flac", "ogg"):
                     decode_audio(data)
     assert re.search(r"warning: \w+: \d+ samples? (is|are) listed, [\d, or]+ are published", capsys.readouterr().out)

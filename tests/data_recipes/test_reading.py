@@ -3,27 +3,21 @@
 import pytest
 
 from data_recipes import corpora
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.audio_choices import AudioQuestionAnsweringDataModule
-from onepeace_lightning.data.readers.classification import AudioClassificationDataModule, ImageClassificationDataModule
-from onepeace_lightning.data.readers.grounding import VisualGroundingDataModule
-from onepeace_lightning.data.readers.question_answering import VisualQuestionAnsweringDataModule
-from onepeace_lightning.data.readers.reasoning import VisualReasoningDataModule
-from onepeace_lightning.data.readers.retrieval import RetrievalDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from tests.data_recipes.test_corpora import CASES, run
 
 MODULES = {
-    "coco": RetrievalDataModule,
-    "clotho": RetrievalDataModule,
-    "fsd50k": AudioClassificationDataModule,
-    "imagenet": ImageClassificationDataModule,
-    "avqa": AudioQuestionAnsweringDataModule,
-    "refcoco": VisualGroundingDataModule,
-    "vqav2": VisualQuestionAnsweringDataModule,
-    "nlvr2": VisualReasoningDataModule,
+    "coco": DataModule,
+    "clotho": DataModule,
+    "fsd50k": DataModule,
+    "imagenet": DataModule,
+    "avqa": DataModule,
+    "refcoco": DataModule,
+    "vqav2": DataModule,
+    "nlvr2": DataModule,
 }
 
 
@@ -48,7 +42,7 @@ def test_every_sample_of_training_and_evaluation_is_read(name, tokenizer, tmp_pa
         StreamConfig(str(streams["train"]), batch_size=count),
         {other: StreamConfig(str(streams[other]), batch_size=1)},
         tokenizer=tokenizer if "label" not in streams["train"].name else None,
-        preprocessing=Preprocessing(image_size=32),
+        preprocessing=Preprocessing({"image": {"size": 32}}),
     )
     data.setup()
     (batch,) = data.train_dataloader()

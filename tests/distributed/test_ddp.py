@@ -9,9 +9,10 @@ import torch.distributed as dist
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
-from onepeace_lightning.models import Image, Text
-from onepeace_lightning.models.inputs import EOS, PAD
+from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
 from onepeace_lightning.tasks import Optimization, PretrainTask
 
 STEPS = 5
@@ -63,7 +64,7 @@ def train(folder: Path, tokenizer: Path, devices: int) -> list[dict]:
         Optimization(total_steps=STEPS, lr=1e-3, warmup_steps=1),
         data_types=["image-text"],
         modalities=["text", "image"],
-        image_size=32,
+        preprocessing={"image": {"size": 32}},
         objectives=Objectives(denoise=False),
     )
     folder.mkdir()

@@ -17,7 +17,7 @@ SMALL = [
     "--trainer.max_steps=6",
     "--trainer.limit_val_batches=0",
     "--data.init_args.num_workers=0",
-    "--data.init_args.preprocessing.image_size=32",
+    "--data.init_args.preprocessing={image: {size: 32}}",
     streams("image-text", "audio"),
     *EVERY_3_STEPS,
     *callback("Record"),

@@ -13,9 +13,10 @@ from PIL import Image
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.data.shards import ShardWriter
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
-from onepeace_lightning.models import PretrainModel, TextConfig
+from onepeace_lightning.models import PretrainModel
 from tests.modalities.test_tokenizers import write_tiny_bpe
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
 
@@ -28,7 +29,7 @@ def tiny_onepeace(seed: int = 0) -> OnePeace:
     text = TextConfig(vocab_size=tokenizer.vocab_size, positions=80, buckets=8)
     torch.manual_seed(seed)
     model = randomised(PretrainModel(replace(config, adapters={**config.adapters, "text": text}), denoise=False))
-    preprocessing = Preprocessing(image_size=IMAGE_SIZE, max_audio_seconds=1.0, min_audio_seconds=0.1)
+    preprocessing = Preprocessing({"image": {"size": IMAGE_SIZE}, "audio": {"max_seconds": 1.0, "min_seconds": 0.1}})
     return OnePeace(model, tokenizer=tokenizer, preprocessing=preprocessing)
 
 

@@ -64,7 +64,7 @@ def test_another_type_and_side(here, model_folder, capsys):
     assert "images 80×80" in printed
     converted = OnePeace.from_pretrained("half")
     assert converted.dtype == torch.bfloat16
-    assert converted.preprocessing.image_size == 80
+    assert converted.preprocessing["image"].size == 80
     expected = OnePeace.from_pretrained(model_folder)
     expected.set_image_size(80)
     photos = sorted((here / "photos").rglob("*.*g"))
@@ -103,7 +103,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(here, model_folder):
     fails(model_folder, "--out", "folder.pt", "--to=folder", says="a folder has no such name")
     fails(model_folder, "--out", "folder", "--to=original", says=r"files that end in \.pt")
     fails(model_folder, "--out", "folder", "--dtype=int4", says="dtype is 'int4'; accepted are float32")
-    fails(model_folder, "--out", "folder", "--image-size=50", says="image_size is 50")
+    fails(model_folder, "--out", "folder", "--image-size=50", says="size is 50")
     fails(model_folder, "--out", "folder", "--bpe-dir", here / "bpe", says="has a tokenizer of its own")
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: len(data) // 2])

@@ -2,7 +2,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,18 +18,19 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
-from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel, TextConfig
+from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.models.inputs import MEAN, STD
+from onepeace_lightning.models.patches import MEAN, STD
 from onepeace_lightning.tasks import Optimization, PretrainTask
 from tests.conftest import SHARED
 from tests.modalities.test_tokenizers import write_tiny_bpe
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
 
 TEXT = ["a red cow", "a small dog that barks at the cow", "dog"]
-PREPROCESSING = Preprocessing(image_size=IMAGE_SIZE, max_audio_seconds=2.0, min_audio_seconds=0.1)
+PREPROCESSING = Preprocessing({"image": {"size": IMAGE_SIZE}, "audio": {"max_seconds": 2.0, "min_seconds": 0.1}})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def everything(pictures, sounds):
 def save_training_checkpoint(path: Path, model: PretrainModel, tokenizer, preprocessing: Preprocessing | None) -> None:
     about = {"config": model.config.to_dict(), "parts": model_parts(model), "tokenizer": tokenizer.to_files()}
     if preprocessing is not None:
-        about["preprocessing"] = asdict(preprocessing)
+        about["preprocessing"] = preprocessing.to_dict()
     weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save({"state_dict": weights | {"recalls.0.count": torch.zeros(1)}, "onepeace": about, "epoch": 1}, path)
 
@@ -168,7 +169,7 @@ def test_encode_gives_fused_features_of_every_token(onepeace, pictures):
     ("call", "says"),
     [
         (lambda model: model.embed(), "nothing is given"),
-        (lambda model: model.embed(text=["a"], image=["a.png"]), "one of text, image and audio, not text, image"),
+        (lambda model: model.embed(text=["a"], image=["a.png"]), "one modality, not text, image"),
         (lambda model: model.embed(text="a cow"), r"text is a single str; give a list"),
         (lambda model: model.embed(text=["a cow"], batch_size=0), "batch_size is 0"),
         (lambda model: model.embed(text=["a cow", "?"], batch_size=1), r"text 1: caption '\?'"),
@@ -178,7 +179,7 @@ def test_encode_gives_fused_features_of_every_token(onepeace, pictures):
         (lambda model: model.encode(text=[]), r"at least 1.*\{'text': 0\}"),
         (lambda model: model.similarity(text=TEXT), "two of text, image, audio, not text"),
         (lambda model: model.similarity(text=TEXT, video=TEXT), "not text, video"),
-        (lambda model: model.set_image_size(50), "image_size is 50"),
+        (lambda model: model.set_image_size(50), "size is 50"),
     ],
 )
 def test_wrong_calls_say_what_is_right(onepeace, call, says):
@@ -314,7 +315,10 @@ def test_a_training_checkpoint_brings_its_tokenizer_and_preprocessing(tokenizer,
 def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path):
     tokenizer.save(tmp_path / "tokenizer")
     task = PretrainTask(
-        str(tmp_path / "tokenizer"), Optimization(total_steps=1), data_types=["image-text"], image_size=IMAGE_SIZE
+        str(tmp_path / "tokenizer"),
+        Optimization(total_steps=1),
+        data_types=["image-text"],
+        preprocessing={"image": {"size": IMAGE_SIZE}},
     )
     task.configure_model()
     task.trainer = SimpleNamespace(datamodule=SimpleNamespace(preprocessing=PREPROCESSING))
@@ -330,7 +334,7 @@ def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path)
 def test_an_older_training_checkpoint_has_the_published_preprocessing(tokenizer, tmp_path):
     save_training_checkpoint(tmp_path / "old.ckpt", built(config_for(tokenizer.vocab_size)), tokenizer, None)
     loaded = OnePeace.from_pretrained(tmp_path / "old.ckpt")
-    assert loaded.preprocessing == Preprocessing(image_size=IMAGE_SIZE)
+    assert loaded.preprocessing == Preprocessing({"image": {"size": IMAGE_SIZE}})
 
 
 def save_original(folder: Path) -> tuple[Path, PretrainModel, GPT2BPETokenizer]:
@@ -347,7 +351,7 @@ def test_the_originals_checkpoint_with_its_vocabulary(everything, tmp_path):
     loaded = OnePeace.from_pretrained(path, bpe_dir=tmp_path / "bpe")
     expected = OnePeace(model, tokenizer=tokenizer)
     same_weights(loaded, expected)
-    assert loaded.preprocessing == Preprocessing(image_size=IMAGE_SIZE)
+    assert loaded.preprocessing == Preprocessing({"image": {"size": IMAGE_SIZE}})
     for modality, items in everything.items():
         assert torch.equal(loaded.embed(**{modality: items}), expected.embed(**{modality: items}))
     loaded.save_pretrained(tmp_path / "folder")
@@ -450,7 +454,7 @@ def test_damaged_folders_are_refused(onepeace, tokenizer, tmp_path):
     broken(lambda: config.write_text("[]"), ValueError, "format_version None")
     broken(lambda: edit_config(tmp_path, format_version=2), ValueError, "format_version 2; this release reads 1")
     broken(lambda: edit_config(tmp_path, model="absent"), ValueError, r"damaged \(KeyError: 'model'\)")
-    broken(lambda: edit_config(tmp_path, preprocessing={"size": 4}), ValueError, r"damaged \(KeyError")
+    broken(lambda: edit_config(tmp_path, preprocessing={"size": 4}), ValueError, "no modality 'size'")
     broken(lambda: edit_config(tmp_path, denoiser=True), ValueError, "missing denoiser")
     other = SentencePieceTokenizer.train(["another caption"], 300)
     broken(lambda: other.save(tmp_path), ValueError, "is not the one that the model was saved with")
@@ -509,7 +513,7 @@ def test_embeddings_are_those_of_the_original(caplog):
     assert not caplog.records
     assert str(onepeace.report) == "every tensor fits"
     audio = [(clip, 16000) for clip in golden["waveforms"]]
-    onepeace.preprocessing = replace(onepeace.preprocessing, min_audio_seconds=0.1)
+    onepeace.preprocessing = onepeace.preprocessing.changed(audio={"min_seconds": 0.1})
     torch.testing.assert_close(onepeace.embed(audio=audio), golden["audio_embedding"], atol=1e-4, rtol=0)
 
     class Ids:

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from onepeace_lightning.data.batch import DATA_TYPES, Batch
+from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.contrastive import aligning_contrast
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss, weight
 from onepeace_lightning.models import PretrainModel
 from tests.models.reference import literal_denoising
-from tests.tiny import audios, batches, images, masks, texts, tiny_config, tiny_model
+from tests.tiny import FIVE_TYPES, audios, batches, images, masks, texts, tiny_config, tiny_model
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 TERMS = {
@@ -75,7 +75,7 @@ def model() -> PretrainModel:
 
 @pytest.fixture(scope="module")
 def all_types(model) -> tuple[dict, object]:
-    step = batches(model, *DATA_TYPES)
+    step = batches(model, *FIVE_TYPES)
     return step, pretraining_loss(model, step)
 
 
@@ -170,7 +170,7 @@ def gradients(model: PretrainModel, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("per_block_tables", [False, True])
 def test_every_parameter_learns_from_the_five_data_types_together(per_block_tables):
     model = tiny_model(per_block_tables=per_block_tables)
-    found = gradients(model, pretraining_loss(model, batches(model, *DATA_TYPES)).total)
+    found = gradients(model, pretraining_loss(model, batches(model, *FIVE_TYPES)).total)
     assert {name for name, _ in model.named_parameters()} - set(found) == set()
     assert all(gradient.isfinite().all() for gradient in found.values())
 
@@ -281,6 +281,6 @@ def test_a_step_under_bfloat16_autocast_stays_close_and_finite(model, all_types)
 def test_the_encoder_runs_once_for_all_that_learns_and_once_for_the_teachers(model):
     runs = Counter()
     handle = model.backbone.encoder.register_forward_hook(lambda *_: runs.update([torch.is_grad_enabled()]))
-    pretraining_loss(model, batches(model, *DATA_TYPES))
+    pretraining_loss(model, batches(model, *FIVE_TYPES))
     handle.remove()
     assert runs == {True: 1, False: 1}

@@ -5,11 +5,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize, to_dtype
 
-from onepeace_lightning.modalities.audio import num_frames
-from onepeace_lightning.modalities.image import grid_positions
-from onepeace_lightning.models import Audio, AudioConfig, ImageConfig, ModelConfig, Text
-from onepeace_lightning.models.adapter import Adapter, adapter_type, register_adapter
-from onepeace_lightning.models.inputs import EOS, PAD, Image
+from onepeace_lightning.modalities.audio import Audio, AudioConfig, num_frames
+from onepeace_lightning.modalities.base import Modality, modality, register
+from onepeace_lightning.modalities.image import Image, ImageConfig
+from onepeace_lightning.modalities.presets import preset_config
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
+from onepeace_lightning.models.adapter import Adapter
+from onepeace_lightning.models.patches import grid_positions
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -171,7 +174,7 @@ def test_what_fills_up_a_waveform_never_matters():
     adapter = tiny_model().backbone.adapters["audio"]
     sounds = audios(5000, 2000, 800)
     garbage = sounds.waveforms_BN.clone()
-    for row, length in enumerate(sounds.lengths.tolist()):
+    for row, length in enumerate(sounds.lengths):
         garbage[row, length:] = 100 * torch.randn(5000 - length)
     clean, dirty = (adapter.view(adapter.embed(Audio(w, sounds.lengths))) for w in (sounds.waveforms_BN, garbage))
     torch.testing.assert_close(clean.values_TD, dirty.values_TD, atol=0, rtol=0)
@@ -194,17 +197,23 @@ def test_cls_of_a_sound_does_not_count_as_a_frame():
 
 
 def test_registering_a_name_twice_is_refused():
-    class Impostor(Adapter):
-        modality = "text"
+    class Impostor(Modality):
+        name = "text"
 
-    with pytest.raises(ValueError, match="'text' is already registered by TextAdapter"):
-        register_adapter(Impostor)
-    assert adapter_type("text").__name__ == "TextAdapter"
-    assert register_adapter(adapter_type("text")) is adapter_type("text")
+    with pytest.raises(ValueError, match=r"'text' is already registered by .*TextModality"):
+        register(Impostor)
+    assert modality("text").__name__ == "TextModality"
+    assert register(modality("text")) is modality("text")
+
+
+@pytest.mark.parametrize("name", ["Depth", "a-b", "", "second_image"])
+def test_a_name_that_cannot_be_one_is_refused(name):
+    with pytest.raises(ValueError, match="give a lower-case word"):
+        register(type("Odd", (Modality,), {"name": name}))
 
 
 def test_an_unknown_modality_is_named():
-    with pytest.raises(ValueError, match=r"no adapter is registered for 'smell'; known: audio, image, .*text"):
-        adapter_type("smell")
+    with pytest.raises(ValueError, match=r"there is no modality 'smell'; known are text, image, audio"):
+        modality("smell")
     with pytest.raises(ValueError, match="smell"):
-        ModelConfig.preset("tiny", modalities=("text", "smell"))
+        preset_config("tiny", modalities=("text", "smell"))

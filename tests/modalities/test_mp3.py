@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from scipy.signal import correlate
 
-from onepeace_lightning.data.decoding import decode_audio
+from onepeace_lightning.modalities.audio_files import decode_audio
 from onepeace_lightning.modalities.mp3 import with_right_length
 
 

@@ -9,12 +9,22 @@ from torch import Tensor, nn
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
-from onepeace_lightning.models import Adapter, AdapterConfig, ModelConfig, PretrainModel, Tokens, register_adapter
-from onepeace_lightning.models.config import DecoderConfig
+from onepeace_lightning.modalities import base
+from onepeace_lightning.modalities.base import Inputs, Modality, config_from_dict, register, stack
+from onepeace_lightning.models import Adapter, AdapterConfig, ModelConfig, PretrainModel, Tokens
 from onepeace_lightning.models.layers import Linear
 from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
 from onepeace_lightning.training.param_groups import parameter_groups, stage2_trainable
 from tests.tiny import drawn, masks, randomised, texts, tiny_config
+
+
+@dataclass
+class Imu(Inputs):
+    readings: Tensor
+
+    @property
+    def token_lengths(self):
+        return [1 + self.readings.shape[1] // 4] * len(self.readings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +33,15 @@ class ImuConfig(AdapterConfig):
     channels: int = 6
     stride: int = 4
 
+    def build(self, model):
+        return ImuAdapter(self, model)
 
-@register_adapter
+    def decoder_rows(self):
+        return 16
+
+
 class ImuAdapter(Adapter):
     """(B, T, 6) accelerations and turning rates to one token per ``stride`` readings."""
-
-    modality = "imu"
-    config_type = ImuConfig
 
     def __init__(self, config: ImuConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
@@ -37,8 +49,8 @@ class ImuAdapter(Adapter):
         self.positions = nn.Conv1d(model.encoder.width, model.encoder.width, 3, padding=1)
         self.reset_parameters()
 
-    def embed(self, inputs: Tensor) -> Tokens:
-        x_BLD = self.project(inputs.unflatten(1, (-1, self.config.stride)).flatten(2))
+    def embed(self, inputs: Imu) -> Tokens:
+        x_BLD = self.project(inputs.readings.unflatten(1, (-1, self.config.stride)).flatten(2))
         x_BLD = x_BLD + self.positions(x_BLD.mT).mT
         x_BLD = torch.cat([self.cls_token.expand(len(x_BLD), 1, -1), x_BLD], 1)
         return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * len(x_BLD))
@@ -50,14 +62,38 @@ class ImuAdapter(Adapter):
         return sequence_buckets(positions, 16, self.cls_token.device)
 
 
+@register
+class ImuModality(Modality):
+    name = "imu"
+    extensions = ("imu",)
+    config_type = ImuConfig
+
+    def decode(self, data):
+        return torch.frombuffer(bytearray(data), dtype=torch.float32).view(-1, 6)
+
+    def transform(self, item):
+        return item
+
+    def num_tokens(self, array):
+        return len(array) // 4
+
+    def collate(self, arrays):
+        return Imu(stack(arrays))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    yield
+    del base._REGISTERED["imu"]
+
+
 def four_modalities() -> ModelConfig:
     config = tiny_config()
-    decoder = DecoderConfig(transformer=config.decoder.transformer, positions=config.decoder.positions | {"imu": 16})
-    return replace(config, adapters=config.adapters | {"imu": ImuConfig()}, decoder=decoder)
+    return replace(config, adapters=config.adapters | {"imu": ImuConfig()})
 
 
 def pairs(count: int = 8) -> Batch:
-    inputs = {"imu": torch.randn(count, 24, 6, generator=drawn(0)), "text": texts(*range(4, 4 + count))}
+    inputs = {"imu": Imu(torch.randn(count, 24, 6, generator=drawn(0))), "text": texts(*range(4, 4 + count))}
     lengths = {"imu": [7] * count, "text": [5 + i for i in range(count)]}
     fused = {name: masks(part, 0.4, last=name != "text", seed=1) for name, part in lengths.items()}
     return Batch([str(i) for i in range(count)], inputs, {"imu": masks(lengths["imu"], 0.5, last=True, seed=2)}, fused)
@@ -91,7 +127,7 @@ def test_a_fourth_modality_learns_while_all_else_stays_as_it_is():
 
 def test_a_model_with_a_fourth_modality_survives_its_dictionary():
     config = four_modalities()
-    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert config_from_dict(config.to_dict()) == config
 
 
 @torch.no_grad()

@@ -14,8 +14,7 @@ from onepeace_lightning.modalities.tokenizers import (
     load_tokenizer,
     tokenizer_from_files,
 )
-from onepeace_lightning.modalities.tokenizers.base import clean_caption, clean_text, whole_strings
-from onepeace_lightning.models.inputs import EOS
+from onepeace_lightning.modalities.tokenizers.base import EOS, clean_caption, clean_text, whole_strings
 
 SHARED = Path(__file__).parents[3] / "shared"
 CAPTIONS = [

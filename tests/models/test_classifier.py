@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onepeace_lightning.models import ImageConfig, ModelConfig, TextConfig, Tokens
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
+from onepeace_lightning.models import ModelConfig, Tokens
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig, PoolingHead
 from onepeace_lightning.training.param_groups import layer_scales, weight_decays
 from tests.tiny import audios, images, randomised, texts, tiny_config
@@ -103,7 +105,7 @@ def test_type_embeddings_mark_every_token_and_the_second_image_on_top():
     ours = model(PoolingConfig(outputs=2, modality="text", images=2), with_types(tiny_config()))
     inputs, second = {"text": texts(5, 3), "image": images(2)}, images(2, seed=9)
     text, image = ours.backbone.adapters["text"], ours.backbone.adapters["image"]
-    logits = ours(inputs, second)
+    logits = ours({**inputs, "second_image": second})
     marks = [text.type_embedding.clone(), image.type_embedding.clone(), image.type_embedding_second.clone()]
     for mark in (text.type_embedding, image.type_embedding, image.type_embedding_second):
         mark.zero_()
@@ -113,7 +115,7 @@ def test_type_embeddings_mark_every_token_and_the_second_image_on_top():
     views = [{"text": one, "image": two}, {"text": one, "image": three}]
     expected = ours.head(*(part["text"] for part in ours.backbone.encode(views)))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(logits, ours(inputs, second))
+    assert not torch.allclose(logits, ours({**inputs, "second_image": second}))
 
 
 def test_type_embeddings_start_at_zero_and_their_matrices_decay():
@@ -132,9 +134,9 @@ def test_type_embeddings_start_at_zero_and_their_matrices_decay():
 @pytest.mark.parametrize(("made_for", "given"), [(1, 2), (2, 1)])
 def test_the_number_of_images_must_be_the_heads(made_for, given):
     ours = model(PoolingConfig(outputs=2, modality="text", images=made_for), with_types(tiny_config()))
-    second = images(2) if given == 2 else None
+    second = {"second_image": images(2)} if given == 2 else {}
     with pytest.raises(ValueError, match=rf"{given} image\(s\) per sample; this head is made for {made_for}"):
-        ours({"text": texts(5, 3), "image": images(2)}, second)
+        ours({"text": texts(5, 3), "image": images(2), **second})
 
 
 def test_a_second_image_needs_type_embeddings():

@@ -9,7 +9,6 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.encoder import COMPILED_MULTIPLE, compile_blocks
-from onepeace_lightning.training.flops import token_lengths
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
 
 STEPS = 50
@@ -45,7 +44,7 @@ def ragged(seed: int) -> dict[str, Batch]:
         }
         raw = {name: raw[name] for name in data_type.split("-")}
         alone, fused = (
-            {name: masks(token_lengths(part), share, last=name != "text", seed=seed) for name, part in raw.items()}
+            {name: masks(part.token_lengths, share, last=name != "text", seed=seed) for name, part in raw.items()}
             for share in (0.4, 0.6)
         )
         out[data_type] = Batch([str(i) for i in range(count)], raw, alone, fused)

@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from onepeace_lightning.models import (
-    AudioConfig,
-    ImageConfig,
-    ModelConfig,
-    PretrainModel,
-    TextConfig,
-    TransformerConfig,
-)
-from onepeace_lightning.models.config import PRESETS, DecoderConfig, Preset
-from onepeace_lightning.models.inputs import PAD
+from onepeace_lightning.modalities.audio import AudioConfig
+from onepeace_lightning.modalities.base import config_from_dict
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.presets import PRESETS, Preset, preset_config
+from onepeace_lightning.modalities.text import TextConfig
+from onepeace_lightning.modalities.tokenizers.base import PAD
+from onepeace_lightning.models import ModelConfig, PretrainModel, TransformerConfig
+from onepeace_lightning.models.config import DecoderConfig
 from tests.tiny import tiny_config
 
 
@@ -27,17 +25,17 @@ def count(model: nn.Module, *, without: Iterable[str] = ()) -> int:
 
 def test_4b_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        model = PretrainModel(ModelConfig.preset("4b"))
+        model = PretrainModel(preset_config("4b"))
     assert count(model) == pytest.approx(3.9e9, rel=0.05)
     others = ("adapters.text", "adapters.audio", "ffns.text", "ffns.audio", "norms.text", "norms.audio")
     assert count(model.backbone, without=others) == pytest.approx(1.5e9, rel=0.03)
     with torch.device("meta"):
-        image = PretrainModel(ModelConfig.preset("4b", modalities=("image",)), denoise=False)
+        image = PretrainModel(preset_config("4b", modalities=("image",)), denoise=False)
     assert count(image.backbone) == count(model.backbone, without=others)
 
 
 def test_4b_has_the_published_sizes():
-    config = ModelConfig.preset("4b")
+    config = preset_config("4b")
     assert config.encoder.init_std == config.decoder.transformer.init_std == 0.02
     assert config.encoder == TransformerConfig(width=1536, depth=40, heads=24, ffn_width=6144, layer_scale=1e-6)
     assert config.decoder.transformer == TransformerConfig(
@@ -62,10 +60,10 @@ def test_4b_has_the_published_sizes():
 
 @pytest.mark.parametrize("name", get_args(Preset))
 def test_every_preset_builds_and_survives_json(name):
-    config = ModelConfig.preset(name, drop_path=0.2)
+    config = preset_config(name, drop_path=0.2)
     with torch.device("meta"):
         PretrainModel(config)
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_presets_grow():
@@ -77,20 +75,27 @@ def test_presets_grow():
 
 
 def test_a_preset_takes_the_sizes_of_the_data():
-    config = ModelConfig.preset("tiny", modalities=("text", "image"), vocab_size=99, image_size=64, drop_path=0.3)
+    config = preset_config(
+        "tiny",
+        modalities=("text", "image"),
+        drop_path=0.3,
+        sizes={"text": {"vocab_size": 99}, "image": {"image_size": 64}},
+    )
     assert list(config.adapters) == ["text", "image"]
     assert config.adapters["text"].vocab_size == 99
     assert config.adapters["image"].image_size == 64
     assert config.encoder.drop_path == 0.3
     assert PRESETS["tiny"].adapters["text"].vocab_size == 50264
-    audio = ModelConfig.preset("tiny", modalities=("audio",), vocab_size=99, image_size=64)
+    audio = preset_config(
+        "tiny", modalities=("audio",), sizes={"text": {"vocab_size": 99}, "image": {"image_size": 64}}
+    )
     assert audio.adapters == {"audio": PRESETS["tiny"].adapters["audio"]}
 
 
 def test_everything_that_differs_from_the_defaults_survives_json():
     config = tiny_config(per_block_tables=True)
-    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert list(ModelConfig.from_dict(config.to_dict()).adapters) == list(config.adapters)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert list(config_from_dict(config.to_dict()).adapters) == list(config.adapters)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +124,10 @@ def test_everything_that_differs_from_the_defaults_survives_json():
             ["width 18 is not a multiple of position_groups 4", "width 18 is not a multiple of 4"],
         ),
         (lambda: tiny_config(adapters={}), ["no modality"]),
-        (lambda: ModelConfig.preset("huge"), ["no preset 'huge'", "tiny, small, base, large, 4b"]),
-        (lambda: ModelConfig.preset("tiny", modalities=("text", "smell")), ["['smell']", "'text', 'image', 'audio'"]),
+        (lambda: preset_config("huge"), ["no preset 'huge'", "tiny, small, base, large, 4b"]),
+        (lambda: preset_config("tiny", modalities=("text", "smell")), ["['smell']", "'text', 'image', 'audio'"]),
         (
-            lambda: ModelConfig.from_dict(tiny_config().to_dict() | {"adapters": {"smell": {}}}),
+            lambda: config_from_dict(tiny_config().to_dict() | {"adapters": {"smell": {}}}),
             ["no adapter is registered for 'smell'", "text"],
         ),
     ],
@@ -155,7 +160,7 @@ def moments(parameter: torch.Tensor) -> tuple[float, float]:
 
 
 def test_a_model_from_the_meta_device_is_initialised_like_one_built_here():
-    config = ModelConfig.preset("tiny", vocab_size=300)
+    config = preset_config("tiny", sizes={"text": {"vocab_size": 300}})
     torch.manual_seed(0)
     model = materialised(config)
     torch.manual_seed(1)
@@ -182,7 +187,7 @@ def test_every_owner_of_parameters_can_reset_them():
 
 def test_a_model_starts_as_published():
     torch.manual_seed(0)
-    model = PretrainModel(ModelConfig.preset("tiny", vocab_size=300))
+    model = PretrainModel(preset_config("tiny", sizes={"text": {"vocab_size": 300}}))
     drawn = re.compile(r"(cls_token|mask_token|positions|cls_position|embedding.weight)$")
     for module_name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:

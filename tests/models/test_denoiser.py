@@ -3,11 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onepeace_lightning.modalities.image import grid_positions
-from onepeace_lightning.models import ImageConfig, PretrainModel
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.config import DecoderConfig
 from onepeace_lightning.models.denoiser import DecoderInput, Denoiser
 from onepeace_lightning.models.packing import Tokens
+from onepeace_lightning.models.patches import grid_positions
 from tests.models import reference
 from tests.tiny import masks, tiny_config, tiny_model
 

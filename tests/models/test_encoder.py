@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models.block import DropPath
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.inputs import Audio, Image, Text
 from onepeace_lightning.models.packing import Tokens, View, pack
 from tests.models import reference
 from tests.tiny import audios, images, masks, randomised, texts, tiny_config, tiny_model

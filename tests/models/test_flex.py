@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.attention.base import RelativeBias
 from onepeace_lightning.models.attention.cpu import CPUAttention
 from onepeace_lightning.models.attention.flex import BLOCK, FlexAttention, sequence_block_mask
 from onepeace_lightning.models.attention.padded import PaddedAttention
 from onepeace_lightning.models.encoder import set_attention
-from onepeace_lightning.models.inputs import Text
 from onepeace_lightning.models.packing import Packed, Tokens, View, pack
 from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model

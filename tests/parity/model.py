@@ -23,8 +23,11 @@ from onepeace_lightning.checkpoints.original import (
 )
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
-from onepeace_lightning.models import Audio, Image, PretrainModel, Text
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel
 from onepeace_lightning.tasks import (
     AudioQuestionAnsweringTask,
@@ -195,8 +198,9 @@ def classification(folder: Path, file: str) -> Iterator[Check]:
     batch = len(wanted["logits"])
     # rows 4n ... 4n + 3 of the text are clip n's answers
     choices = len(golden["tokens"]) // batch if file == "aqa.pt" else 1
-    second = Image(golden["images_2"]) if "images_2" in golden else None
-    logits = model.eval()(inputs, second, choices)
+    if "images_2" in golden:
+        inputs["second_image"] = Image(golden["images_2"])
+    logits = model.eval()(inputs, choices)
     yield Check(file, "logits", gap(logits.view(batch, -1), wanted["logits"]))
     names = [str(place) for place in range(logits.shape[1])]
     tables = {"per_block_tables": model.config.per_block_tables}

@@ -12,14 +12,17 @@ from PIL import Image as PILImage
 from PIL import ImageColor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.models.inputs import MEAN, STD, Audio, Image, Text
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image, ImageModality
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models.patches import MEAN, STD
 from onepeace_lightning.reports import gallery
 from onepeace_lightning.reports.gallery import (
     RetrievalExamples,
     RetrievalGallery,
     render_html,
     render_sheet,
-    thumbnails,
+    searched_by,
 )
 
 NAMES = ["a bell", "a drum", "<b>one</b> siren & more"]
@@ -42,7 +45,7 @@ def make_embeddings(modality, rows=3):
 
 
 def make_examples(modality="audio", captions=NAMES):
-    examples = RetrievalExamples("birds", modality)
+    examples = RetrievalExamples("birds", modality, "image")
     examples.add(make_batch(modality, captions), make_embeddings(modality, len(captions)), queries=8)
     return examples
 
@@ -65,26 +68,38 @@ class Page(HTMLParser):
         return [attributes["src"] for name, attributes in self.tags if name == tag]
 
 
-def test_thumbnails_undo_the_normalisation():
-    first, second, _ = thumbnails(make_batch("text").inputs["image"].pixels)
-    assert (first.shape, first.dtype) == ((3, 8, 8), torch.uint8)
+def test_images_of_a_batch_lose_their_normalisation_again():
+    image, batch = ImageModality(), make_batch("text")
+    first, second, _ = (np.asarray(image.sample(batch.inputs["image"], row)) for row in range(3))
+    assert (first.shape, first.dtype) == ((8, 8, 3), np.uint8)
     assert (first == 0).all()
     assert (second == 51).all()  # 0.2 × 255
+    pixels = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).to(torch.uint8)
+    assert np.array_equal(np.asarray(image.sample(Image(pixels), 0)), pixels[0].permute(1, 2, 0).numpy())
 
 
-def test_thumbnails_of_8_bit_pictures_are_themselves():
-    pictures = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).to(torch.uint8)
-    assert torch.equal(torch.stack(thumbnails(pictures)), pictures)
+def test_pictures_are_bounded_in_size():
+    examples = RetrievalExamples("pairs", "text", "image")
+    examples.add(make_batch("text", side=224), make_embeddings("text"), queries=8)
+    assert {picture.size for picture in examples.pictures} == {(gallery.THUMBNAIL, gallery.THUMBNAIL)}
 
 
-def test_thumbnails_bound_the_size():
-    (picture,) = thumbnails(torch.zeros(1, 3, 224, 224))
-    assert picture.shape == (3, gallery.THUMBNAIL, gallery.THUMBNAIL)
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["text", "image"], ("image", "text")),
+        (["audio", "image"], ("image", "audio")),
+        (["text", "audio"], ("audio", "text")),
+        (["audio"], None),
+    ],
+)
+def test_what_is_searched_and_what_with(names, pair):
+    assert searched_by(names) == pair
 
 
 def test_nearest_pictures_come_first_whatever_their_length():
     examples = make_examples()
-    examples.picture_embeddings = [torch.tensor(v) for v in ([9.0, 9, 0, 0], [0.0, 1, 0, 0], [1.0, 0, 0, 0])]
+    examples.candidate_embeddings = [torch.tensor(v) for v in ([9.0, 9, 0, 0], [0.0, 1, 0, 0], [1.0, 0, 0, 0])]
     first = examples.retrieve(top=2)[0]
     assert [index for index, _ in first] == [2, 0]
     assert [cosine for _, cosine in first] == pytest.approx([1.0, 0.5**0.5])
@@ -92,22 +107,22 @@ def test_nearest_pictures_come_first_whatever_their_length():
 
 
 def test_queries_have_distinct_captions_and_a_limit():
-    examples = RetrievalExamples("pairs", "text")
+    examples = RetrievalExamples("pairs", "text", "image")
     batch = make_batch("text", ["a bell", "a bell", "a drum", "a horn"])
     embeddings = make_embeddings("text", 4)
     examples.add(batch, embeddings, queries=2)
     examples.add(batch, embeddings, queries=2)
     assert examples.captions == ["a bell", "a drum"]
     assert torch.equal(torch.stack(examples.embeddings), embeddings["text"][[0, 2]])
-    assert len(examples.pictures) == len(examples.picture_captions) == len(examples.picture_embeddings) == 8
+    assert len(examples.pictures) == len(examples.candidate_captions) == len(examples.candidate_embeddings) == 8
 
 
 def test_pictures_are_bounded(monkeypatch):
-    monkeypatch.setattr(gallery, "MAX_PICTURES", 4)
-    examples = RetrievalExamples("pairs", "text")
+    monkeypatch.setattr(gallery, "MAX_CANDIDATES", 4)
+    examples = RetrievalExamples("pairs", "text", "image")
     for _ in range(3):
         examples.add(make_batch("text"), make_embeddings("text"), queries=8)
-    assert len(examples.pictures) == len(examples.picture_captions) == len(examples.picture_embeddings) == 4
+    assert len(examples.pictures) == len(examples.candidate_captions) == len(examples.candidate_embeddings) == 4
 
 
 def test_page_marks_right_answers_and_escapes_captions():
@@ -116,7 +131,7 @@ def test_page_marks_right_answers_and_escapes_captions():
     kinds = [attributes["class"] for tag, attributes in page.tags if tag == "figure"]
     assert kinds == ["right", "wrong"] * 3
     assert "<b>one</b> siren & more" in page.text
-    assert "Captions to pictures · birds, 3 pictures" in page.text
+    assert "Captions to images · birds, 3 images" in page.text
     assert page.sources("audio") == []
     assert not re.search(r"https?://|<link|<script", html)
 
@@ -135,7 +150,7 @@ def test_page_holds_the_pictures_and_sounds():
 
 def test_a_silent_sound_stays_silent():
     examples = make_examples("audio")
-    examples.waveforms = [torch.zeros(100)] * 3
+    examples.items = [(torch.zeros(100), 16_000)] * 3
     sound = Page(render_html([examples], top=1)).sources("audio")[0].removeprefix("data:audio/wav;base64,")
     assert not soundfile.read(io.BytesIO(base64.b64decode(sound)))[0].any()
 
@@ -155,8 +170,8 @@ def test_sheet_stacks_sections_and_marks_sounds():
     captions, sounds = (render_sheet([make_examples(modality)], top=2) for modality in ("text", "audio"))
     both = render_sheet([make_examples("text"), make_examples("audio")], top=2)
     assert both.height == captions.height + sounds.height - gallery.GAP
-    heading = gallery.HEADING
-    assert pixels_of(sounds, gallery.INK)[heading:, :20].sum() > pixels_of(captions, gallery.INK)[heading:, :20].sum()
+    drawn = [pixels_of(sheet, "#4477aa")[:, : gallery.SMALL + gallery.GAP].sum() for sheet in (sounds, captions)]
+    assert drawn[0] > 0 == drawn[1]
 
 
 def test_a_long_caption_stays_in_its_column_and_row():
@@ -216,8 +231,8 @@ def test_validate_writes_a_section_per_stream_with_pictures(tmp_path):
     }
     make_trainer(tmp_path / "new").validate(Task(), loaders, verbose=False)
     page = Page((tmp_path / "new" / "gallery.html").read_text(encoding="utf-8"))
-    assert "Captions to pictures · image-text, 6 pictures" in page.text
-    assert "Sounds to pictures · audio-image, 3 pictures" in page.text
+    assert "Captions to images · image-text, 6 images" in page.text
+    assert "Recordings to images · audio-image, 3 images" in page.text
     assert "audio-text" not in page.text
     assert len(page.sources("audio")) == 2
     with PILImage.open(tmp_path / "new" / "gallery.png") as sheet:
@@ -229,7 +244,7 @@ def test_fit_shows_only_its_last_validation(tmp_path):
     task, trainer = Task(), make_trainer(tmp_path, logger=logger)
     trainer.fit(task, loader(make_batch("text")), loader(make_batch("text")))
     text = Page((tmp_path / "gallery.html").read_text(encoding="utf-8")).text
-    assert "validation 0, 3 pictures" in text  # 9, were the sanity check and both epochs added up
+    assert "validation 0, 3 images" in text  # 9, were the sanity check and both epochs added up
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

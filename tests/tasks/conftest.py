@@ -6,9 +6,10 @@ import torch
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
-from onepeace_lightning.models import PretrainModel, TextConfig
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.tasks import FinetuneTask
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config
 
@@ -33,7 +34,9 @@ def reading(words) -> OnePeace:
     """A tiny model that reads these words."""
     tokenizer = load_tokenizer(words)
     adapters = tiny_config().adapters | {"text": TextConfig(vocab_size=tokenizer.vocab_size, positions=32, buckets=8)}
-    sizes = Preprocessing(image_size=IMAGE_SIZE, min_audio_seconds=0.2, max_audio_seconds=1.0, crop_scale=(1.0, 1.0))
+    sizes = Preprocessing(
+        {"image": {"size": IMAGE_SIZE, "crop_scale": (1.0, 1.0)}, "audio": {"min_seconds": 0.2, "max_seconds": 1.0}}
+    )
     model = randomised(PretrainModel(tiny_config(adapters=adapters)))
     return OnePeace(model, tokenizer=tokenizer, preprocessing=sizes)
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.audio_choices import AudioQuestionAnsweringDataModule
-from onepeace_lightning.models import Audio, Text
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.tasks import AudioQuestionAnsweringTask, load_task
 from tests.samples import PITCHES, wav, with_choices
 from tests.tasks.conftest import learn
@@ -13,8 +13,8 @@ ASKED = ["what is it?"]
 
 
 @pytest.fixture
-def data(tmp_path, words, reading) -> AudioQuestionAnsweringDataModule:
-    return AudioQuestionAnsweringDataModule(
+def data(tmp_path, words, reading) -> DataModule:
+    return DataModule(
         StreamConfig(str(with_choices(tmp_path / "train")), 6),
         {"val": StreamConfig(str(with_choices(tmp_path / "val", 6, first=100)), 4)},
         tokenizer=words,
@@ -114,8 +114,6 @@ def test_what_cannot_be_answered_is_refused(trainer, tmp_path, words, reading):
     with pytest.raises(ValueError, match=r"audio 0 .*no\.wav"):
         task.predict([tmp_path / "no.wav"], ASKED, [["a", "b"]])
     stream = StreamConfig(str(with_choices(tmp_path / "three", 3)), 3)
-    four = AudioQuestionAnsweringDataModule(
-        stream, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing
-    )
+    four = DataModule(stream, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
     with pytest.raises(ValueError, match="4 texts are expected"):
         trainer().validate(task, four, verbose=False)

@@ -8,24 +8,22 @@ from torch import nn
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.classification import (
-    AudioClassificationDataModule,
-    Augmentation,
-    ImageClassificationDataModule,
-)
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.data.readers.labels import LabelAugmentation
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.tasks import AudioClassificationTask, ImageClassificationTask, Lora, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, as_json, labelled_images, labelled_sounds, png, wav, write
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config, tiny_model
 
-SIZES = Preprocessing(image_size=IMAGE_SIZE, min_audio_seconds=0.2, max_audio_seconds=1.0, crop_scale=(1.0, 1.0))
+SIZES = Preprocessing(
+    {"image": {"size": IMAGE_SIZE, "crop_scale": (1.0, 1.0)}, "audio": {"min_seconds": 0.2, "max_seconds": 1.0}}
+)
 
 
-def image_data(folder: Path, **options) -> ImageClassificationDataModule:
-    return ImageClassificationDataModule(
+def image_data(folder: Path, **options) -> DataModule:
+    return DataModule(
         StreamConfig(str(labelled_images(folder / "train")), 6),
         {"val": StreamConfig(str(labelled_images(folder / "val", 6, first=100)), 4)},
         preprocessing=SIZES,
@@ -75,13 +73,15 @@ def test_only_the_needed_modality_is_kept_with_its_weights_and_a_table_for_each_
 
 
 def test_the_attention_is_the_chosen_one():
-    task = ImageClassificationTask("tiny", classes=["a", "b"], image_size=32, attention="flex")
+    task = ImageClassificationTask("tiny", classes=["a", "b"], preprocessing={"image": {"size": 32}}, attention="flex")
     task.configure_model()
     assert {module.attention for module in task.model.modules() if isinstance(module, Encoder)} == {"flex"}
 
 
 def test_pictures_of_another_side_are_taken_after_resizing():
-    task = ImageClassificationTask(OnePeace(tiny_model()), num_classes=3, image_size=2 * IMAGE_SIZE)
+    task = ImageClassificationTask(
+        OnePeace(tiny_model()), num_classes=3, preprocessing={"image": {"size": 2 * IMAGE_SIZE}}
+    )
     [answer] = task.predict([torch.rand(3, 50, 60)], top=2)
     assert len(answer) == 2
     assert task.backbone.config.adapters["image"].image_size == 2 * IMAGE_SIZE
@@ -140,7 +140,7 @@ def test_sounds_with_several_labels(trainer, tmp_path):
     samples = [{"wav": wav(p[0], seed=i), "json": as_json(labels=p)} for i, p in enumerate(pairs)]
     folder = write(tmp_path / "train", "audio-label", samples, classes=["low", "middle", "high"])
     stream = StreamConfig(str(folder), 4)
-    data = AudioClassificationDataModule(stream, {"val": stream}, preprocessing=SIZES)
+    data = DataModule(stream, {"val": stream}, preprocessing=SIZES)
     task = AudioClassificationTask(OnePeace(tiny_model()), FAST, multi_label=True)
     run = trainer(max_steps=60)
     run.fit(task, data)
@@ -156,7 +156,7 @@ def test_sounds_with_several_labels(trainer, tmp_path):
 
 def test_augmented_and_mixed_training_pictures(trainer, tmp_path):
     # RandAugment is left out: it turns colours, which are the classes here, into one another
-    augmentation = Augmentation(crop_scale=(0.5, 1.0), erase=0.5)
+    augmentation = LabelAugmentation(crop_scale=(0.5, 1.0), erase=0.5)
     data = image_data(tmp_path, augmentation=augmentation)
     task = ImageClassificationTask(OnePeace(tiny_model()), FAST, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
     run = trainer(max_steps=60)
@@ -170,7 +170,7 @@ def test_augmentation_is_a_function_of_its_generator_and_leaves_the_global_ones_
     import numpy as np
     from PIL import Image
 
-    augmentation = Augmentation(rand_augment="rand-m9-n3-mstd0.5", erase=1.0)
+    augmentation = LabelAugmentation(rand_augment="rand-m9-n3-mstd0.5", erase=1.0)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50, 3), dtype=np.uint8))
     states = (random.getstate(), torch.random.get_rng_state())
     first, again, other = (np.asarray(augmentation(picture, 48, np.random.default_rng(seed))) for seed in (1, 1, 2))
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused(trainer, tmp_path):
     data = image_data(tmp_path)
     with pytest.raises(ValueError, match=r"classes .*are not the task's"):
         trainer(max_steps=1).fit(ImageClassificationTask(model, classes=["cat"]), data)
-    other = ImageClassificationTask(model, num_classes=3, image_size=2 * IMAGE_SIZE)
+    other = ImageClassificationTask(model, num_classes=3, preprocessing={"image": {"size": 2 * IMAGE_SIZE}})
     with pytest.raises(ValueError, match=f"side of {IMAGE_SIZE} pixels.*takes {2 * IMAGE_SIZE}"):
         trainer(max_steps=1).fit(other, data)
     (tmp_path / "no.png").write_bytes(b"no picture")
@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused(trainer, tmp_path):
     samples = [{"png": png("red"), "json": as_json(labels=["mauve"])}] * 1
     folder = write(tmp_path / "odd", "image-label", samples, classes=list(COLOURS))
     stream = StreamConfig(str(folder), 1)
-    odd = ImageClassificationDataModule(stream, {"val": stream}, preprocessing=SIZES)
+    odd = DataModule(stream, {"val": stream}, preprocessing=SIZES)
     with pytest.raises(ValueError, match="class 'mauve' is none of the 3"):
         trainer(max_steps=1).fit(ImageClassificationTask(model), odd)
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_task_is_refused(trainer, tmp_path):
     run.fit(task, image_data(tmp_path))
     run.save_checkpoint(tmp_path / "image.ckpt")
     sounds = StreamConfig(str(labelled_sounds(tmp_path / "sounds")), 4)
-    data = AudioClassificationDataModule(sounds, {"val": sounds}, preprocessing=SIZES)
+    data = DataModule(sounds, {"val": sounds}, preprocessing=SIZES)
     with pytest.raises(ValueError, match=r"of ImageClassificationTask, not of AudioClassificationTask"):
         trainer().fit(AudioClassificationTask(OnePeace(tiny_model())), data, ckpt_path=tmp_path / "image.ckpt")
 
@@ -243,7 +243,7 @@ def test_from_the_command_line_with_epochs_and_from_scratch(tmp_path, monkeypatc
         "--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
         "--model=AudioClassificationTask", "--model.backbone=tiny", "--model.drop_path=0.1",
         "--model.optimization.lr=1e-3",
-        "--data=onepeace_lightning.data.readers.classification.AudioClassificationDataModule",
+        "--data=onepeace_lightning.data.readers.classification.DataModule",
         "--data.train={path: train, batch_size: 6}", "--data.val={val: {path: train, batch_size: 4}}",
         "--data.preprocessing={min_audio_seconds: 0.2, max_audio_seconds: 1.0}",
     ])  # fmt: skip

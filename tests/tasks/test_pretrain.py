@@ -20,7 +20,12 @@ def tokenizer(tmp_path_factory) -> str:
 
 def built(tokenizer: str, **settings) -> PretrainTask:
     torch.manual_seed(0)
-    task = PretrainTask(tokenizer, Optimization(total_steps=10, warmup_steps=1), image_size=IMAGE_SIZE, **settings)
+    task = PretrainTask(
+        tokenizer,
+        Optimization(total_steps=10, warmup_steps=1),
+        preprocessing={"image": {"size": IMAGE_SIZE}},
+        **settings,
+    )
     task.configure_model()
     task.log = lambda *args, **kwargs: None
     task.log_dict = lambda *args, **kwargs: None

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.retrieval import RetrievalDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.tasks import AudioTextRetrievalTask, ImageTextRetrievalTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, PITCHES, as_json, png, wav, write
@@ -25,7 +24,7 @@ def captioned(folder, modality, count=6, several=False):
 
 
 def data(reading, words, train, val):
-    return RetrievalDataModule(train, val, tokenizer=words, preprocessing=reading.preprocessing)
+    return DataModule(train, val, tokenizer=words, preprocessing=reading.preprocessing)
 
 
 @pytest.mark.parametrize(("kind", "modality"), [(ImageTextRetrievalTask, "image"), (AudioTextRetrievalTask, "audio")])

@@ -9,9 +9,9 @@ import torch
 from PIL import Image as Pillow
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.segmentation import MaskAugmentation, SemanticSegmentationDataModule
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.data.readers.masks import MaskAugmentation
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.tasks import SemanticSegmentationTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import segmented, with_mask, write
@@ -24,10 +24,10 @@ SMALL = {"head": "light", **SIZES}
 PUBLISHED = {"pixel_layers": 1, "adapter_channels": 8, **SIZES}
 
 
-def module(train, val, **options) -> SemanticSegmentationDataModule:
-    return SemanticSegmentationDataModule(
+def module(train, val, **options) -> DataModule:
+    return DataModule(
         StreamConfig(str(train), 4), {"val": StreamConfig(str(val), 3)},
-        preprocessing=Preprocessing(image_size=IMAGE_SIZE), **options,
+        preprocessing=Preprocessing({"image": {"size": IMAGE_SIZE}}), **options,
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def data(folders) -> SemanticSegmentationDataModule:
+def data(folders) -> DataModule:
     return module(*folders, augmentation=MaskAugmentation((0.8, 1.2), 0.5, 0.0))
 
 
@@ -69,11 +69,11 @@ def test_classes_are_learned_and_given_at_each_picture_s_own_size(trainer, tmp_p
 
 def test_the_published_head_learns_and_opens_again(trainer, tmp_path, folders):
     tiny = replace(tiny_config(), encoder=replace(tiny_config().encoder, depth=4))
-    data = SemanticSegmentationDataModule(
+    data = DataModule(
         StreamConfig(str(folders[0]), 4), {"val": StreamConfig(str(folders[1]), 3)},
-        preprocessing=Preprocessing(image_size=64), augmentation=PLAIN,
+        preprocessing={"image": {"size": 64}}, augmentation=PLAIN,
     )  # fmt: skip
-    task = SemanticSegmentationTask(tiny, FAST, image_size=64, **PUBLISHED)
+    task = SemanticSegmentationTask(tiny, FAST, preprocessing={"image": {"size": 64}}, **PUBLISHED)
     run = trainer(max_steps=60)
     run.fit(task, data)
     [scores] = run.validate(task, data, verbose=False)

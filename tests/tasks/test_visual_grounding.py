@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.grounding import VisualGroundingDataModule
-from onepeace_lightning.models import Text
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.tasks import VisualGroundingTask, load_task
 from onepeace_lightning.tasks.drawing import GUESS, TRUE
 from onepeace_lightning.training.optimizer import Optimization
@@ -16,8 +15,8 @@ FAST = Optimization(lr=1e-2, warmup_steps=0.1)
 
 
 @pytest.fixture
-def data(tmp_path, words, reading) -> VisualGroundingDataModule:
-    return VisualGroundingDataModule(
+def data(tmp_path, words, reading) -> DataModule:
+    return DataModule(
         StreamConfig(str(pointed_at(tmp_path / "train")), 4),
         {"val": StreamConfig(str(pointed_at(tmp_path / "val", 6, first=100)), 4)},
         tokenizer=words,
@@ -104,7 +103,7 @@ def test_what_cannot_be_answered_is_refused(trainer, tmp_path, words, reading):
         VisualGroundingTask(reading, pooled="audio")
     sample = {"png": scene(BOXES[0], "red"), "txt": b"a red square", "json": as_json(box=[4, 4, 61, 20])}
     stream = StreamConfig(str(write(tmp_path / "odd", "image-box", [sample])), 1)
-    odd = VisualGroundingDataModule(stream, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
+    odd = DataModule(stream, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
     with pytest.raises(ValueError, match=r"box is \[4, 4, 61, 20\] in a picture of 60×40"):
         trainer().validate(task, odd, verbose=False)
 
@@ -113,7 +112,7 @@ def test_the_published_result_is_the_corpus_s_own(trainer, tmp_path, words, read
     task = VisualGroundingTask(reading)
     for name, published in (("refcoco", "92.58"), ("refcoco+", "88.77"), ("refcocog", "89.22")):
         stream = StreamConfig(str(pointed_at(tmp_path / name / "val", 2)), 2)
-        data = VisualGroundingDataModule(None, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
+        data = DataModule(None, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
         trainer().validate(task, data, verbose=False)
         [line] = [line for line in task.score_context if line.startswith("published")]
         assert published in line
@@ -121,4 +120,4 @@ def test_the_published_result_is_the_corpus_s_own(trainer, tmp_path, words, read
 
 def test_a_square_of_other_size_is_refused(trainer, reading, data):
     with pytest.raises(ValueError, match=f"side of {IMAGE_SIZE} pixels"):
-        trainer(max_steps=1).fit(VisualGroundingTask(reading, image_size=2 * IMAGE_SIZE), data)
+        trainer(max_steps=1).fit(VisualGroundingTask(reading, preprocessing={"image": {"size": 2 * IMAGE_SIZE}}), data)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.question_answering import VisualQuestionAnsweringDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.tasks import VisualQuestionAnsweringTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, asked_about, png
@@ -12,8 +11,8 @@ FAST = Optimization(lr=1e-2, warmup_steps=0.1)
 
 
 @pytest.fixture
-def data(tmp_path, words, reading) -> VisualQuestionAnsweringDataModule:
-    return VisualQuestionAnsweringDataModule(
+def data(tmp_path, words, reading) -> DataModule:
+    return DataModule(
         StreamConfig(str(asked_about(tmp_path / "train")), 5),
         {"val": StreamConfig(str(asked_about(tmp_path / "val", first=100)), 4)},
         tokenizer=words,

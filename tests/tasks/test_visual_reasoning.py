@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.reasoning import VisualReasoningDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.tasks import VisualReasoningTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import pairs, png
@@ -12,8 +11,8 @@ FAST = Optimization(lr=3e-3, warmup_steps=0.1)
 
 
 @pytest.fixture
-def data(tmp_path, words, reading) -> VisualReasoningDataModule:
-    return VisualReasoningDataModule(
+def data(tmp_path, words, reading) -> DataModule:
+    return DataModule(
         StreamConfig(str(pairs(tmp_path / "train")), 6),
         {"val": StreamConfig(str(pairs(tmp_path / "val", 8, first=100)), 5)},
         tokenizer=words,
@@ -57,8 +56,8 @@ def test_type_embeddings_start_at_zero_and_tell_the_pictures_apart(reading):
     words, first, second = texts(5), images(1, seed=4), images(1, seed=5)
     torch.nn.init.normal_(adapter.type_embedding_second)
     with task.answering() as model:
-        logits = model({"text": words, "image": first}, second)
-        swapped = model({"text": words, "image": second}, first)
+        logits = model({"text": words, "image": first, "second_image": second})
+        swapped = model({"text": words, "image": second, "second_image": first})
     assert not torch.allclose(logits, swapped, atol=1e-3)
 
 
@@ -66,9 +65,9 @@ def test_padding_and_the_rest_of_the_batch_change_nothing(reading):
     task = VisualReasoningTask(reading, classes=["True", "False"])
     words, first, second = texts(9, 4), images(2, seed=4), images(2, seed=5)
     with task.answering() as model:
-        together = model({"text": words, "image": first}, second)
+        together = model({"text": words, "image": first, "second_image": second})
         one = {"text": type(words)(words.ids_BL[1:, :4]), "image": type(first)(first.pixels[1:])}
-        alone = model(one, type(second)(second.pixels[1:]))
+        alone = model({**one, "second_image": type(second)(second.pixels[1:])})
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
 
 

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.data.datamodule import StreamConfig
-from onepeace_lightning.data.readers.classification import AudioClassificationDataModule, ImageClassificationDataModule
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.models import Backbone
 from onepeace_lightning.tasks import ZeroShotAudioClassificationTask, ZeroShotImageClassificationTask
 from tests.samples import COLOURS, PITCHES, labelled_images, labelled_sounds, png, wav
@@ -19,7 +18,7 @@ PROMPTS = ["a {label} square", "{label}"]
 def test_accuracy_is_that_of_the_nearest_prompt_mean(reading, trainer, tmp_path):
     val = {"val": StreamConfig(str(labelled_images(tmp_path / "val", 9)), 4)}
     task = ZeroShotImageClassificationTask(reading, prompts=PROMPTS)
-    data = ImageClassificationDataModule(None, val, preprocessing=reading.preprocessing)
+    data = DataModule(None, val, preprocessing=reading.preprocessing)
     [scores] = trainer().validate(task, data, verbose=False)
     vectors = torch.stack(
         [F.normalize(reading.embed(text=[f"a {name} square", name]).mean(0), dim=0) for name in COLOURS]
@@ -46,7 +45,7 @@ def test_names_may_be_said_in_several_ways(reading, trainer, tmp_path):
     expected = F.normalize(reading.embed(text=said).mean(0), dim=0)
     torch.testing.assert_close(task.embed_classes()[0], expected)
     val = {"val": StreamConfig(str(labelled_sounds(tmp_path / "val")), 4)}
-    data = AudioClassificationDataModule(None, val, preprocessing=reading.preprocessing)
+    data = DataModule(None, val, preprocessing=reading.preprocessing)
     assert 0 <= trainer().validate(task, data, verbose=False)[0]["val/accuracy"] <= 100
     (tmp_path / "a.wav").write_bytes(wav("low"))
     assert len(task.predict([tmp_path / "a.wav"])[0]) == 3
@@ -61,6 +60,6 @@ def test_what_cannot_answer_is_refused(reading, trainer, tmp_path):
     with pytest.raises(ValueError, match=r"says nothing of \['blue'\]"):
         task.predict([torch.rand(3, 20, 20)])
     train = StreamConfig(str(labelled_images(tmp_path / "train")), 4)
-    data = ImageClassificationDataModule(train, {"val": train}, preprocessing=reading.preprocessing)
+    data = DataModule(train, {"val": train}, preprocessing=reading.preprocessing)
     with pytest.raises(RuntimeError, match="nothing to train"):
         trainer(limit_val_batches=0, num_sanity_val_steps=0).fit(ZeroShotImageClassificationTask(reading), data)

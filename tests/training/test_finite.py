@@ -105,7 +105,7 @@ def test_all_processes_skip_alike_and_none_writes_what_is_not_finite(strategy, t
     strategies = {"ddp": ["--trainer.strategy=ddp"], "fsdp": ["--config=configs/trainer/fsdp.yaml"]}[strategy]
     command = [
         *RUN[:2], *strategies, *RUN[2:], "--trainer.max_steps=4", "--trainer.limit_val_batches=0",
-        "--data.init_args.num_workers=0", "--data.init_args.preprocessing.image_size=32", streams("image-text"),
+        "--data.init_args.num_workers=0", "--data.init_args.preprocessing={image: {size: 32}}", streams("image-text"),
         "--trainer.default_root_dir=.", *EVERY_3_STEPS, *callback("Record"),
         *callback(SpoilGradient.__name__, steps="[1, 3]", rank=1), *callback("Dump"),
     ]  # fmt: skip

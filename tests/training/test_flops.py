@@ -1,20 +1,14 @@
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from onepeace_lightning.models import Audio, AudioConfig, Image
+from onepeace_lightning.modalities.audio import Audio, AudioConfig
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.presets import preset_config
 from onepeace_lightning.models.config import AdapterConfig
-from onepeace_lightning.training.flops import (
-    Flops,
-    denoiser_flops,
-    embed_flops,
-    encoder_flops,
-    product,
-    token_lengths,
-    view_flops,
-)
+from onepeace_lightning.models.flops import Flops, product
+from onepeace_lightning.training.flops import denoiser_flops, encoder_flops
 from tests.counted import counted, forward_backward
 from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
 
@@ -45,7 +39,7 @@ def as_pair(flops: Flops) -> tuple[int, int]:
 def test_lengths_are_those_of_the_adapters_tokens(model, name):
     ragged = {"text": texts(7, 3, 5), "image": images(2), "audio": audios(3000, 400, 1700)}
     for inputs in (RAW[name], ragged[name]):
-        assert token_lengths(inputs) == model.backbone.embed({name: inputs})[name].lengths
+        assert inputs.token_lengths == model.backbone.embed({name: inputs})[name].lengths
 
 
 @pytest.mark.parametrize("learns", [True, False])
@@ -54,9 +48,9 @@ def test_adapters(model, name, learns):
     """What is computed once and what is computed for a view; frozen, there is no backward pass."""
     adapter = model.backbone.adapters[name].requires_grad_(learns)
     raw, width = RAW[name], model.config.encoder.width
-    lengths = token_lengths(raw)
-    wanted = embed_flops(adapter.config, raw, width, learns=learns) + view_flops(
-        adapter.config, lengths, width, learns=learns
+    lengths = raw.token_lengths
+    wanted = adapter.config.embed_flops(raw, width, learns=learns) + adapter.config.view_flops(
+        lengths, width, learns=learns
     )
     compute = lambda: adapter.view(adapter.embed(raw)).values_TD.square()  # noqa: E731
     try:
@@ -71,7 +65,7 @@ def test_grouped_convolutions_cost_their_share():
     assert adapter.config.position_groups == 4
     raw, width = RAW["audio"], tiny_config().encoder.width
     tokens = adapter.embed(raw)
-    flops = view_flops(adapter.config, tokens.lengths, width)
+    flops = adapter.config.view_flops(tokens.lengths, width)
     assert counted(lambda: adapter.view(tokens)) == [flops.forward]
     assert flops.backward == 2 * flops.forward
 
@@ -81,11 +75,11 @@ def test_grouped_convolutions_cost_their_share():
 def test_one_view_of_single_and_joined_modalities(names, per_block_tables):
     model = ungrouped(per_block_tables=per_block_tables)
     raw = {name: RAW[name] for name in names}
-    width, lengths = model.config.encoder.width, {name: token_lengths(part) for name, part in raw.items()}
+    width, lengths = model.config.encoder.width, {name: part.token_lengths for name, part in raw.items()}
     wanted = encoder_flops(model.config.encoder, [lengths])
     for name, inputs in raw.items():
         sizes = model.config.adapters[name]
-        wanted += embed_flops(sizes, inputs, width) + view_flops(sizes, lengths[name], width)
+        wanted += sizes.embed_flops(inputs, width) + sizes.view_flops(lengths[name], width)
     assert as_pair(wanted) == forward_backward(lambda: all_features([model.backbone(raw)]))
 
 
@@ -131,7 +125,7 @@ def test_padding_is_left_out_and_only_attention_may_compute_it(model):
     """The dense path computes at most attention to the longest sequence's columns above the model's FLOPs."""
     raw, config = {"text": texts(9, 2, 5), "image": images(3)}, model.config.encoder
     tokens = {name: part.with_values(part.values_TD.detach()) for name, part in model.backbone.embed(raw).items()}
-    lengths = {name: token_lengths(inputs) for name, inputs in raw.items()}
+    lengths = {name: inputs.token_lengths for name, inputs in raw.items()}
     (computed,) = counted(lambda: model.backbone.encode([tokens]))
     real = encoder_flops(config, [lengths]).forward
     longest = sum(max(part) for part in lengths.values())
@@ -145,9 +139,9 @@ def test_clips_are_counted_without_their_padding(model):
     clips = audios(320 * 14 + 80, 320 * 3 + 80)
     alone = [Audio(clips.waveforms_BN[i : i + 1, :n], clips.lengths[i : i + 1]) for i, n in enumerate((4560, 1040))]
     (computed,) = counted(lambda: adapter.embed(clips))
-    real = embed_flops(adapter.config, clips, width).forward
+    real = adapter.config.embed_flops(clips, width).forward
     assert real == sum(counted(*(lambda clip=clip: adapter.embed(clip) for clip in alone)))
-    assert real < computed <= 2 * embed_flops(adapter.config, alone[0], width).forward
+    assert real < computed <= 2 * adapter.config.embed_flops(alone[0], width).forward
 
 
 def test_frozen_weights_cost_no_gradient():
@@ -167,26 +161,16 @@ def test_a_new_modality_says_its_own_lengths_and_cost():
     class DepthConfig(AdapterConfig):
         modality = "depth"
 
-    @dataclass
-    class Depth:
-        rows: int
-
-    with pytest.raises(TypeError, match=r"how many tokens Depth has.*@token_lengths\.register"):
-        token_lengths(Depth(3))
-    with pytest.raises(TypeError, match=r"what DepthConfig costs.*@embed_flops\.register"):
-        embed_flops(DepthConfig(), Depth(3), 24)
-    count: Callable[..., list[int]] = lambda inputs: [1 + inputs.rows]  # noqa: E731
-    token_lengths.register(Depth, count)
-    assert token_lengths(Depth(3)) == [4]
-    assert view_flops(DepthConfig(), [4], 24) == Flops()
+    with pytest.raises(NotImplementedError, match=r"DepthConfig does not say what it computes.*embed_flops"):
+        DepthConfig().embed_flops(None, 24)
+    assert DepthConfig().view_flops([4], 24) == Flops()
 
 
 def test_the_published_size_costs_what_its_parameters_say():
     """Two operations for each weight and token in the forward pass, plus attention."""
-    from onepeace_lightning.models import ModelConfig
 
-    config = ModelConfig.preset("4b")
-    picture = token_lengths(Image(torch.empty(1, 3, 256, 256)))
+    config = preset_config("4b")
+    picture = Image(torch.empty(1, 3, 256, 256)).token_lengths
     assert picture == [257]
     width, ffn = 1536, 6144
     weights = 40 * (4 * width**2 + 3 * width * ffn)

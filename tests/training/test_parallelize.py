@@ -18,7 +18,10 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss, weight
-from onepeace_lightning.models import Audio, Image, PretrainModel, Text
+from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.encoder import compile_blocks
 from onepeace_lightning.training import parallelize as plan
 from onepeace_lightning.training.clipping import gradient_norm, scale_gradients

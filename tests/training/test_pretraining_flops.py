@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from onepeace_lightning.data.batch import DATA_TYPES, Batch
+from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.models import PretrainModel
-from onepeace_lightning.training.flops import Flops, token_lengths
+from onepeace_lightning.models.flops import Flops
 from onepeace_lightning.training.param_groups import stage2_trainable
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 from tests.counted import counted
-from tests.tiny import audios, batches, images, masks, texts, tiny_config, tiny_model
+from tests.tiny import FIVE_TYPES, audios, batches, images, masks, texts, tiny_config, tiny_model
 
-STEPS = [["image-text"], ["audio-text"], ["image"], ["audio"], ["text"], list(DATA_TYPES)]
+STEPS = [["image-text"], ["audio-text"], ["image"], ["audio"], ["text"], list(FIVE_TYPES)]
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def even_batches(*data_types: str) -> dict[str, Batch]:
     """Samples of equal lengths, of which equal numbers of tokens are hidden: nothing is padded."""
     raw = {"text": texts(8, 8, 8), "image": images(3), "audio": audios(*[320 * 9 + 80] * 3)}
     alone, fused = (
-        {name: masks(token_lengths(part), share, last=name != "text", seed=seed) for name, part in raw.items()}
+        {name: masks(part.token_lengths, share, last=name != "text", seed=seed) for name, part in raw.items()}
         for share, seed in ((0.4, 1), (0.6, 2))
     )
     out = {}
@@ -76,11 +76,11 @@ def test_frozen_parts_of_stage_2_have_no_weight_gradients(model, data_types, obj
     assert total_flops(parts) < total_flops(step_flops(model.config, step, objectives))
 
 
-@pytest.mark.parametrize("name", DATA_TYPES)
+@pytest.mark.parametrize("name", FIVE_TYPES)
 def test_padding_makes_what_is_computed_at_most_as_much_more_as_the_longest_sample_is_longer(model, name):
     step = batches(model, name)
     real = total_flops(step_flops(model.config, step))
-    lengths = [token_lengths(inputs) for inputs in step[name].inputs.values()]
+    lengths = [inputs.token_lengths for inputs in step[name].inputs.values()]
     longer = max(max(part) * len(part) / sum(part) for part in lengths)
     computed = sum(measured(model, step, Objectives(), set()))
     # masks make pictures uneven too; the square of attention is a small part of the whole
@@ -89,7 +89,7 @@ def test_padding_makes_what_is_computed_at_most_as_much_more_as_the_longest_samp
 
 def test_of_text_only_attention_may_be_padded(model):
     step = batches(model, "text")
-    whole = token_lengths(step["text"].inputs["text"])
+    whole = step["text"].inputs["text"].token_lengths
     shown = [length - hidden for length, hidden in zip(whole, step["text"].masks["text"].sum(1).tolist(), strict=True)]
     teacher, student = (len(part) * max(part) ** 2 - sum(n**2 for n in part) for part in (whole, shown))
     encoder, decoder = model.config.encoder, model.config.decoder.transformer

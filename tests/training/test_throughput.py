@@ -163,7 +163,9 @@ def test_a_window_of_no_steps_is_refused():
 def test_pretraining_says_what_its_steps_cost(tmp_path, clock):
     SentencePieceTokenizer.train(["a few words to learn from"], 300).save(tmp_path)
     settings = Optimization(total_steps=4, warmup_steps=1)
-    task = PretrainTask(str(tmp_path), settings, image_size=IMAGE_SIZE, data_types=["image-text", "audio-text"])
+    task = PretrainTask(
+        str(tmp_path), settings, preprocessing={"image": {"size": IMAGE_SIZE}}, data_types=["image-text", "audio-text"]
+    )
     task.configure_model()
     step = batches(task.model, "image-text", "audio-text")
     record = Record()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from onepeace_lightning.checkpoints.loading import LoadReport, fill
-from onepeace_lightning.modalities.image import grid_positions
+from onepeace_lightning.models.patches import grid_positions
 from onepeace_lightning.models.vision.detector import Detector
 
 

@@ -15,7 +15,10 @@ from onepeace_lightning.checkpoints.original import (
     OriginalModel,
     named,
 )
-from onepeace_lightning.models.config import AudioConfig, ImageConfig, ModelConfig, TextConfig, TransformerConfig
+from onepeace_lightning.modalities.audio import AudioConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
+from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.models.relative_bias import MAX_POSITIONS

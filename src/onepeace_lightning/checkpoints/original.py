@@ -13,18 +13,13 @@ from onepeace_lightning.checkpoints.key_map import MODALITIES, name_map, origina
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, listed, never
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
+from onepeace_lightning.modalities.audio import AudioConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.config import (
-    PATCH,
-    AudioConfig,
-    DecoderConfig,
-    ImageConfig,
-    ModelConfig,
-    TextConfig,
-    TransformerConfig,
-    raise_all,
-)
+from onepeace_lightning.models.config import DecoderConfig, ModelConfig, TransformerConfig, raise_all
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.patches import PATCH
 from onepeace_lightning.models.pretraining import PretrainModel
 
 OriginalModel = PretrainModel | ClassifyModel | Backbone

@@ -19,14 +19,14 @@ from onepeace_lightning.checkpoints.original import OriginalModel, named
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
-from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.files import check_fetched
+from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
 from onepeace_lightning.modalities.tokenizers.sentencepiece import MODEL_FILE
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.config import ImageConfig, ModelConfig, TextConfig
+from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.pretraining import PretrainModel
 
@@ -59,7 +59,7 @@ class Pretrained:
 
     Attributes:
         model: the weights; a backbone with contrastive heads (and perhaps a denoiser), with a pooling head, or alone.
-        preprocessing: of pictures and sounds.
+        preprocessing: settings of its modalities.
         tokenizer: None where the model has no text, or its source no vocabulary.
         report: what did not fit when the weights were loaded.
     """
@@ -116,17 +116,12 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         "format_version": FORMAT_VERSION,
         "model": pretrained.model.config.to_dict(),
         **model_parts(pretrained.model),
-        "preprocessing": asdict(pretrained.preprocessing),
+        "preprocessing": pretrained.preprocessing.to_dict(list(pretrained.model.config.adapters)),
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     if config["contrastive_heads"]:
         (folder / MODULES_FILE).write_text(json.dumps(_MODULES, indent=2) + "\n")
-
-
-def default_preprocessing(config: ModelConfig) -> Preprocessing:
-    """The published preprocessing, pictures of the side that the model takes."""
-    return fitting(Preprocessing(), config)
 
 
 def model_parts(model: nn.Module) -> dict[str, Any]:
@@ -152,9 +147,9 @@ def _read_folder(folder: Path) -> Pretrained:
         raise ValueError(f"the folder {folder} has no {CONFIG_FILE}; accepted is {_ACCEPTED}")
     config = _read_config(folder / CONFIG_FILE)
     try:
-        sizes = ModelConfig.from_dict(config["model"])
+        sizes = config_from_dict(config["model"])
         model = _build(sizes, config)
-        preprocessing, fingerprint = preprocessing_from_dict(config["preprocessing"]), config["tokenizer"]
+        preprocessing, fingerprint = Preprocessing(config["preprocessing"]), config["tokenizer"]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / CONFIG_FILE} is damaged ({type(error).__name__}: {error}); save the model again"
@@ -202,7 +197,10 @@ def _read_file(path: Path) -> Pretrained:
     file = ReleasedFile.of(path, content, found)
     kind = kind_of(file)
     model, report = kind.model(file)
-    return Pretrained(model, preprocessing_of(kind.preprocessing(file, model.config), model.config), report=report)
+    settings = dict(kind.preprocessing(file, model.config))
+    if "text" in settings:
+        settings["text"] = {"cleaning": "lower"}  # as the original's hub embeds
+    return Pretrained(model, Preprocessing(settings).fitting(model.config), report=report)
 
 
 def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
@@ -212,44 +210,26 @@ def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
             f"{path} holds low-rank updates beside its weights: open it with onepeace_lightning.tasks.load_task and"
             " take its backbone, in which they are merged"
         )
-    config = ModelConfig.from_dict(about["config"])
+    config = config_from_dict(about["config"])
     model = _build(config, about["parts"])
     # A task's own parts, such as a segmentation head, are opened by load_task.
     report = fill_from(named(model), content, str(path), may_drop=lambda name: isinstance(model, Backbone))
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
-    preprocessing = default_preprocessing(config)
-    if "preprocessing" in about:
-        preprocessing = fitting(preprocessing_from_dict(about["preprocessing"]), config)
+    preprocessing = Preprocessing(about.get("preprocessing")).fitting(config)
     return Pretrained(model, preprocessing, tokenizer, report)
 
 
-def preprocessing_of(settings: Mapping[str, Mapping[str, Any]], config: ModelConfig) -> Preprocessing:
-    """The published preprocessing with a released file's own settings."""
-    seconds = settings.get("audio", {}).get("max_seconds")
-    given = {} if seconds is None else {"max_audio_seconds": seconds}
-    return fitting(Preprocessing(**given), config)
-
-
-def preprocessing_from_dict(values: Mapping[str, Any]) -> Preprocessing:
-    """The inverse of ``dataclasses.asdict``, from JSON too."""
-    return Preprocessing(**{**values, "crop_scale": tuple(values["crop_scale"])})
-
-
-def fitting(preprocessing: Preprocessing, config: ModelConfig) -> Preprocessing:
-    """The same for pictures of the side that a model takes."""
-    image = config.adapters.get("image")
-    return replace(preprocessing, image_size=image.image_size) if isinstance(image, ImageConfig) else preprocessing
-
-
 def _check_vocabulary(pretrained: Pretrained, source: str | Path) -> None:
-    tokenizer, text = pretrained.tokenizer, pretrained.model.config.adapters.get("text")
-    if tokenizer is None or not isinstance(text, TextConfig):
+    tokenizer = pretrained.tokenizer
+    if tokenizer is None:
         return
-    if tokenizer.vocab_size != text.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model of {source} {text.vocab_size}; they do not belong"
-            " together"
-        )
+    for name, sizes in pretrained.model.config.adapters.items():
+        for size, needed in modality(name)(None, tokenizer).sizes().items() if modality(name).reads_text else ():
+            if getattr(sizes, size) != needed:
+                raise ValueError(
+                    f"the tokenizer has {needed} ids, the model of {source} {getattr(sizes, size)}; they do not belong"
+                    " together"
+                )
 
 
 def _download(name: str) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.modalities.image import ImageAdapter
-from onepeace_lightning.models.config import PATCH, ImageConfig, ModelConfig
+from onepeace_lightning.modalities.image import ImageAdapter, ImageConfig
+from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.denoiser import DecoderInput
 from onepeace_lightning.models.relative_bias import grid_rows
 
@@ -147,8 +147,8 @@ def set_image_size(model: nn.Module, image_size: int) -> None:
     for module in model.modules():
         if isinstance(getattr(module, "config", None), ModelConfig):
             setattr(module, "config", _at(cast(ModelConfig, module.config), image_size))  # noqa: B010 (typed as a tensor)
-        elif isinstance(module, DecoderInput) and module.grid is not None:
-            module.grid = image_size // PATCH
+        elif isinstance(module, DecoderInput) and isinstance(module.adapter, ImageConfig):
+            module.adapter = module.adapter.resized(image_size)
 
 
 def _at(config: ModelConfig, image_size: int) -> ModelConfig:

@@ -1,12 +1,38 @@
-"""The typed batch that a data stream yields and a task takes."""
+"""One sample ready for a batch, and the typed batch that a data stream yields and a task takes.
 
+P = positions of a modality (CLS and its tokens).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-DATA_TYPES = ("image", "audio", "text", "image-text", "audio-text")
-"""The five kinds of training data (paper section 3.4); ``audio-image`` exists for evaluation only."""
+from onepeace_lightning.modalities.base import Modality
+
+
+@dataclass
+class Example:
+    """One sample, ready to be put in a batch.
+
+    Attributes:
+        key: the sample's key in its shard.
+        inputs: name of an input to an array of its modality.
+        caption: the raw text, "" where there is none.
+        masks: modality to (P,) bool, for the student that sees this modality alone.
+        fused_masks: the same for the student that sees all together.
+        targets: what a downstream task learns, a tensor (of the same shape in every sample) or anything else.
+    """
+
+    key: str
+    inputs: dict[str, Any]
+    caption: str = ""
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
+    targets: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -15,13 +41,13 @@ class Batch:
 
     Attributes:
         keys: the samples' keys in their shards.
-        inputs: modality name to what its adapter takes (``models.inputs``).
-        masks: modality name to (B, P) bool, True where a token is hidden from the student that sees this modality
+        inputs: name of an input to what the modality's adapter takes. A name is a modality's; ``second_`` before it
+            means the second of two items.
+        masks: modality name to (B, L) bool, True where a token is hidden from the student that sees this modality
             alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation. Host data: all indices
             that a step needs are computed from them without waiting for the device.
-        fused_masks: the same for the student that sees both modalities together. Empty unless a pair in training.
-        captions: the raw text of each sample ("" where there is none); equal captions are one answer in retrieval.
-        second: each sample's second picture (``models.inputs.Image``), where the task has two.
+        fused_masks: the same for the student that sees all modalities together. Empty unless several in training.
+        captions: the raw text of each sample ("" where there is none).
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
         sources: the name of each sample's source, where the stream mixes several.
         filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
@@ -33,7 +59,6 @@ class Batch:
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
-    second: Any = None
     targets: dict[str, Any] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     filler: bool = False
@@ -53,9 +78,43 @@ class Batch:
         def each(part: dict[str, Any]) -> dict[str, Any]:
             return {name: value if isinstance(value, list) else move(value) for name, value in part.items()}
 
-        return replace(
-            self,
-            inputs=each(self.inputs),
-            second=None if self.second is None else move(self.second),
-            targets=each(self.targets),
+        return replace(self, inputs=each(self.inputs), targets=each(self.targets))
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Joins examples of one data type to a batch.
+
+    Attributes:
+        modalities: name of an input to its modality.
+    """
+
+    modalities: Mapping[str, Modality]
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """A batch of at least one example."""
+        first = examples[0]
+        return Batch(
+            keys=[example.key for example in examples],
+            inputs={
+                name: self.modalities[name].collate([example.inputs[name] for example in examples])
+                for name in first.inputs
+            },
+            masks={name: pad_masks([example.masks[name] for example in examples]) for name in first.masks},
+            fused_masks={
+                name: pad_masks([example.fused_masks[name] for example in examples]) for name in first.fused_masks
+            },
+            captions=[example.caption for example in examples],
+            targets={name: _join([example.targets[name] for example in examples]) for name in first.targets},
         )
+
+
+def pad_masks(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Join masks (P,) of any lengths to (B, longest P); what is filled up is not masked."""
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+
+
+def _join(targets: list[Any]) -> Any:
+    """Stack tensors; anything else stays a list."""
+    return torch.stack(targets) if isinstance(targets[0], Tensor) else targets

@@ -1,19 +1,22 @@
-"""What every data module is made of: named streams of shards, and exact loaders over them."""
+"""The data of every task: named streams of shards, read as their data type says, and exact loaders over them."""
 
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 
-from onepeace_lightning.data.dataloader import Collate, EvalLoader, Prepare, TrainLoader
-from onepeace_lightning.data.prepare import collate
-from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.data_types import DataType, data_type
+from onepeace_lightning.data.dataloader import EvalLoader, TrainLoader
+from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
+from onepeace_lightning.data.readers.base import Augmentation
+from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -24,7 +27,8 @@ class StreamConfig:
     Attributes:
         path: folder of shards with a ``manifest.json``.
         batch_size: samples per batch on each device.
-        data_type: what the samples are; the stream's name if None.
+        data_type: what the samples are, to have it checked; None: as the manifest says, unless the stream's name is a
+            data type.
     """
 
     path: str
@@ -32,65 +36,60 @@ class StreamConfig:
     data_type: str | None = None
 
 
-class StreamDataModule(L.LightningDataModule, ABC):
-    """Streams of samples by name, training ones and ones to evaluate on.
+class DataModule(L.LightningDataModule):
+    """Streams of samples: to train on, to validate and to test on.
+
+    What a stream's samples are, its manifest says (``data.data_types``); that decides how they are read.
 
     Args:
-        train: name to training stream.
+        train: one stream, whose batches a training step gets as they are; or streams by name, of each of which a step
+            gets one batch, {name: batch}, with the masks of the denoising objective.
         val: name to validation stream; each is one loader, in this order.
         test: the same for testing.
         tokenizer: folder of a saved tokenizer; None where there is no text.
-        preprocessing: sizes of pictures and lengths of sounds.
+        preprocessing: modality to its settings, such as ``{"image": {"size": 96}}``; the defaults of those that are not
+            named.
+        augmentation: what is done to training samples. None: the default of their data type; False: nothing; True: the
+            modalities' own augmentation; a mapping: settings of the data type's augmentation, for a label
+            ``crop_scale``, ``flip``, ``rand_augment`` and ``erase``, for a box ``crop_scale`` and ``flip``, for a mask
+            ``scale``, ``flip`` and ``distort``.
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
         steps_per_epoch: batches per epoch; one pass over the longest stream if None. Shorter streams start again.
         shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
         max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
+        masks: draw masks in streams by name; contrast alone needs none.
     """
-
-    collate: Collate = staticmethod(collate)
 
     def __init__(
         self,
-        train: Mapping[str, StreamConfig | Mapping] | None,
-        val: Mapping[str, StreamConfig | Mapping] | None,
-        test: Mapping[str, StreamConfig | Mapping] | None,
+        train: StreamConfig | dict[str, StreamConfig] | None = None,
+        val: dict[str, StreamConfig] | None = None,
+        test: dict[str, StreamConfig] | None = None,
         *,
-        tokenizer: str | None,
-        preprocessing: Preprocessing,
-        num_workers: int,
-        seed: int,
-        steps_per_epoch: int | None,
-        shuffle_buffer: int,
-        max_bad_fraction: float,
+        tokenizer: str | None = None,
+        preprocessing: dict[str, dict[str, Any]] | None = None,
+        augmentation: dict[str, Any] | bool | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+        shuffle_buffer: int = 1000,
+        max_bad_fraction: float = 0.01,
+        masks: bool = True,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.test = streams(train), streams(val), streams(test)
+        single = isinstance(train, StreamConfig) or (train is not None and "path" in train)
+        self.single = single
+        self.train, self.val, self.test = _streams({"train": train} if single else train), _streams(val), _streams(test)
         self.tokenizer_folder = None if tokenizer is None else Path(tokenizer)
-        self.preprocessing = preprocessing
+        self.preprocessing = Preprocessing(preprocessing)
+        self.augmentation: Augmentation = augmentation
         self.num_workers = num_workers
         self.seed = seed
         self.given_steps_per_epoch = steps_per_epoch
         self.shuffle_buffer = shuffle_buffer
         self.max_bad_fraction = max_bad_fraction
-
-    @abstractmethod
-    def prepare(self, data_type: str, *, train: bool) -> Prepare:
-        """What turns a raw sample of a data type into an example."""
-
-    @property
-    @abstractmethod
-    def train_types(self) -> tuple[str, ...]:
-        """Data types that can be trained on."""
-
-    @property
-    @abstractmethod
-    def eval_types(self) -> tuple[str, ...]:
-        """Data types that can be evaluated on."""
-
-    def data_type(self, name: str, stream: StreamConfig) -> str:
-        """What a stream's samples are."""
-        return stream.data_type or name
+        self.masks = masks
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -100,6 +99,27 @@ class StreamDataModule(L.LightningDataModule, ABC):
     def evaluated(self, stage: str) -> dict[str, StreamConfig]:
         """The streams that a stage evaluates on, in the order of their loaders."""
         return self.test if stage == "test" else self.val
+
+    def data_type(self, stream: StreamConfig) -> DataType:
+        """What a stream's samples are."""
+        return data_type(read_manifest(stream.path).data_type)
+
+    def reader(self, stream: StreamConfig, *, train: bool) -> Reader:
+        """What reads a stream's samples.
+
+        Raises:
+            ValueError: the data type needs a tokenizer or classes that there are none of, or the augmentation does not
+                go with it.
+        """
+        kind = self.data_type(stream)
+        reader, options = READERS[kind.answer], {}
+        if reader is AlignedReader:
+            options["masks"] = train and self.masks and not self.single
+        about = {name: listed for name in ("classes", "answers") if (listed := self.names(name)) is not None}
+        return reader.of(
+            kind, self.preprocessing, self.tokenizer, train=train, augmentation=self.augmentation, about=about,
+            **options,
+        )  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,18 +139,24 @@ class StreamDataModule(L.LightningDataModule, ABC):
         """
         problems = self.problems()
         if stage in ("fit", None):
-            problems += self._stream_problems("train", self.train, self.train_types)
-        if stage in ("fit", None) and not self.train:
-            problems.append(f"train has no stream; give at least one of {', '.join(self.train_types)}")
+            problems += self._stream_problems("train", self.train, train=True)
+            if not self.train:
+                problems.append("train has no stream; give one, {path: …, batch_size: …}, or several by name")
         if stage in ("validate", "test") and not self.evaluated(stage):
             split = "test" if stage == "test" else "val"
-            problems.append(f"{split} has no stream; give at least one of {', '.join(self.eval_types)}")
+            problems.append(f"{split} has no stream; give at least one by name, {{name: {{path: …, batch_size: …}}}}")
         if stage != "test":
-            problems += self._stream_problems("val", self.val, self.eval_types)
+            problems += self._stream_problems("val", self.val, train=False)
         if stage in ("test", None):
-            problems += self._stream_problems("test", self.test, self.eval_types)
+            problems += self._stream_problems("test", self.test, train=False)
         if problems:
             raise ValueError("data:\n  " + "\n  ".join(problems))
+
+    def train_dataloader(self) -> Any:
+        """The training stream's batches; of streams by name one batch of each per step, {name: batch}."""
+        steps = self.steps_per_epoch
+        loaders = {name: self.train_loader(name, steps) for name in self.train}
+        return loaders["train"] if self.single else CombinedLoader(loaders, mode="min_size")
 
     def val_dataloader(self) -> dict[str, EvalLoader]:
         """Give every sample of each validation stream once over all devices."""
@@ -142,23 +168,56 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
     def train_loader(self, name: str, steps: int | None) -> TrainLoader:
         """One training stream's loader, with so many steps per epoch."""
-        rank, world_size = self._place()
+        rank, world_size = self._rank()
         stream = self.train[name]
+        reader = self.reader(stream, train=True)
         return TrainLoader(
             stream.path,
             stream.batch_size,
-            self.prepare(self.data_type(name, stream), train=True),
-            self.collate,
+            reader,
+            reader.collate,
             steps_per_epoch=steps,
             rank=rank,
             world_size=world_size,
             num_workers=self.num_workers,
-            # Streams that share their pictures (image and image-text) must not walk through them in step.
+            # Streams that share their images (image and image-text) must not walk through them in step.
             seed=self.seed + zlib.crc32(name.encode()),
             shuffle_buffer=self.shuffle_buffer,
             max_bad_fraction=self.max_bad_fraction,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifest of every configured stream whose data are there, the training streams' first."""
+        found = {}
+        for split, streams in (("train", self.train), ("val", self.val), ("test", self.test)):
+            for name, stream in streams.items():
+                try:
+                    manifest = read_manifest(stream.path)
+                except (OSError, ShardError):  # ``setup`` tells of those that a stage needs
+                    continue
+                found[split if self.single and split == "train" else f"{split}.{name}"] = manifest
+        return found
+
+    def names(self, kind: str) -> list[str] | None:
+        """The class names or answers that the first folder's manifest lists (``about``); None where none does.
+
+        Args:
+            kind: "classes" or "answers".
+
+        Raises:
+            ValueError: two folders list other ones.
+        """
+        manifests = self.manifests()
+        listed = {name: manifest.about[kind] for name, manifest in manifests.items() if kind in manifest.about}
+        for name, names in listed.items():
+            first = next(iter(listed))
+            if names != listed[first]:
+                raise ValueError(
+                    f"data: {name} lists other {kind} ({len(names)}) than {first} ({len(listed[first])}): "
+                    f"make both folders with the same list"
+                )
+        return next(iter(listed.values()), None)
 
     def problems(self) -> list[str]:
         """What is wrong with the settings themselves."""
@@ -180,48 +239,61 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return problems
 
     def _eval_loaders(self, of: Mapping[str, StreamConfig]) -> dict[str, EvalLoader]:
-        rank, world_size = self._place()
-        return {
-            name: EvalLoader(
+        rank, world_size = self._rank()
+        loaders = {}
+        for name, stream in of.items():
+            reader = self.reader(stream, train=False)
+            loaders[name] = EvalLoader(
                 stream.path,
                 stream.batch_size,
-                self.prepare(self.data_type(name, stream), train=False),
-                self.collate,
+                reader,
+                reader.collate,
                 rank=rank,
                 world_size=world_size,
                 num_workers=self.num_workers,
                 pin_memory=torch.cuda.is_available(),
             )
-            for name, stream in of.items()
-        }
+        return loaders
 
-    def _stream_problems(self, split: str, of: Mapping[str, StreamConfig], accepted: tuple[str, ...]) -> list[str]:
+    def _stream_problems(self, split: str, of: Mapping[str, StreamConfig], *, train: bool) -> list[str]:
         problems = []
         for name, stream in of.items():
+            where = split if self.single and split == "train" else f"{split}.{name}"
             if stream.batch_size < 1:
-                problems.append(f"{split}.{name}: batch_size is {stream.batch_size}; give 1 or more")
+                problems.append(f"{where}: batch_size is {stream.batch_size}; give 1 or more")
             try:
-                manifest = read_manifest(stream.path)
+                held = data_type(read_manifest(stream.path).data_type)
+                expected = held
+                if (said := stream.data_type or _named(name, held)) is not None:
+                    expected = data_type(said)
             except (OSError, ValueError) as error:
-                problems.append(f"{split}.{name}: {error}")
+                problems.append(f"{where}: {error}")
                 continue
-            data_type = self.data_type(name, stream)
-            if data_type not in accepted:
-                hint = " (it is for val only)" if data_type in self.eval_types else ""
-                problems.append(f"{split}.{name}: data type {data_type!r}{hint}; accepted: {', '.join(accepted)}")
-            elif manifest.data_type != data_type:
+            if held != expected:
                 problems.append(
-                    f"{split}.{name}: {stream.path} holds {manifest.data_type!r}, not {data_type!r}; "
-                    "give another path or set data_type"
+                    f"{where}: {stream.path} holds {str(held)!r}, not {said!r}; give another path or data_type"
                 )
+                continue
+            try:
+                self.reader(stream, train=train)
+            except (OSError, ValueError) as error:
+                problems.append(f"{where}: {error}")
         return problems
 
-    def _place(self) -> tuple[int, int]:
+    def _rank(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-def streams(given: Mapping[str, StreamConfig | Mapping] | None) -> dict[str, StreamConfig]:
+def _named(name: str, held: DataType) -> str | None:
+    """A stream's name, where it says what is to be aligned or denoised."""
+    try:
+        return name if held.answer is None and data_type(name).answer is None else None
+    except ValueError:  # a name like any other
+        return None
+
+
+def _streams(given: Any) -> dict[str, StreamConfig]:
     """Streams given as mappings become configurations."""
     return {
         name: stream if isinstance(stream, StreamConfig) else StreamConfig(**stream)

@@ -39,7 +39,7 @@ class _Row:
 
     def item(self, *parts: str, text: str | None = None, facts: dict[str, Any] | None = None) -> Item:
         """The sample with the files in these columns. Its key is the number of the line."""
-        columns = {"image": "image", "image1": "image", "image2": "second", "audio": "audio"}
+        columns = {"image": "image", "image1": "image", "image2": "second_image", "audio": "audio"}
         files = tuple((columns[part], self.root / self.filled(part)) for part in parts)
         return Item(f"{self.line:09d}", files, text, facts)
 

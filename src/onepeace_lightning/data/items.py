@@ -10,25 +10,10 @@ from urllib.parse import quote
 
 from rich.progress import track
 
-from onepeace_lightning.data.shards import (
-    AUDIO_EXTENSIONS,
-    IMAGE_EXTENSIONS,
-    MASK_EXTENSIONS,
-    SECOND_IMAGE_EXTENSIONS,
-    Manifest,
-    ShardWriter,
-    read_manifest,
-)
+from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
+from onepeace_lightning.modalities.base import modality
+from onepeace_lightning.models.adapter import SECOND
 
-ENDINGS: dict[str, tuple[str, ...]] = {
-    "image": IMAGE_EXTENSIONS,
-    "second": SECOND_IMAGE_EXTENSIONS,
-    "audio": AUDIO_EXTENSIONS,
-    "mask": MASK_EXTENSIONS,
-}
-"""A file's part in a sample to the endings that it may have in a shard."""
-
-_PREFIXES = {"image": "", "second": "second.", "audio": "", "mask": "mask."}
 _SHOWN = 10
 
 
@@ -38,7 +23,7 @@ class Item:
 
     Attributes:
         key: its name, no other sample's.
-        files: what each of its files is ("image", "second", "audio", "mask"), and the file.
+        files: what each of its files is (a modality's name, ``second_`` before one, or "mask"), and the file.
         text: what becomes its ``txt``.
         facts: what becomes its ``json``.
     """
@@ -52,28 +37,37 @@ class Item:
         """Those of its files that are not there."""
         return [file for _, file in self.files if not file.is_file()]
 
-    def endings(self) -> list[str]:
+    def extensions(self) -> list[str]:
         """What its files are called in a shard.
 
         Raises:
-            ValueError: a file's name has an ending that does not go with what it is.
+            ValueError: a file's name has an extension that does not go with what it is.
         """
-        endings = []
-        for part, file in self.files:
-            endings.append(_PREFIXES[part] + file.suffix.lower().removeprefix("."))
-            if endings[-1] not in ENDINGS[part]:
-                accepted = ", ".join(f"*.{ending.removeprefix(_PREFIXES[part])}" for ending in ENDINGS[part])
-                raise ValueError(f"{file}: as {part} a file named {accepted} is accepted")
-        return endings
+        return [field_of(part, file) for part, file in self.files]
 
     def fields(self) -> dict[str, bytes]:
-        """Read the sample's bytes by file name ending; nothing is decoded."""
-        fields = {ending: file.read_bytes() for ending, (_, file) in zip(self.endings(), self.files, strict=True)}
+        """Read the sample's bytes by extension; nothing is decoded."""
+        fields = {name: file.read_bytes() for name, (_, file) in zip(self.extensions(), self.files, strict=True)}
         if self.text is not None:
             fields["txt"] = self.text.encode()
         if self.facts is not None:
             fields["json"] = json.dumps(self.facts, ensure_ascii=False).encode()
         return fields
+
+
+def field_of(part: str, file: Path) -> str:
+    """The extension in a shard of a file that is a modality, a second item of one, or a mask.
+
+    Raises:
+        ValueError: the file's name does not go with what it is.
+    """
+    if part == "mask":
+        if file.suffix.lower() != ".png":
+            raise ValueError(f"{file}: as mask a file named *.png is accepted")
+        return "mask.png"
+    name = part.removeprefix(SECOND)
+    extension = modality(name).field(str(file))
+    return extension if name == part else f"second.{extension}"
 
 
 def shard_key(*parts: object) -> str:
@@ -88,7 +82,7 @@ def present(items: Sequence[Item], name: str, max_missing: float) -> list[Item]:
     Args:
         items: a split's samples.
         name: the split, for the message.
-        max_missing: the greatest share of items that may lack a file.
+        max_missing: the greatest fraction of items that may lack a file.
 
     Raises:
         ValueError: more do; or two items have the same key, or a file is of another kind, or there is no item.
@@ -102,7 +96,7 @@ def present(items: Sequence[Item], name: str, max_missing: float) -> list[Item]:
         seen.add(item.key)
     there, missing = [], []
     for item in items:
-        item.endings()
+        item.extensions()
         if absent := item.missing():
             missing += absent[:1]
         else:
@@ -111,7 +105,7 @@ def present(items: Sequence[Item], name: str, max_missing: float) -> list[Item]:
         shown = "".join(f"\n  {path}" for path in missing[:_SHOWN])
         rest = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ValueError(
-            f"{name}: files of {len(missing)} of {len(items)} samples are missing, more than the share of "
+            f"{name}: files of {len(missing)} of {len(items)} samples are missing, more than the fraction of "
             f"{max_missing:g} that is accepted:{shown}{rest}\nGet them, or accept more with max_missing"
         )
     return there
@@ -134,13 +128,13 @@ def write_items(
     Args:
         folder: the stream's.
         items: mixed before they are written, for corpora list neighbours that are alike.
-        data_type: one of ``shards.FIELDS``.
+        data_type: what the samples are, see ``data_types``.
         source: where the data comes from.
         license: under which terms.
         about: for the manifest.
         samples_per_shard: the last shard may have fewer.
         overwrite: replace the shards that are there.
-        read: an item's bytes by file name ending.
+        read: an item's bytes by extension.
 
     Raises:
         ValueError: the folder is in use, or a sample cannot be read or lacks what the data type needs.

@@ -12,25 +12,18 @@ import json
 import random
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.data.batch import DATA_TYPES
-from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
+from onepeace_lightning.data.data_types import DataType
 from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, tars, write_manifest
 from onepeace_lightning.data.tables import read_table
 from onepeace_lightning.files import check_fetched, check_name, files_below, printable
+from onepeace_lightning.modalities.base import Modality, modalities, modality, modality_of, text_modality
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
-from onepeace_lightning.modalities.tokenizers.base import clean_caption
 
-_MODALITY = {ending: modality for modality, endings in EXTENSIONS.items() for ending in endings}
-_DECODE: dict[str, Callable[[bytes], object]] = {
-    "image": decode_image,
-    "audio": decode_audio,
-    "text": lambda data: clean_caption(decode_text(data)),
-}
 _SHOWN = 10
 
 
@@ -52,32 +45,34 @@ class _Item:
         if self.problem:
             raise ValueError(self.problem)
         fields = {"json": json.dumps({"from": self.place}, ensure_ascii=False).encode()}
-        for modality, file in self.files:
-            ending = _ending(file)
+        for name, file in self.files:
             check_name(str(file))
-            if ending not in EXTENSIONS[modality]:
-                raise ValueError(f"{file}: {modality} files must end in {', '.join(EXTENSIONS[modality])}")
+            extension = modality(name).field(str(file))
             try:
-                fields[ending] = file.read_bytes()
+                fields[extension] = file.read_bytes()
             except OSError as error:  # it names the file
                 raise ValueError(str(error)) from error
             try:
-                _DECODE[modality](fields[ending])
+                _check(modality(name)(), fields[extension])
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
         if self.caption is not None:
-            clean_caption(self.caption)
-            fields["txt"] = self.caption.encode()
+            text = modality(text_modality())
+            _check(text(), self.caption.encode())
+            fields[text.extensions[0]] = self.caption.encode()
         return fields
+
+
+def _check(one: Modality, data: bytes) -> None:
+    """Raise ValueError where a file's content cannot be used."""
+    one.check(one.decode(data))
 
 
 def from_csv(
     csv_path: str,
     *,
     out: str,
-    image_col: str | None = None,
-    audio_col: str | None = None,
-    text_col: str | None = None,
+    columns: dict[str, str],
     root: str | None = None,
     val_fraction: float = 0.0,
     samples_per_shard: int = 1000,
@@ -91,12 +86,11 @@ def from_csv(
     Args:
         csv_path: table with a header line, UTF-8, with commas, semicolons or tabs between the values.
         out: data set folder to write ``train/``, ``val/`` and ``tokenizer/`` into.
-        image_col: column with paths of pictures.
-        audio_col: column with paths of sounds.
-        text_col: column with captions.
+        columns: modality to the column with its files' paths, or with the captions; on the command line
+            ``--image-col file --text-col caption``.
         root: folder that the paths are relative to; the table's own if None.
-        val_fraction: share of the samples kept for validation, chosen by their contents: equal pictures, sounds or
-            texts stay together, and a later run chooses the same.
+        val_fraction: fraction of the samples kept for validation, chosen by their contents: equal images, recordings
+            or texts stay together, and a later run chooses the same.
         samples_per_shard: samples in each shard.
         vocab_size: the most token ids of the tokenizer.
         source: where the data is from, for the manifest; the table's name if None.
@@ -106,12 +100,13 @@ def from_csv(
     Raises:
         ValueError: the columns do not fit, or rows cannot be used (the first ten are listed).
     """
-    columns = {"text": text_col, "image": image_col, "audio": audio_col}
-    data_type = _data_type(modality for modality, column in columns.items() if column)
+    if not columns:
+        raise ValueError("no column is named; give at least one, such as --image-col file --text-col caption")
+    kind = _data_type(columns)
     folder = Path(root) if root is not None else Path(csv_path).parent
     _make(
-        list(_rows(Path(csv_path), folder, {name: column for name, column in columns.items() if column})),
-        data_type,
+        list(_rows(Path(csv_path), folder, columns)),
+        kind,
         Path(out),
         val_fraction=val_fraction,
         samples_per_shard=samples_per_shard,
@@ -135,14 +130,14 @@ def from_folder(
 ) -> None:
     """Make shards of a folder and its sub-folders; files that differ in their extension alone are one sample.
 
-    ``cow.jpg`` with ``cow.txt`` is a picture with its caption. All samples must be of one data type, which is found
+    ``cow.jpg`` with ``cow.txt`` is an image with its caption. All samples must be of one data type, which is found
     from what is there. Links are followed; hidden files and folders are left out.
 
     Args:
         folder: where the files are.
         out: data set folder to write ``train/``, ``val/`` and ``tokenizer/`` into.
-        val_fraction: share of the samples kept for validation, chosen by their contents: equal pictures, sounds or
-            texts stay together, and a later run chooses the same.
+        val_fraction: fraction of the samples kept for validation, chosen by their contents: equal images, recordings
+            or texts stay together, and a later run chooses the same.
         samples_per_shard: samples in each shard.
         vocab_size: the most token ids of the tokenizer.
         source: where the data is from, for the manifest; the folder's name if None.
@@ -153,24 +148,24 @@ def from_folder(
         ValueError: the folder holds nothing usable, or different kinds of samples, or samples that cannot be used.
     """
     top = Path(folder)
-    samples: dict[str, list[Path]] = defaultdict(list)
+    samples: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     if not top.is_dir():
         raise ValueError(f"there is no folder {folder}")
     for file in files_below(top):
-        if _ending(file) in _MODALITY:
-            samples[file.relative_to(top).with_suffix("").as_posix()].append(file)
+        if found := modality_of(file.name):
+            name, extension = found
+            relative = file.relative_to(top).as_posix()
+            samples[relative[: -len(extension) - 1]].append((name, file))
         else:
-            left_out[file.suffix or "no ending"] += 1
+            left_out[file.suffix or "no extension"] += 1
     if left_out:
-        print("left out: " + ", ".join(f"{count} with {ending}" for ending, count in sorted(left_out.items())))
+        print("left out: " + ", ".join(f"{count} with {extension}" for extension, count in sorted(left_out.items())))
     if not samples:
-        raise ValueError(f"{folder} holds no file that ends in {', '.join(_MODALITY)}")
+        known = [extension for cls in modalities().values() for extension in cls.extensions]
+        raise ValueError(f"{folder} holds no file that ends in {', '.join(known)}")
     _make(
-        [
-            _Item(printable(stem), [(_MODALITY[_ending(file)], file) for file in files])
-            for stem, files in samples.items()
-        ],
+        [_Item(printable(stem), files) for stem, files in samples.items()],
         _common_type(samples),
         Path(out),
         val_fraction=val_fraction,
@@ -219,15 +214,15 @@ def _shard_type(folder: Path) -> str:
     shard = tars(folder)[0]
     try:
         with tarfile.open(shard) as tar:
-            endings = {_ending(Path(name)) for name in tar.getnames()}
+            names = tar.getnames()
     except (tarfile.TarError, EOFError) as error:
         check_fetched(shard)
         raise ValueError(f"{shard}: damaged shard ({error}); restore the file") from error
-    present = {_MODALITY[ending] for ending in endings if ending in _MODALITY}
-    return "audio-image" if len(present) == len(EXTENSIONS) else _data_type(present)
+    present = {found[0] for name in names if (found := modality_of(name.rpartition("/")[2]))}
+    return str(_data_type(present))
 
 
-def _rows(table: Path, folder: Path, columns: dict[str, str]) -> Iterator[_Item]:
+def _rows(table: Path, folder: Path, columns: Mapping[str, str]) -> Iterator[_Item]:
     """Read a table; ``columns`` maps modalities to column names."""
     header, rows = read_table(table)
     if missing := [column for column in columns.values() if column not in header]:
@@ -238,42 +233,45 @@ def _rows(table: Path, folder: Path, columns: dict[str, str]) -> Iterator[_Item]
             problem = f"more than {len(header)} values; put quotes around values that hold the separator"
         elif empty := [column for column in columns.values() if not row.values.get(column, "").strip()]:
             problem = f"nothing in column {', '.join(map(repr, empty))}"
-        values = {modality: row.values.get(column, "") for modality, column in columns.items()}
-        caption = values.pop("text", None)
-        files = [(modality, folder / value) for modality, value in values.items()]
+        values = {name: row.values.get(column, "") for name, column in columns.items()}
+        caption = values.pop(text_modality(), None)
+        files = [(name, folder / value) for name, value in values.items()]
         yield _Item(f"{table.name}, line {row.line}", files, caption, problem)
 
 
-def _data_type(modalities: Iterable[str]) -> str:
-    """Name the data type of samples that have these modalities."""
-    present = set(modalities)
-    for data_type in DATA_TYPES:
-        if present == set(data_type.split("-")):
-            return data_type
-    raise ValueError(
-        f"samples of {' and '.join(sorted(present)) or 'nothing'} make no data type; "
-        f"accepted: {', '.join(DATA_TYPES)}. "
-        "Pictures and sounds are paired with text, never with each other: make a data set of each"
-    )
+def _data_type(present: Iterable[str]) -> DataType:
+    """The data type of samples that have these modalities.
+
+    Raises:
+        ValueError: there is none, or one that nobody registered.
+    """
+    names = set(present)
+    if not names:
+        raise ValueError(f"samples of nothing make no data type; known modalities are {', '.join(modalities())}")
+    for name in names:
+        modality(name)
+    ordered = tuple(name for name in modalities() if name in names)
+    others = sorted(name for name in names if not modality(name).reads_text)
+    return DataType(ordered, None, others[0] if others else ordered[0])
 
 
-def _common_type(samples: dict[str, list[Path]]) -> str:
+def _common_type(samples: Mapping[str, Sequence[tuple[str, Path]]]) -> DataType:
     """Find the one data type of a folder's samples."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for stem, files in samples.items():
-        kinds[" + ".join(sorted(_MODALITY[_ending(file)] for file in files))].append(stem)
+        kinds[" + ".join(sorted(name for name, _ in files))].append(stem)
     if len(kinds) > 1:
         counts = "; ".join(f"{len(stems)} of {kind} (such as {stems[0]})" for kind, stems in kinds.items())
         raise ValueError(f"the folder mixes kinds of samples: {counts}. Put each kind in a folder of its own")
-    modalities = next(iter(kinds)).split(" + ")
-    if len(set(modalities)) < len(modalities):
-        raise ValueError(f"each sample has {' and '.join(modalities)}; keep one file of each modality per stem")
-    return _data_type(modalities)
+    names = next(iter(kinds)).split(" + ")
+    if len(set(names)) < len(names):
+        raise ValueError(f"each sample has {' and '.join(names)}; keep one file of each modality per stem")
+    return _data_type(names)
 
 
 def _make(
     items: Sequence[_Item],
-    data_type: str,
+    kind: DataType,
     out: Path,
     *,
     val_fraction: float,
@@ -284,8 +282,9 @@ def _make(
     skip_bad: bool,
 ) -> None:
     if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction is {val_fraction}; give a share from 0 to below 1")
+        raise ValueError(f"val_fraction is {val_fraction}; give a fraction from 0 to below 1")
     splits: dict[str, list[_Item]] = {"train": [], "val": []}
+    data_type, text = str(kind), modality(text_modality()).extensions[0]
     if used := [str(folder) for split in splits if (folder := out / split / data_type).exists()]:
         raise ValueError(f"{' and '.join(used)} exist already; delete them or choose another out folder")
     captions = []
@@ -296,10 +295,10 @@ def _make(
         except ValueError as error:
             problems.append(f"{item.place}: {error}")
             continue
-        split = "val" if _position(fields) < val_fraction else "train"
+        split = "val" if _position(fields, text) < val_fraction else "train"
         splits[split].append(item)
-        if "txt" in fields and split == "train":
-            captions.append(decode_text(fields["txt"]))
+        if text in fields and split == "train":
+            captions.append(modality(text_modality())().decode(fields[text]))
     _report(problems, len(items), skip_bad)
     if not splits["train"] or (val_fraction and not splits["val"]):
         counts = ", ".join(f"{len(chosen)} for {split}" for split, chosen in splits.items())
@@ -310,7 +309,7 @@ def _make(
     for split, chosen in splits.items():
         if not chosen:
             continue
-        # Tables and folders are sorted by class or by picture; neighbours in a shard should not be.
+        # Tables and folders are sorted by class or by image; neighbours in a shard should not be.
         random.Random(0).shuffle(chosen)
         folder = out / split / data_type
         with ShardWriter(
@@ -349,11 +348,7 @@ def _train_tokenizer(captions: Sequence[str], folder: Path, vocab_size: int) -> 
     return SentencePieceTokenizer.train(captions, vocab_size)
 
 
-def _position(fields: dict[str, bytes]) -> float:
-    """Place a sample in [0, 1) by its picture or sound, or by its text where it has no other."""
-    content = next((data for ending, data in fields.items() if ending not in ("json", "txt")), fields.get("txt", b""))
+def _position(fields: Mapping[str, bytes], text: str) -> float:
+    """A number in [0, 1) of a sample's first file, or of its text where it has no other."""
+    content = next((data for name, data in fields.items() if name not in ("json", text)), fields.get(text, b""))
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) / 2**64
-
-
-def _ending(file: Path) -> str:
-    return file.suffix.lower().removeprefix(".")

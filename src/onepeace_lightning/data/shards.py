@@ -1,7 +1,7 @@
 """Folders of WebDataset shards with a manifest of exact counts: writing, checking, reading.
 
-A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: a
-picture, a sound, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
+A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: an
+image, a recording, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
 sample known without opening a shard, which is what exact splitting and resuming rest on.
 """
 
@@ -25,45 +25,11 @@ import webdataset as wds
 from numpy.typing import NDArray
 from webdataset import tariterators
 
+from onepeace_lightning.data.data_types import DataType
+from onepeace_lightning.data.data_types import data_type as parse_data_type
 from onepeace_lightning.files import check_fetched, printable
 
 MANIFEST = "manifest.json"
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-AUDIO_EXTENSIONS = ("flac", "wav", "ogg", "mp3")
-TEXT_EXTENSIONS = ("txt",)
-SECOND_IMAGE_EXTENSIONS = tuple(f"second.{extension}" for extension in IMAGE_EXTENSIONS)
-MASK_EXTENSIONS = ("mask.png",)
-JSON_EXTENSIONS = ("json",)
-
-FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "image": (IMAGE_EXTENSIONS,),
-    "audio": (AUDIO_EXTENSIONS,),
-    "text": (TEXT_EXTENSIONS,),
-    "image-text": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
-    "audio-text": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS),
-    "audio-image": (AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, TEXT_EXTENSIONS),
-    # {"captions": [caption, …]}
-    "image-captions": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
-    "audio-captions": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
-    # {"labels": [class name, …]}, one or several; the manifest's about: {"classes": [class name, …]} in their order
-    "image-label": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
-    "audio-label": (AUDIO_EXTENSIONS, JSON_EXTENSIONS),
-    # a grey 8-bit picture of class indices, 255 is no class; about: {"classes": [class name, …]}
-    "image-mask": (IMAGE_EXTENSIONS, MASK_EXTENSIONS),
-    # {"instances": [{"label", "box", "mask"}, …]} (``instances.read_annotations``); about: {"classes": [class name, …]}
-    "image-boxes": (IMAGE_EXTENSIONS, JSON_EXTENSIONS),
-    # what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored picture
-    "image-box": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-    # the text asks, {"answers": {answer: score in (0, 1], …}}; about: {"answers": [answer, …]}, those that are learned
-    "image-question": (IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-    # a statement about two pictures, {"labels": [class name]}; about: {"classes": [class name, …]}
-    "image-pair": (IMAGE_EXTENSIONS, SECOND_IMAGE_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-    # the text asks, {"choices": [answer, …], "answer": index of the right one}
-    "audio-choices": (AUDIO_EXTENSIONS, TEXT_EXTENSIONS, JSON_EXTENSIONS),
-}
-"""Data type to what each of its samples must hold: exactly one file of every group."""
-
 
 # Files that webdataset takes for notes about a shard: in no sample.
 _META = re.compile(r"__[^/]*__($|/)")
@@ -90,7 +56,7 @@ class Manifest:
 
     Attributes:
         folder: where it is (not part of the file).
-        data_type: one of ``FIELDS``.
+        data_type: what the samples are, see ``data_types``.
         shards: in the order of the file.
         source: where the data comes from.
         license: under which terms.
@@ -152,7 +118,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path} is not a manifest ({type(error).__name__}: {error}): {_remake(folder)}") from error
-    _check_data_type(manifest.data_type)
+    _data_type(manifest.data_type)
     listed = {shard.name for shard in shards}
     wrong = [f"{name}: listed, but there is no such file" for name in sorted(listed - found)]
     wrong += [f"{name}: not listed" for name in sorted(found - listed)]
@@ -179,14 +145,14 @@ def write_manifest(
         ShardError: no shards, a damaged shard, or a sample without a field that the data type needs.
     """
     folder = Path(folder)
-    _check_data_type(data_type)
+    kind = _data_type(data_type)
     shards = []
     for path in tars(folder):
         _check_end(path)
         count = 0
         with _damage(path), path.open("rb") as stream:
             for sample in _samples(path, stream):
-                _check_fields(sample.key, [extension for extension, _, _ in sample.files], data_type)
+                _check_fields(sample.key, [extension for extension, _, _ in sample.files], kind)
                 count += 1
         shards.append(Shard(path.name, count, path.stat().st_size))
     if empty := [shard.name for shard in shards if not shard.samples]:
@@ -304,7 +270,7 @@ class ShardWriter:
 
     Args:
         folder: made if missing.
-        data_type: one of ``FIELDS``.
+        data_type: what the samples are, see ``data_types``.
         source: where the data comes from.
         license: under which terms.
         samples_per_shard: the last shard may have fewer.
@@ -326,7 +292,7 @@ class ShardWriter:
         about: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
-        _check_data_type(data_type)
+        self._kind = _data_type(data_type)
         if samples_per_shard < 1:
             raise ShardError(f"samples_per_shard={samples_per_shard}: at least 1 is needed")
         self.folder = Path(folder)
@@ -361,7 +327,7 @@ class ShardWriter:
             raise ShardError(f"key {key!r} is twice in one shard: give every sample a key of its own")
         if upper := [ext for ext in fields if ext != ext.lower()]:
             raise ShardError(f"key {key!r}: extensions {upper} must be lower case")
-        _check_fields(key, fields, self.data_type)
+        _check_fields(key, fields, self._kind)
         if self._tar is None:
             # PAX headers carry keys that are long or not ASCII.
             path = self.folder / self._name()
@@ -512,19 +478,21 @@ def _check_end(path: Path) -> None:
         raise ShardError(f"{path}: damaged shard (cut off: no end-of-archive mark): restore the file")
 
 
-def _check_fields(key: str, fields: Collection[str], data_type: str) -> None:
-    for group in FIELDS[data_type]:
+def _check_fields(key: str, fields: Collection[str], kind: DataType) -> None:
+    for group in kind.fields:
         present = [ext for ext in group if ext in fields]
         if len(present) != 1:
             has = sorted(ext for ext in fields if not ext.startswith("__"))
             raise ShardError(
-                f"sample {key!r} of type {data_type!r} needs exactly one of {', '.join(group)}; it has {', '.join(has)}"
+                f"sample {key!r} of type {str(kind)!r} needs exactly one of {', '.join(group)}; it has {', '.join(has)}"
             )
 
 
-def _check_data_type(data_type: str) -> None:
-    if data_type not in FIELDS:
-        raise ShardError(f"data type {data_type!r}: choose one of {', '.join(FIELDS)}")
+def _data_type(name: str) -> DataType:
+    try:
+        return parse_data_type(name)
+    except ValueError as error:
+        raise ShardError(str(error)) from error
 
 
 def _remake(folder: Path) -> str:

@@ -127,19 +127,19 @@ def _convert_model(
     if form == "folder":
         onepeace.save_pretrained(target)
         return
-    _write_original(to_original(onepeace.model, audio_seconds=onepeace.preprocessing.max_audio_seconds), target)
+    _write_original(to_original(onepeace.model, audio_seconds=onepeace.preprocessing["audio"].max_seconds), target)
     if onepeace.tokenizer is not None:
         print(f"the original's format holds no vocabulary; that of {source} is needed wherever text is embedded")
 
 
 def _write_task(task: FinetuneTask, target: Path, form: Form) -> None:
     print(f"{type(task).__name__}: {_millions(sum(parameter.numel() for parameter in task.model.parameters()))}")
-    print(f"preprocessing: {task.preprocessing.describe()}")
+    print(f"preprocessing: {task.preprocessing.describe(list(task.config.adapters))}")
     if form == "task":
         save_task(task, target)
         return
     multi_label = bool(task.settings().get("multi_label"))
-    seconds = task.preprocessing.max_audio_seconds
+    seconds = task.preprocessing["audio"].max_seconds
     _write_original(to_original(task.model, audio_seconds=seconds, multi_label=multi_label), target)
     print("the original's format holds neither vocabulary nor labels")
 
@@ -182,7 +182,7 @@ def describe_model(onepeace: OnePeace) -> str:
             f"{type(onepeace.model).__name__}: width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads,"
             f" {', '.join(onepeace.config.adapters)}",
             f"parameters: {_millions(sum(numbers[name] for name in dtypes))} in {', '.join(dtypes)} ({parts})",
-            f"preprocessing: {onepeace.preprocessing.describe()}",
+            f"preprocessing: {onepeace.preprocessing.describe(list(onepeace.config.adapters))}",
             f"vocabulary: {vocabulary}",
         ]
     )

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onepeace_lightning.data.prefetch import ahead
-from onepeace_lightning.data.raw import ItemReader
 from onepeace_lightning.inference.embedding_files import Chunk, Output
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.inference.sources import Read, Source, decode, open_source
+from onepeace_lightning.inference.sources import Items, Read, find_items
+from onepeace_lightning.modalities.base import Modality, modality
 
 _SHOWN = 10
 
@@ -20,9 +20,7 @@ def embed(
     *,
     model: str,
     out: str,
-    image: str | None = None,
-    audio: str | None = None,
-    text: str | None = None,
+    items: dict[str, str],
     column: str | None = None,
     root: str | None = None,
     bpe_dir: str | None = None,
@@ -32,7 +30,7 @@ def embed(
     dtype: str | None = None,
     skip_bad: bool = False,
 ) -> None:
-    """Embed the pictures, the sounds or the texts of a source.
+    """Embed the items of one modality of a source, such as ``--image FOLDER``.
 
     A stopped run goes on where it stopped when the same command is given again: at most the last chunk is embedded
     anew. The file holds ids (paths relative to the source, ``shard/key``, or ``table#row`` for texts of a table),
@@ -41,9 +39,8 @@ def embed(
     Args:
         model: a folder, a checkpoint, or a name on the hub.
         out: the file to write, .parquet or .npz (which is put together in memory).
-        image: a folder with pictures, a glob in quotes, a table of paths, or a folder of shards.
-        audio: the same, with sounds.
-        text: a folder with .txt files, a glob, a table of texts, or a folder of shards.
+        items: one modality to its source, on the command line ``--image SOURCE``, ``--text SOURCE`` and so on: a folder
+            with its files, a glob in quotes, a table of paths (or of texts), or a folder of shards.
         column: of a table (.csv, .tsv): where the paths or texts are.
         root: folder that a table's paths are relative to; the table's own if null.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
@@ -57,22 +54,22 @@ def embed(
         ValueError: not exactly one modality, nothing to embed, bad items, or an ``out`` that was begun otherwise.
         FileNotFoundError: where something is missing.
     """
-    sources = {name: given for name, given in {"image": image, "audio": audio, "text": text}.items() if given}
-    if len(sources) != 1:
-        raise ValueError(f"give one of --image, --audio and --text, not {', '.join(sources) or 'none'}")
+    if len(items) != 1:
+        raise ValueError(f"give one modality, such as --image FOLDER, not {', '.join(items) or 'none'}")
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
-    [(modality, given)] = sources.items()
-    source = open_source(modality, given, column, root)
+    [(name, given)] = items.items()
+    modality(name)
+    source = find_items(name, given, column, root)
     onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=dtype)
-    onepeace.check_embeds(modality)
-    output = Output(Path(out), describe(onepeace, modality), source)
+    onepeace.check_embeds(name)
+    output = Output(Path(out), describe(onepeace, name), source)
     if output.finished:
         print(f"{out}: finished already, {_counts(output)}; delete it to embed everything anew")
         return
     if output.done:
         print(f"{out}: going on after {output.done} of {len(source)} items")
-    work = _Work(onepeace, modality, source, batch_size, skip_bad)
+    work = _Work(onepeace, onepeace.modality(name), source, batch_size, skip_bad)
     try:
         _embed_all(work, output, chunk_size)
     finally:
@@ -83,20 +80,11 @@ def embed(
 
 def describe(onepeace: OnePeace, modality: str) -> dict[str, Any]:
     """All that embeddings of one modality depend on, apart from the items."""
-    preprocessing = onepeace.preprocessing
-    settings: dict[str, Any] = {
-        "image": {"image_size": preprocessing.image_size},
-        "audio": {
-            "max_audio_seconds": preprocessing.max_audio_seconds,
-            "min_audio_seconds": preprocessing.min_audio_seconds,
-        },
-        "text": {"max_length": onepeace.tokenizer.max_length if onepeace.tokenizer else None},
-    }
     return {
         "model": onepeace.fingerprint(modality),
         "modality": modality,
         "dtype": str(onepeace.dtype).removeprefix("torch."),
-        "preprocessing": settings[modality],
+        "preprocessing": onepeace.modality(modality).evaluation(),
         "width": onepeace.config.encoder.width,
     }
 
@@ -104,10 +92,9 @@ def describe(onepeace: OnePeace, modality: str) -> dict[str, Any]:
 class _Work:
     """Batches of a source, read ahead, in the order of its items."""
 
-    def __init__(self, onepeace: OnePeace, modality: str, source: Source, batch_size: int, skip_bad: bool) -> None:
+    def __init__(self, onepeace: OnePeace, modality: Modality, source: Items, batch_size: int, skip_bad: bool) -> None:
         self.onepeace, self.modality, self.source = onepeace, modality, source
         self.batch_size, self.skip_bad = batch_size, skip_bad
-        self.reader: ItemReader = onepeace.reader(modality)
 
     def batches(self, start: int) -> Iterator[Chunk]:
         """Embed the items from a number on, a batch at a time.
@@ -125,10 +112,10 @@ class _Work:
                     " on from here, or leave them out with --skip-bad"
                 )
             if good:
-                inputs = self.reader.join([inputs for _, _, inputs in good])
+                inputs = self.modality.collate([inputs for _, _, inputs in good])
                 chunk.ids = [key for key, _, _ in good]
-                chunk.embeddings = list(self.onepeace.embed_inputs(self.modality, inputs).numpy())
-                chunk.texts = [content for _, content, _ in good] if self.modality == "text" else []
+                chunk.embeddings = list(self.onepeace.embed_inputs(self.modality.name, inputs).numpy())
+                chunk.texts = [content for _, content, _ in good] if self.modality.reads_text else []
             yield chunk
 
     def _batched(self, start: int) -> Iterator[list[tuple[str, Read]]]:
@@ -145,8 +132,8 @@ class _Work:
         """The id, the text where it is one, the model's input or None, and what was wrong."""
         key, read = item
         try:
-            content = decode(self.modality, read())
-            return key, content if isinstance(content, str) else "", self.reader.read(content), ""
+            content = self.modality.decode(read())
+            return key, content if isinstance(content, str) else "", self.modality.transform(content), ""
         except (ValueError, OSError) as error:
             return key, "", None, str(error)
 
@@ -156,7 +143,7 @@ def _embed_all(work: _Work, output: Output, chunk_size: int) -> None:
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         total = len(work.source)
-        task = progress.add_task(work.modality, total=total, completed=output.done, rate="")
+        task = progress.add_task(work.modality.name, total=total, completed=output.done, rate="")
         chunk = Chunk()
         try:
             for batch in work.batches(output.done):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from onepeace_lightning.inference.sources import Source
+from onepeace_lightning.inference.sources import Items
 
 ENDINGS = (".parquet", ".npz")
 FORMAT_VERSION = 1
@@ -60,7 +60,7 @@ class Output:
             have changed since.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], source: Source) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], source: Items) -> None:
         if path.suffix not in ENDINGS or path.is_dir():
             raise ValueError(f"--out is {path}; give a file that ends in {' or '.join(ENDINGS)}")
         self.path, self.about, self.source = path, {"format_version": FORMAT_VERSION, **about}, source

@@ -12,8 +12,9 @@ import numpy as np
 
 from onepeace_lightning.inference.embedding_files import read_about, read_embeddings
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.inference.search import check_model, shown
-from onepeace_lightning.inference.sources import decode, read_item
+from onepeace_lightning.inference.search import check_model
+from onepeace_lightning.inference.sources import read_item
+from onepeace_lightning.modalities.base import Preprocessing
 
 
 class GalleryHit(NamedTuple):
@@ -36,7 +37,7 @@ class Gallery:
         texts: of the items, "" where they are none.
         embeddings_Nd: float32, of unit length.
         found: of each item, where it comes from (``kind`` and ``root``).
-        seconds: of audio that are played.
+        preprocessing: of the model, which is what is shown.
     """
 
     ids: Sequence[str]
@@ -44,7 +45,7 @@ class Gallery:
     texts: Sequence[str]
     embeddings_Nd: np.ndarray
     found: Sequence[Mapping[str, Any]]
-    seconds: float
+    preprocessing: Preprocessing
 
     @classmethod
     def open(cls, paths: Sequence[str | Path], model: OnePeace, root: str | None = None) -> Self:
@@ -76,7 +77,7 @@ class Gallery:
                 parts.append(embeddings_Nd)
         if not ids:
             raise ValueError("no index is given, or it has no item; make one with `onepeace embed`")
-        return cls(ids, modalities, texts, np.concatenate(parts), found, model.preprocessing.max_audio_seconds)
+        return cls(ids, modalities, texts, np.concatenate(parts), found, model.preprocessing)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,8 +99,8 @@ class Gallery:
         Raises:
             OSError: its file is not there any more.
         """
-        modality, found = self.modalities[row], self.found[row]
+        modality, found = self.preprocessing.modality(self.modalities[row]), self.found[row]
         if self.texts[row]:
-            return shown(modality, self.texts[row], self.ids[row], self.seconds)
-        data = read_item(found["kind"], Path(found["root"]), modality, self.ids[row])
-        return shown(modality, decode(modality, data), self.ids[row], self.seconds)
+            return modality.html(self.texts[row], self.ids[row])
+        data = read_item(found["kind"], Path(found["root"]), modality.name, self.ids[row])
+        return modality.html(modality.decode(data), self.ids[row])

@@ -1,12 +1,11 @@
-"""A trained model in use: text, images and audio in, embeddings out.
+"""A trained model in use: items of any modality in, embeddings out.
 
 B = items, L = tokens of the longest one, d = the model's width.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,23 +17,18 @@ from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.checkpoints.original import OriginalModel
 from onepeace_lightning.checkpoints.pretrained import (
     Pretrained,
-    default_preprocessing,
     read_pretrained,
     write_pretrained,
 )
 from onepeace_lightning.checkpoints.resize import set_image_size
 from onepeace_lightning.data.prefetch import ahead
-from onepeace_lightning.data.raw import AudioItem, ImageItem, ItemReader, as_items
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Inputs, Modality, Preprocessing
+from onepeace_lightning.modalities.items import as_items, read_numbered
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
-from onepeace_lightning.models.inputs import Audio, Image, Text
 from onepeace_lightning.models.pretraining import PretrainModel
-
-MODALITIES = ("text", "image", "audio")
-"""What can be embedded."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -57,7 +51,7 @@ class OnePeace:
     Args:
         model: the weights; it is put in evaluation mode.
         tokenizer: needed for text only.
-        preprocessing: of pictures and sounds; None: the published one, at the side that the model takes.
+        preprocessing: settings of its modalities; None: the defaults, with what the model takes.
         report: what did not fit when the weights were loaded.
     """
 
@@ -71,7 +65,7 @@ class OnePeace:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.preprocessing = preprocessing or default_preprocessing(model.config)
+        self.preprocessing = preprocessing or Preprocessing().fitting(model.config)
         self.report = report or LoadReport()
 
     @classmethod
@@ -134,21 +128,15 @@ class OnePeace:
         return next(self.model.parameters()).dtype
 
     @torch.no_grad()
-    def embed(
-        self,
-        *,
-        text: Sequence[str] | None = None,
-        image: Sequence[ImageItem] | None = None,
-        audio: Sequence[AudioItem] | None = None,
-        batch_size: int = 32,
-    ) -> Tensor:
-        """Embed one modality; what an item gives does not depend on the others.
+    def embed(self, *, batch_size: int = 32, **items: Sequence[Any] | None) -> Tensor:
+        """Embed one modality, ``embed(text=["a cow"])``; what an item gives does not depend on the others.
 
         Args:
-            text: sentences.
-            image: paths, PIL pictures, uint8 arrays (H, W, 3), or tensors (3, H, W): uint8 or floating-point in [0, 1].
-            audio: paths, or tuples (waveform, sample_rate) with a waveform (N,) or (channels, N) at any rate.
             batch_size: items that run through the model together.
+            **items: a modality of the model to its items. ``text``: sentences. ``image``: paths, PIL images, uint8
+                arrays (H, W, 3), or tensors (3, H, W), uint8 or floating-point in [0, 1]. ``audio``: paths, or tuples
+                (waveform, sample_rate) with a waveform (N,) or (channels, N) at any rate. Others: paths, and what the
+                modality's ``convert`` takes.
 
         Returns:
             (B, d) float32 on the CPU, of unit length: products are cosines.
@@ -157,17 +145,17 @@ class OnePeace:
             ValueError: for none or several modalities, one that the model lacks, or an item that cannot be read (its
                 index and path are named).
         """
-        given = self._given({"text": text, "image": image, "audio": audio})
+        given = self._given(items)
         if len(given) != 1:
-            raise ValueError(f"embed takes one of text, image and audio, not {', '.join(given)}; call it once for each")
+            raise ValueError(f"embed takes one modality, not {', '.join(given)}; call it once for each")
         self.check_embeds(*given)
         [modality] = given
         embeddings = [self.embed_inputs(modality, batch[modality]) for batch in self._batches(given, batch_size)]
         return torch.cat(embeddings) if embeddings else torch.empty(0, self.config.encoder.width)
 
     @torch.no_grad()
-    def embed_inputs(self, modality: str, inputs: Text | Image | Audio) -> Tensor:
-        """Embed a batch that a ``reader`` joined; (B, d) float32 on the CPU, of unit length."""
+    def embed_inputs(self, modality: str, inputs: Inputs) -> Tensor:
+        """Embed a batch that a ``modality`` joined; (B, d) float32 on the CPU, of unit length."""
         model = cast(PretrainModel, self.model)
         return model.heads(modality, model.backbone({modality: self._placed(inputs)})).cpu()
 
@@ -178,21 +166,22 @@ class OnePeace:
                 f"this {type(self.model).__name__} has no contrastive heads, so no embeddings; encode gives its"
                 " features"
             )
-        self.reader(modality)
+        self.modality(modality)
 
-    def reader(self, modality: str) -> ItemReader:
+    def modality(self, name: str) -> Modality:
         """What makes items of one modality the model's input.
 
         Raises:
             ValueError: where the model lacks the modality, or its source had no vocabulary.
         """
-        self.backbone.adapter(modality)
-        if modality == "text" and self.tokenizer is None:
+        self.backbone.adapter(name)
+        modality = self.preprocessing.modality(name, self.tokenizer)
+        if modality.reads_text and self.tokenizer is None:
             raise ValueError(
-                "text needs the model's vocabulary, and its checkpoint has none: give from_pretrained"
+                f"{name} needs the model's vocabulary, and its checkpoint has none: give from_pretrained"
                 f" bpe_dir=, a folder with {', '.join(BPE_FILES)}"
             )
-        return ItemReader(modality, self.preprocessing, self.tokenizer)
+        return modality
 
     def fingerprint(self, modality: str) -> str:
         """16 hexadecimal digits that differ between models that embed one modality differently.
@@ -210,26 +199,17 @@ class OnePeace:
             flat = parameter.detach().reshape(-1)
             for start in range(0, flat.numel(), max(flat.numel() // _RUNS, _RUN)):
                 digest.update(flat[start : start + _RUN].cpu().view(torch.uint8).numpy().tobytes())
-        if modality == "text" and self.tokenizer is not None:
+        if self.tokenizer is not None and self.preprocessing.modality(modality).reads_text:
             digest.update(self.tokenizer.fingerprint().encode())
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
-    def encode(
-        self,
-        *,
-        text: Sequence[str] | None = None,
-        image: Sequence[ImageItem] | None = None,
-        audio: Sequence[AudioItem] | None = None,
-        batch_size: int = 32,
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def encode(self, *, batch_size: int = 32, **items: Sequence[Any] | None) -> dict[str, tuple[Tensor, Tensor]]:
         """Features of every token; modalities that are given together attend to one another, item by item.
 
         Args:
-            text: as for ``embed``.
-            image: as for ``embed``.
-            audio: as for ``embed``.
             batch_size: items that run through the model together.
+            **items: modalities of the model to their items, as for ``embed``.
 
         Returns:
             For each modality (B, L, d) float32 features, CLS first and zeros at the end, and (B, L) bool, True where
@@ -238,7 +218,7 @@ class OnePeace:
         Raises:
             ValueError: as for ``embed``, and where the modalities differ in their number of items.
         """
-        given = self._given({"text": text, "image": image, "audio": audio})
+        given = self._given(items)
         counts = {name: len(items) for name, items in given.items()}
         if len(set(counts.values())) != 1 or 0 in counts.values():
             raise ValueError(f"encode needs the same number of items, at least 1, of each modality; got {counts}")
@@ -253,7 +233,7 @@ class OnePeace:
 
         Args:
             batch_size: items that run through the model together.
-            **items: two of text, image and audio, as for ``embed``; the first gives the rows.
+            **items: two modalities to their items, as for ``embed``; the first gives the rows.
 
         Returns:
             (B, B') float32 on the CPU.
@@ -261,8 +241,9 @@ class OnePeace:
         Raises:
             ValueError: for anything but two modalities, or as ``embed``.
         """
-        if len(items) != 2 or any(name not in MODALITIES for name in items):
-            raise ValueError(f"similarity takes two of {', '.join(MODALITIES)}, not {', '.join(items) or 'none'}")
+        known = list(self.config.adapters)
+        if len(items) != 2 or any(name not in known for name in items):
+            raise ValueError(f"similarity takes two of {', '.join(known)}, not {', '.join(items) or 'none'}")
         rows, columns = (self.embed(**{name: part}, batch_size=batch_size) for name, part in items.items())
         return rows @ columns.T
 
@@ -272,34 +253,34 @@ class OnePeace:
         Raises:
             ValueError: for an impossible side, or a model without images.
         """
-        preprocessing = replace(self.preprocessing, image_size=side)
+        Preprocessing({"image": {"size": side}})  # refuses an impossible side
         set_image_size(self.model, side)
-        self.preprocessing = preprocessing
+        self.preprocessing = self.preprocessing.fitting(self.config)
 
     def _given(self, items: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The modalities that are not None, after a check that the model can take them."""
         given = {name: as_items(name, part) for name, part in items.items() if part is not None}
         if not given:
-            raise ValueError(f"nothing is given; give {', '.join(MODALITIES)}, such as text=['a cow']")
+            raise ValueError(f"nothing is given; give {', '.join(self.config.adapters)}, such as text=['a cow']")
         for name in given:
-            self.reader(name)
+            self.modality(name)
         return given
 
     def _batches(self, given: Mapping[str, list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:
         """Model inputs of ``batch_size`` items at a time, the next ones prepared while the model computes."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
-        readers = {name: self.reader(name) for name in given}
-        streams = [ahead(_numbered(items, batch_size), readers[name].read_numbered) for name, items in given.items()]
+        modalities = {name: self.modality(name) for name in given}
+        streams = [
+            ahead(_numbered(items, batch_size), partial(read_numbered, modalities[name]))
+            for name, items in given.items()
+        ]
         for rows in zip(*streams, strict=True):
-            yield {name: readers[name].join(part) for name, part in zip(given, rows, strict=True)}
+            yield {name: modalities[name].collate(part) for name, part in zip(given, rows, strict=True)}
 
-    def _placed(self, inputs: Text | Image | Audio) -> Text | Image | Audio:
-        """One batch on the model's device; samples in its type, while ids, lengths and pixels stay whole numbers."""
-        if isinstance(inputs, Audio):
-            audio = inputs.to(self.device)
-            return replace(audio, waveforms_BN=audio.waveforms_BN.to(self.dtype))
-        return inputs.to(self.device)
+    def _placed(self, inputs: Inputs) -> Inputs:
+        """One batch on the model's device; floating-point values in its type, whole numbers as they are."""
+        return inputs.to(self.device, self.dtype)
 
 
 def _numbered(items: Sequence[Any], batch_size: int) -> Iterator[list[tuple[int, Any]]]:

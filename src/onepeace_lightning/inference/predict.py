@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from onepeace_lightning.data.raw import AudioItem, ImageItem
 from onepeace_lightning.data.tables import TABLES, whole_rows
 from onepeace_lightning.inference.onepeace import available_device
-from onepeace_lightning.inference.sources import decode, open_source
+from onepeace_lightning.inference.sources import find_items
+from onepeace_lightning.modalities.audio import AudioItem
+from onepeace_lightning.modalities.base import modality, text_modality
+from onepeace_lightning.modalities.image import ImageItem
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.tasks import load_task
 
@@ -117,11 +119,12 @@ def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: st
     if len(inputs) > 1:
         raise ValueError(f"{source} is no table; this task takes {', '.join(inputs)}: give a .csv, .tsv or .jsonl")
     [(name, kind)] = inputs.items()
-    found = open_source(kind or "text", source, root=root)
+    kind = kind or text_modality()
+    found = find_items(kind, source, root=root)
     batch: Batch = ([], {name: []})
     for key, read in found.items(0):
         try:
-            batch[1][name].append(decode(kind or "text", read()))
+            batch[1][name].append(modality(kind)().decode(read()))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
         batch[0].append({name: key})

@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onepeace_lightning.data.decoding import SAMPLE_RATE
-from onepeace_lightning.data.raw import to_picture, to_waveform
 from onepeace_lightning.inference.embedding_files import read_about, read_embeddings
-from onepeace_lightning.inference.onepeace import MODALITIES, OnePeace
-from onepeace_lightning.inference.sources import decode, read_item
-from onepeace_lightning.reports.pages import answer_row, audio_tag, figure, image_tag, page
-
-PICTURE_SIDE = 244
-"""Most pixels along a side of a picture in the page, which shows it at half of that."""
+from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.inference.sources import read_item
+from onepeace_lightning.modalities.base import modalities
+from onepeace_lightning.reports.pages import answer_row, figure, page
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,7 @@ def search(
     index: list[str],
     *,
     model: str,
-    text: str | None = None,
-    image: str | None = None,
-    audio: str | None = None,
+    queries: dict[str, str] | None = None,
     weights: dict[str, float] | None = None,
     top: int = 10,
     out: str = "search.html",
@@ -62,17 +55,16 @@ def search(
 ) -> None:
     """Print the items nearest to a query, and write a page that shows them.
 
-    Queries of several modalities are summed: a sound and a text find the pictures that fit both.
+    Queries of several modalities are summed: a recording and a text find the images that fit both.
 
     Args:
         index: files that ``onepeace embed`` wrote with the same model.
         model: a folder, a checkpoint, or a name on the hub.
-        text: a sentence to search with.
-        image: a picture to search with.
-        audio: a sound to search with.
+        queries: modality to what to search with, a sentence or a file; on the command line ``--text "a cow"``,
+            ``--image cow.jpg`` and so on.
         weights: of the queries, in the order in which they are given; 1 each if null. Negative ones lead away.
         top: items to show.
-        out: the page to write, with the pictures and sounds in it.
+        out: the page to write, with all that was found in it.
         root: where the indexed files are now, if they were moved.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
         device: where to compute, such as cuda; a GPU where there is one if null.
@@ -81,7 +73,7 @@ def search(
         ValueError: no query, weights that do not fit, or an index of another model.
         FileNotFoundError: where something is missing.
     """
-    queries = {name: given for name, given in {"text": text, "image": image, "audio": audio}.items() if given}
+    queries = queries or {}
     shares = _shares(queries, weights)
     if top < 1:
         raise ValueError(f"top is {top}; show at least 1 item")
@@ -140,7 +132,7 @@ def nearest(query_d: np.ndarray, paths: Sequence[Path], abouts: Sequence[Mapping
 def bracketed(words: Sequence[str]) -> list[str]:
     """A command line as it is typed to what the parser takes: lists in brackets, weights by the name of their query.
 
-    ``a.parquet b.parquet --audio siren.wav --text "at night" --weights 0.7 0.3`` gives the sound 0.7.
+    ``a.parquet b.parquet --audio siren.wav --text "at night" --weights 0.7 0.3`` gives the recording 0.7.
 
     Raises:
         ValueError: where there are not as many weights as queries.
@@ -155,11 +147,13 @@ def bracketed(words: Sequence[str]) -> list[str]:
             options[-1].append(word)
         else:
             index.append(word)
-    queries = [name[2:] for name, *_ in options if name[2:] in MODALITIES]
+    known = modalities()
+    queries = [name[2:] for name, *_ in options if name[2:] in known]
     typed = [json.dumps(index)] if index else []
     for name, *values in options:
         if name != "--weights":
-            typed.append("=".join([name, *values]))
+            option = f"--queries.{name[2:]}" if name[2:] in known else name
+            typed.append("=".join([option, *values]))
         elif len(values) != len(queries):
             raise ValueError(f"{len(values)} weights ({' '.join(values)}) for {len(queries)} queries, {queries}")
         else:
@@ -177,7 +171,7 @@ def _is_number(word: str) -> bool:
 
 def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:
     if not queries:
-        raise ValueError("there is nothing to search with; give --text, --image, --audio, or several of them")
+        raise ValueError("there is nothing to search with; give a modality, such as --text 'a cow', or several")
     if weights is not None and set(weights) != set(queries):
         raise ValueError(
             f"weights of {', '.join(weights)} do not fit queries of {', '.join(queries)}; give one for each"
@@ -219,20 +213,20 @@ def write_page(
     root: str | None,
 ) -> int:
     """Write the page; returns how many of the items' files are not there any more."""
-    seconds = onepeace.preprocessing.max_audio_seconds
-    asked = [
-        f"<p><b>{shares[name]:g}</b> × {name}</p>{shown(name, given, given, seconds)}"
-        for name, given in queries.items()
-    ]
+    asked = []
+    for name, given in queries.items():
+        one = onepeace.modality(name)
+        asked.append(f"<p><b>{shares[name]:g}</b> × {name}</p>{one.html(one.load(given), given)}")
     figures, missing = [], 0
     for rank, hit in enumerate(hits, 1):
         found = abouts[hit.index]["found"]
-        if hit.modality == "text":
-            content = shown("text", hit.text, hit.key, seconds)
+        one = onepeace.preprocessing.modality(hit.modality)
+        if one.reads_text:
+            content = one.html(hit.text, hit.key)
         else:
             try:
                 data = read_item(found["kind"], Path(root or found["root"]), hit.modality, hit.key)
-                content = shown(hit.modality, decode(hit.modality, data), hit.key, seconds)
+                content = one.html(one.decode(data), hit.key)
             except (OSError, ValueError):  # gone, or damaged since
                 content, missing = "<blockquote>The file is not there any more.</blockquote>", missing + 1
         figures.append(figure(content, f"{rank}. {escape(hit.key)} <i>{hit.cosine:.3f}</i>"))
@@ -240,14 +234,3 @@ def write_page(
     introduction = "The query is at the left; what is nearest to it follows, nearest first, with its cosine."
     out.write_text(page("Search", introduction, answer_row("".join(asked), figures)), encoding="utf-8")
     return missing
-
-
-def shown(modality: str, item: Any, described: str, seconds: float) -> str:
-    """An item as HTML: a small picture, a player of what the model hears, or the text."""
-    if modality == "image":
-        picture = to_picture(item)
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-        return image_tag(picture, described)
-    if modality == "audio":
-        return audio_tag(to_waveform(item)[: round(seconds * SAMPLE_RATE)])
-    return f"<blockquote>{escape(item)}</blockquote>"

@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException
 
 from onepeace_lightning.inference.gallery import Gallery
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.inference.sources import decode
+from onepeace_lightning.modalities.base import text_modality
 
 _DATA_URL = re.compile(r"data:([a-z0-9_-]+)/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 
@@ -127,15 +127,17 @@ class Batcher:
         """The modality of an input and what its adapter takes."""
         try:
             if match := _DATA_URL.match(given):
-                modality, data = match[1], base64.b64decode(given[match.end() :], validate=True)
-                return modality, self.model.reader(modality).read(decode(modality, data))
+                name, data = match[1], base64.b64decode(given[match.end() :], validate=True)
+                modality = self.model.modality(name)
+                return name, modality.transform(modality.decode(data))
             if given[:5].lower() == "data:":
                 raise ValueError("a data URL must be data:MODALITY/FORMAT;base64,…, such as data:image/png;base64,…")
             if not given.strip():
                 raise ValueError("the text is empty")
             if len(given) > characters:
                 raise ValueError(f"a text of {len(given)} characters; at most {characters} are accepted")
-            return "text", self.model.reader("text").read(given)
+            text = text_modality()
+            return text, self.model.modality(text).read(given)
         except (ValueError, OSError, binascii.Error) as error:
             raise RefusedError(400, "bad_input", f"input {number}: {str(error).partition(chr(10))[0]}") from error
 
@@ -170,7 +172,7 @@ class Batcher:
                 future.set_result(row)
 
     def _embed(self, modality: str, arrays: list[Any]) -> np.ndarray:
-        rows: np.ndarray = self.model.embed_inputs(modality, self.model.reader(modality).join(arrays)).numpy()
+        rows: np.ndarray = self.model.embed_inputs(modality, self.model.modality(modality).collate(arrays)).numpy()
         return rows
 
 

@@ -10,19 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.data.decoding import EXTENSIONS, decode_audio, decode_image, decode_text
+from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import FIELDS, Manifest, find_sample, read_manifest
+from onepeace_lightning.data.shards import Manifest, find_sample, read_manifest
 from onepeace_lightning.data.tables import TABLES, read_column
 from onepeace_lightning.files import check_name, files_below, printable
-
-_DECODE: dict[str, Callable[[bytes], Any]] = {"text": decode_text, "image": decode_image, "audio": decode_audio}
+from onepeace_lightning.modalities.base import modality as find_modality
 
 Read = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
-class Source:
+class Items:
     """Items in a fixed order.
 
     Attributes:
@@ -48,20 +47,11 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def decode(modality: str, data: bytes) -> Any:
-    """A file's bytes as an item that ``OnePeace.embed`` takes.
-
-    Raises:
-        ValueError: where they are no such thing.
-    """
-    return _DECODE[modality](data)
-
-
-def open_source(modality: str, source: str, column: str | None = None, root: str | None = None) -> Source:
+def find_items(modality: str, source: str, column: str | None = None, root: str | None = None) -> Items:
     """Find the items that a user means.
 
     Args:
-        modality: text, image or audio.
+        modality: what they are.
         source: a folder (its files and those of its sub-folders), a glob, a table (.csv, .tsv) or a folder of shards.
         column: of a table, the column with the texts or with the files' paths.
         root: folder that a table's paths are relative to; None: the table's own.
@@ -99,18 +89,19 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
         return (root / key).read_bytes()
     shard, _, stem = key.partition("/")
     sample = find_sample(root / shard, stem)
-    field = next((sample[extension] for extension in EXTENSIONS[modality] if extension in sample), None)
+    extensions = find_modality(modality).extensions
+    field = next((sample[extension] for extension in extensions if extension in sample), None)
     if field is None:
         raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
     return field
 
 
-def _folder(modality: str, folder: Path) -> Source:
-    endings = EXTENSIONS[modality]
+def _folder(modality: str, folder: Path) -> Items:
+    endings = find_modality(modality).extensions
     names, left_out = [], Counter[str]()
     for file in files_below(folder):
         relative = file.relative_to(folder)
-        if file.suffix.lower().removeprefix(".") in endings:
+        if find_modality(modality).extension_of(file.name) is not None:
             names.append(relative.as_posix())
         else:
             left_out[file.suffix or "no ending"] += 1
@@ -120,7 +111,7 @@ def _folder(modality: str, folder: Path) -> Source:
     return _files(folder, names)
 
 
-def _glob(pattern: str) -> Source:
+def _glob(pattern: str) -> Items:
     root = Path(pattern)
     while glob.has_magic(str(root)):
         root = root.parent
@@ -130,13 +121,13 @@ def _glob(pattern: str) -> Source:
     return _files(root, [path.relative_to(root).as_posix() for path in found])
 
 
-def _files(root: Path, names: Sequence[str]) -> Source:
+def _files(root: Path, names: Sequence[str]) -> Items:
     signatures = [f"{printable(name)} {_state(root / name)}" for name in names]
 
     def items(start: int) -> Iterator[tuple[str, Read]]:
         return ((printable(name), partial(_file, root, name)) for name in names[start:])
 
-    return Source("files", root, signatures, items)
+    return Items("files", root, signatures, items)
 
 
 def _file(root: Path, name: str) -> bytes:
@@ -152,9 +143,9 @@ def _state(file: Path) -> str:
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def _table(modality: str, table: Path, column: str | None, root: str | None) -> Source:
+def _table(modality: str, table: Path, column: str | None, root: str | None) -> Items:
     values = read_column(table, column)
-    if modality == "text":
+    if find_modality(modality).reads_text:
         if root is not None:
             raise ValueError(f"--root {root} has no meaning for texts of a table")
 
@@ -162,20 +153,20 @@ def _table(modality: str, table: Path, column: str | None, root: str | None) -> 
             for row, value in enumerate(values[start:], start):
                 yield f"{table.name}#{row}", value.encode
 
-        return Source("rows", table, values, texts)
+        return Items("rows", table, values, texts)
     if empty := [str(row) for row, value in enumerate(values) if not value.strip()]:
         raise ValueError(f"{table} has nothing in column {column!r} of row {', '.join(empty[:10])} (counted from 0)")
-    # A picture with several captions is embedded once.
+    # An image with several captions is embedded once.
     return _files(table.parent if root is None else Path(root), list(dict.fromkeys(values)))
 
 
-def _shards(modality: str, folder: Path) -> Source:
+def _shards(modality: str, folder: Path) -> Items:
     manifest = read_manifest(folder)
-    endings = EXTENSIONS[modality]
-    if not any(set(group) <= set(endings) for group in FIELDS[manifest.data_type]):
+    endings = find_modality(modality).extensions
+    if not any(set(group) <= set(endings) for group in data_type(manifest.data_type).fields):
         raise ValueError(f"the shards of {folder} hold {manifest.data_type!r}: there is no {modality} in them")
     signatures = [f"{shard.name} {shard.bytes} {index}" for shard in manifest.shards for index in range(shard.samples)]
-    return Source("shards", folder, signatures, partial(_samples, manifest, endings))
+    return Items("shards", folder, signatures, partial(_samples, manifest, endings))
 
 
 def _samples(manifest: Manifest, endings: Sequence[str], start: int) -> Iterator[tuple[str, Read]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.items import read_numbered
 
 
 class OnePeaceModule(InputModule):
@@ -66,10 +67,10 @@ class OnePeaceModule(InputModule):
         parts = [_parts(item, prompt or "", self.modalities) for item in inputs]
         batch: dict[str, Any] = {}
         for name in dict.fromkeys(name for part in parts for name in part):
-            reader = self.onepeace.reader(name)
+            modality = self.onepeace.modality(name)
             rows = [number for number, part in enumerate(parts) if name in part]
-            arrays = [reader.read_numbered((number, parts[number][name])) for number in rows]
-            batch[name] = (rows, reader.join(arrays))
+            arrays = [read_numbered(modality, (number, parts[number][name])) for number in rows]
+            batch[name] = (rows, modality.collate(arrays))
         # sentence-transformers finds a column of a training batch by this name, and counts its rows by it.
         return {"input_ids": torch.arange(len(parts)), "onepeace": batch}
 

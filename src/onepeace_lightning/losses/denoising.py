@@ -1,15 +1,36 @@
 """Intra-modal denoising contrast (paper section 3.3): find a hidden token's own teacher feature among all tokens."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from onepeace_lightning.modalities.base import modality
+
 TEMPERATURE = 0.4
+
+SELF_TAUGHT = (frozenset({"image", "text"}),)
+"""Sets with text all of whose modalities are denoised alone, each from its own unmasked view (paper section 3.3). In
+any other set with text only the others are, and the unmasked view of all together is their teacher, as in audio-text.
+Modalities without text among them are denoised alone, each from its own view."""
 
 LOGITS = 2**28
 """What is kept for the backward pass at most, 1 GiB in float32. More are computed part by part, and once again then:
 they grow with the square of the batch."""
+
+
+def self_taught(modalities: Collection[str]) -> bool:
+    """Whether those that are denoised alone are taught by their own unmasked view, not by that of all together."""
+    return frozenset(modalities) in SELF_TAUGHT or not any(modality(name).reads_text for name in modalities)
+
+
+def denoised_alone(modalities: Collection[str]) -> list[str]:
+    """Those modalities of a sample that are denoised from a view of their own."""
+    if len(modalities) == 1 or self_taught(modalities):
+        return list(modalities)
+    return [name for name in modalities if not modality(name).reads_text]
 
 
 def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor, smoothing: float = 0.1) -> Tensor:

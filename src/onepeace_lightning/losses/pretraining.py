@@ -6,15 +6,15 @@ embeddings are contrasted. The second, without gradient, holds the teachers that
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import combinations
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
-from onepeace_lightning.losses.denoising import denoising_contrast
+from onepeace_lightning.losses.denoising import denoised_alone, denoising_contrast, self_taught
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.packing import Tokens, View, to_device
 from onepeace_lightning.models.pretraining import PretrainModel
@@ -22,9 +22,13 @@ from onepeace_lightning.models.pretraining import PretrainModel
 WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
 """Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""
 
-DENOISED_ALONE = {frozenset({"image", "text"}): ("text", "image")}
-"""Pairs both of whose modalities are denoised alone, from themselves. Any other pair with text is learned as audio-text
-is: only the other modality is denoised alone, and the fused pass is its teacher."""
+
+class Sampled(Protocol):
+    """What the losses need of a batch: ``data.batch.Batch``."""
+
+    inputs: Mapping[str, Any]
+    masks: Mapping[str, Tensor]
+    fused_masks: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class PretrainingLoss:
     """What ``pretraining_loss`` returns.
 
     Attributes:
-        terms: "stream/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>.
+        terms: "stream/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>. Of
+            three modalities or more each two have a contrast, ``contrast_<modality>_<modality>``.
         students: the same denoising terms to the (M, D) features predicted for the hidden tokens.
     """
 
@@ -63,12 +68,6 @@ class PretrainingLoss:
 def weight(term: str) -> float:
     """Weight of a term named "stream/term"."""
     return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
-
-
-def denoised_alone(modalities: Collection[str]) -> Collection[str]:
-    """Those modalities of a batch that are denoised from a view of their own."""
-    others = [name for name in modalities if len(modalities) == 1 or name != "text"]
-    return DENOISED_ALONE.get(frozenset(modalities), others)
 
 
 class _Ref(NamedTuple):
@@ -113,7 +112,7 @@ class _Student:
 
 def pretraining_loss(
     model: PretrainModel,
-    batches: Mapping[str, Batch],
+    batches: Mapping[str, Sampled],
     objectives: Objectives = Objectives(),
     without_gradient: Collection[str] = (),
 ) -> PretrainingLoss:
@@ -143,9 +142,9 @@ def pretraining_loss(
         if not objectives.denoise:
             continue
         together = dict.fromkeys(tokens, passes.add("teach", tokens))
-        from_itself = frozenset(tokens) in DENOISED_ALONE
-        for name in denoised_alone(tokens):
-            teachers = {name: alone[name] if from_itself else together[name]}
+        from_itself = self_taught(list(tokens))
+        for name in denoised_alone(list(tokens)):
+            teachers = {name: alone[name] if pair and from_itself else together[name]}
             students.append(_student(passes, {name: tokens[name]}, batch.masks, stream + "/", teachers))
         if pair:
             students.append(_student(passes, tokens, batch.fused_masks, stream + "/fused_", together))
@@ -158,8 +157,13 @@ def pretraining_loss(
     result = PretrainingLoss({}, {})
     for stream, sides in contrasts.items():
         embeddings = {name: model.heads(name, passes[ref]) for name, ref in sides.items()}
-        first, second = (e.detach() if sides[name].run == "teach" else e for name, e in embeddings.items())
-        result.terms[f"{stream}/contrast"] = aligning_contrast(first, second, model.heads.scale, objectives.keys)
+        for first, second in combinations(embeddings, 2):
+            term = "contrast" if len(embeddings) == 2 else f"contrast_{first}_{second}"
+            one, other = (
+                embeddings[name].detach() if sides[name].run == "teach" else embeddings[name]
+                for name in (first, second)
+            )
+            result.terms[f"{stream}/{term}"] = aligning_contrast(one, other, model.heads.scale, objectives.keys)
     if students and model.denoiser is not None:
         predicted = model.denoiser(
             [passes[student.view] for student in students],

@@ -1,8 +1,11 @@
-"""What is particular to each modality: one file a modality."""
+"""What is particular to each modality: one file a modality; importing them registers them."""
 
-from onepeace_lightning.modalities.audio import AudioAdapter
-from onepeace_lightning.modalities.image import ImageAdapter
-from onepeace_lightning.modalities.text import TextAdapter
-from onepeace_lightning.models.adapter import Adapter, adapter_type, register_adapter
+from onepeace_lightning.modalities.audio import Audio, AudioConfig
+from onepeace_lightning.modalities.base import Inputs, Modality, Preprocessing, Settings, modalities, modality, register
+from onepeace_lightning.modalities.image import Image, ImageConfig
+from onepeace_lightning.modalities.text import Text, TextConfig
 
-__all__ = ["Adapter", "AudioAdapter", "ImageAdapter", "TextAdapter", "adapter_type", "register_adapter"]
+__all__ = [
+    "Audio", "AudioConfig", "Image", "ImageConfig", "Inputs", "Modality", "Preprocessing", "Settings", "Text",
+    "TextConfig", "modalities", "modality", "register",
+]  # fmt: skip

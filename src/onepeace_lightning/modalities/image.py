@@ -1,62 +1,134 @@
-"""Images: a hierarchical convolutional stem of 16-pixel patches and learned grid positions."""
+"""Images: a hierarchical convolutional stem of 16-pixel patches and learned grid positions.
 
+B = images, S = side of the square image, H and W = height and width of a user's image.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
 import torch
+from PIL import Image as Pillow
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2 import functional as tvf
 
-from onepeace_lightning.models.adapter import Adapter, register_adapter
-from onepeace_lightning.models.config import PATCH, ImageConfig, ModelConfig
-from onepeace_lightning.models.inputs import Image
-from onepeace_lightning.models.layers import ChannelNorm, init_normal_
+from onepeace_lightning.modalities.base import Inputs, Modality, Settings, looks_like, register, stack, training_only
+from onepeace_lightning.models.adapter import Adapter
+from onepeace_lightning.models.config import AdapterConfig, ModelConfig
+from onepeace_lightning.models.flops import Flops
+from onepeace_lightning.models.layers import init_normal_
 from onepeace_lightning.models.packing import Tokens
+from onepeace_lightning.models.patches import (
+    MEAN,
+    PATCH,
+    STD,
+    grid_positions,
+    normalised,
+    patch_stem,
+    patch_stem_flops,
+)
 from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows
 
-
-class PatchConv(nn.Conv2d):
-    """A convolution whose kernel is its stride; PyTorch's default weights, bias zero."""
-
-    def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
-        super().__init__(channels_in, channels_out, size, size)
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        super().reset_parameters()
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+ImageItem = str | PathLike[str] | Pillow.Image | np.ndarray | Tensor
+"""A path, a PIL image, an array (H, W, 3) uint8, or a tensor (3, H, W): uint8, or floating-point in [0, 1]."""
 
 
-def grid_positions(table: Tensor, side: int) -> Tensor:
-    """(1 + g², D) learned positions, CLS first, resized bicubically to (1 + side², D) where the grids differ."""
-    grid = round((len(table) - 1) ** 0.5)
-    if grid == side:
-        return table
-    cls, patches = table[:1], table[1:]
-    # autocast would resize in bfloat16
-    with torch.autocast(table.device.type, enabled=False):
-        square = patches.float().T.reshape(1, -1, grid, grid)
-        resized = F.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([cls, resized.flatten(2)[0].T.to(table.dtype)])
+# EXIF orientation to what sets the image upright.
+_UPRIGHT = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
 
 
-@register_adapter
+@dataclass
+class Image(Inputs):
+    """Square RGB images (B, 3, S, S): uint8, as they are decoded, or floating-point and normalised already."""
+
+    pixels: Tensor
+
+    @property
+    def token_lengths(self) -> list[int]:
+        """CLS and the patches."""
+        batch, _, height, width = self.pixels.shape
+        return [1 + (height // PATCH) * (width // PATCH)] * batch
+
+    def normalised(self) -> Tensor:
+        """(B, 3, S, S) in units of CLIP's ``STD`` from its ``MEAN``; 8-bit pixels become float32."""
+        return normalised(self.pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(AdapterConfig):
+    """Square images in 16-pixel patches.
+
+    Attributes:
+        image_size: side in pixels that the relative bias is made for, a multiple of 16.
+        position_grid: side of the learned absolute position grid in patches; None: that of ``image_size``.
+        type_embedding: a vector is added to every token, and a further one to those of a second image.
+    """
+
+    modality: ClassVar[str] = "image"
+    image_size: int = 256
+    position_grid: int | None = None
+    type_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image_size < PATCH or self.image_size % PATCH:
+            raise ValueError(f"{self.modality}: image_size is {self.image_size}, must be a multiple of {PATCH}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // PATCH
+
+    def build(self, model: ModelConfig) -> "ImageAdapter":
+        """The adapter of these sizes."""
+        return ImageAdapter(self, model)
+
+    def resized(self, image_size: int | None = None, **sizes: Any) -> "ImageConfig":
+        """The same for images of another side; the learned position grid stays what it is."""
+        if image_size is None:
+            return replace(self, **sizes)
+        return replace(self, image_size=image_size, position_grid=self.position_grid or self.grid, **sizes)
+
+    def problems(self, width: int) -> list[str]:
+        """The stem's first convolutions have a quarter of the width."""
+        return [f"width {width} is not a multiple of 4, which the {self.modality} stem needs"] if width % 4 else []
+
+    def decoder_rows(self) -> int:
+        """CLS and the grid."""
+        return 1 + (self.position_grid or self.grid) ** 2
+
+    def decoder_positions(self, table_PD: Tensor) -> Tensor:
+        """Resized to the grid of ``image_size``."""
+        return grid_positions(table_PD, self.grid)
+
+    def embed_flops(self, inputs: Any, width: int, *, learns: bool = True) -> Flops:
+        """The stem's convolutions."""
+        batch, channels, height, wide = inputs.pixels.shape
+        return patch_stem_flops(batch * height * wide, channels, width, learns=learns)
+
+
 class ImageAdapter(Adapter):
-    """Pixels to patch tokens (hMLP stem: 4×4, 2×2 and 2×2 convolutions)."""
+    """Pixels to patch tokens."""
 
-    modality = "image"
-    config_type = ImageConfig
+    channels: ClassVar[int] = 3
 
     def __init__(self, config: ImageConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
         width = model.encoder.width
-        self.stem = nn.Sequential(
-            PatchConv(3, width // 4, 4),
-            ChannelNorm(width // 4),
-            nn.GELU(),
-            PatchConv(width // 4, width // 4, 2),
-            ChannelNorm(width // 4),
-            nn.GELU(),
-            PatchConv(width // 4, width, 2),
-        )
+        self.stem = patch_stem(self.channels, width)
         grid = config.position_grid or config.grid
         self.positions = nn.Parameter(torch.empty(1 + grid**2, width))
         if config.type_embedding:
@@ -83,9 +155,9 @@ class ImageAdapter(Adapter):
         if (height, width) != (self.config.image_size,) * 2:
             raise ValueError(
                 f"images of {height}×{width} pixels; this model takes {self.config.image_size}×{self.config.image_size}"
-                f" (a multiple of {PATCH}): set image_size in the data's preprocessing and in the model alike"
+                f" (a multiple of {PATCH}): set size in the data's preprocessing and in the model alike"
             )
-        pixels = inputs.normalised()
+        pixels = self.pixels(inputs)
         if not pixels.is_floating_point():
             raise ValueError(
                 f"images of {pixels.dtype} pixels; give torch.uint8, from 0 to 255, or floating-point pixels that are"
@@ -98,6 +170,10 @@ class ImageAdapter(Adapter):
             x_BLD = x_BLD + self.type_embedding
         return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * batch)
 
+    def pixels(self, inputs: Any) -> Tensor:
+        """(B, channels, S, S) floating-point pixels, as the stem takes them."""
+        return inputs.normalised()
+
     def as_second(self, tokens: Tokens) -> Tokens:
         """``embed``'s tokens marked as those of a sample's second image.
 
@@ -108,6 +184,10 @@ class ImageAdapter(Adapter):
             raise ValueError("a second image needs type embeddings: set type_embedding=True for text and image")
         return tokens.with_values(tokens.values_TD + self.type_embedding_second)
 
+    def no_weight_decay(self) -> set[str]:
+        """Vectors and absolute positions."""
+        return super().no_weight_decay() | {"positions"}
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         return grid_rows(self.config.grid)
@@ -115,3 +195,188 @@ class ImageAdapter(Adapter):
     def buckets(self, positions: int) -> Tensor:
         """(P, P) table rows."""
         return grid_buckets(self.config.grid, self.cls_token.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(Settings):
+    """Settings of images.
+
+    Attributes:
+        size: side of the square image in pixels, a multiple of 16.
+        crop_scale: smallest and largest fraction of a training image's area that a random crop keeps.
+        mask_ratio: fraction of the patches, rounded down.
+        fused_mask_ratio: the same beside another modality; first those that were visible alone.
+    """
+
+    size: int = 256
+    crop_scale: tuple[float, float] = training_only((0.9, 1.0))
+    mask_ratio: float = training_only(0.75)
+    fused_mask_ratio: float = training_only(0.6875)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        problems = super().problems()
+        if self.size < PATCH or self.size % PATCH:
+            below = max(self.size // PATCH, 1) * PATCH
+            problems.append(f"size is {self.size}; give a multiple of {PATCH}, such as {below} or {below + PATCH}")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            problems.append(f"crop_scale is {self.crop_scale}; give two fractions of the area, 0 < low <= high <= 1")
+        return problems
+
+
+@register
+class ImageModality(Modality):
+    """Photographs and drawings; decoded they are RGB PIL images, arrays are (3, S, S) uint8."""
+
+    name = "image"
+    plural = "images"
+    order = 1
+    extensions = ("jpg", "jpeg", "png", "webp")
+    config_type = ImageConfig
+    settings_type = ImageSettings
+
+    def decode(self, data: bytes) -> Pillow.Image:
+        """Decode an image file to 8-bit RGB, the right way up.
+
+        EXIF orientation is applied, transparency is composited on white, grey of more bits is scaled to 8 (see
+        ``to_rgb``); palette, grey and CMYK images are converted.
+
+        Raises:
+            ValueError: the bytes are no whole image of a format that Pillow reads.
+        """
+        try:
+            return to_rgb(upright(Pillow.open(io.BytesIO(data))))
+        except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others
+            raise ValueError(f"cannot decode the image ({looks_like(data)}): {error}") from error
+
+    def convert(self, item: Any) -> Pillow.Image:
+        """An RGB image from ``ImageItem``; floating-point pixels are rounded to 8 bits, as those of files are.
+
+        Raises:
+            ValueError: where the item is no such thing.
+        """
+        if isinstance(item, Pillow.Image):
+            return to_rgb(upright(item))
+        if isinstance(item, Tensor):
+            return Pillow.fromarray(_pixels(item).permute(1, 2, 0).cpu().numpy())
+        if isinstance(item, np.ndarray):
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
+                raise ValueError(f"an array of {item.dtype} {item.shape}; an image array is uint8 (height, width, 3)")
+            return Pillow.fromarray(np.ascontiguousarray(item))
+        raise ValueError(
+            f"a {type(item).__name__} is no image; give a path, a PIL image, a uint8 array (height, width, 3) or a"
+            " tensor (3, height, width), uint8 or floating-point in [0, 1]"
+        )
+
+    def transform(self, item: Pillow.Image) -> Tensor:
+        """(3, S, S) uint8; resized to the square, not cropped."""
+        side = self.settings.size
+        return tvf.pil_to_tensor(tvf.resize(item, [side, side], interpolation=InterpolationMode.BICUBIC))
+
+    def augment(self, item: Pillow.Image, rng: np.random.Generator) -> Tensor:
+        """(3, S, S) uint8 of a random crop. There are no flips: captions speak of left and right."""
+        crop = RandomResizedCrop(
+            self.settings.size, scale=self.settings.crop_scale, interpolation=InterpolationMode.BICUBIC
+        )
+        # torchvision draws from PyTorch's global generator. Only the CPU's is seeded and put back: the training process
+        # itself may run this, and its dropout on CUDA must not repeat.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            return tvf.pil_to_tensor(crop(item))
+
+    def num_tokens(self, array: Tensor) -> int:
+        """The patches."""
+        return (array.shape[-1] // PATCH) ** 2
+
+    def collate(self, arrays: Sequence[Tensor]) -> Image:
+        """Join images."""
+        # Pillow's images have their colours last. Stacking them so is one copy of plain bytes for each.
+        return Image(stack([array.movedim(0, -1) for array in arrays]).movedim(-1, 1))
+
+    def sizes(self) -> dict[str, Any]:
+        """The side of the images."""
+        return {"image_size": self.settings.size}
+
+    @classmethod
+    def settings_for(cls, settings: Any, config: AdapterConfig) -> Any:
+        """Images of the adapter's side."""
+        return replace(settings, size=config.image_size)  # type: ignore[attr-defined]
+
+    def describe(self) -> str:
+        """Resizing and normalisation."""
+        return f"images {self.settings.size}×{self.settings.size} bicubic, CLIP mean and std"
+
+    def sample(self, inputs: Image, row: int) -> Pillow.Image:
+        """The image of a row, square as the model sees it."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        fractions = Image(inputs.pixels[row : row + 1]).normalised()[0].float().cpu() * std + mean
+        return tvf.to_pil_image((fractions * 255).round().clamp(0, 255).to(torch.uint8))
+
+    def picture(self, item: Pillow.Image, side: int) -> Pillow.Image:
+        """The image, shrunk in its proportions."""
+        shrunk = item.copy()
+        shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
+        return shrunk
+
+
+def upright(image: Pillow.Image) -> Pillow.Image:
+    """Apply the EXIF orientation; metadata that cannot be read say nothing, as in every viewer."""
+    image.load()  # what is wrong with the pixels is an error, outside of what follows
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # on broken metadata Pillow raises SyntaxError, struct.error, ValueError and others
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def to_rgb(image: Pillow.Image) -> Pillow.Image:
+    """Any mode to 8-bit RGB, transparency over white.
+
+    Grey of 16 bits is scaled by 1/257. Grey of 32 bits does not say what white is: integers are taken as 8 bits where
+    all are up to 255 and as 16 bits where all are up to 65 535, floating-point values as fractions where all are in
+    [0, 1] and as 8 bits where all are in [0, 255].
+
+    Raises:
+        ValueError: for grey of 32 bits in any other range.
+    """
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow clips these at 255 instead of scaling them
+        return Pillow.fromarray(_grey(np.asarray(image), image.mode)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of more than 8 bits as uint8."""
+    low, high = values.min(), values.max()
+    if mode.startswith("I;16"):
+        white = 65535.0
+    elif mode == "F":
+        white = 1.0 if high <= 1 else 255.0
+    else:
+        white = 255.0 if high <= 255 else 65535.0
+    if not (low >= 0 and high <= white):  # undefined values too
+        raise ValueError(
+            f"a grey image of mode {mode!r} with values in [{low:g}, {high:g}]; accepted are [0, 255], and "
+            f"{'[0, 1]' if mode == 'F' else '[0, 65535]'}: scale it, or store it with 8 or 16 bits"
+        )
+    return np.round(values * (255.0 / white)).astype(np.uint8)
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 from a tensor of pixels."""
+    if image.dim() != 3 or image.shape[0] != 3 or not image.numel():
+        raise ValueError(f"a tensor of shape {tuple(image.shape)}; an image tensor is (3, height, width)")
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise ValueError(f"a tensor of {image.dtype}; an image tensor is uint8, or floating-point in [0, 1]")
+    image = image.detach().float()
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):  # undefined values too
+        raise ValueError(
+            f"a floating-point image tensor in [{low:g}, {high:g}], not [0, 1]; give it before any normalisation"
+        )
+    return (image * 255).round().to(torch.uint8)

@@ -1,26 +1,30 @@
-"""What the encoder asks of a modality, and the list of modalities it knows."""
+"""What the encoder asks of a modality."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.models.attention.base import RelativeBias
-from onepeace_lightning.models.config import AdapterConfig, ModelConfig
+from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.layers import BiasTables, init_normal_
 from onepeace_lightning.models.packing import Tokens
+
+SECOND = "second_"
+"""Before the name of a modality: the second of a sample's two items of it, as an input of a model."""
 
 
 class Adapter(nn.Module):
     """Turns a modality's raw input into ``[CLS; tokens]`` of the encoder's width, with a relative position bias.
 
-    A new modality subclasses this, sets ``modality`` and ``config_type``, implements ``embed``, ``bias_rows`` and
-    ``buckets``, and is registered with ``register_adapter``. Subclasses call ``reset_parameters`` when they are built.
-    """
+    A new modality subclasses this and implements ``embed``, ``bias_rows`` and ``buckets``; its config's ``build`` makes
+    it. Subclasses call ``reset_parameters`` when they are built.
 
-    modality: ClassVar[str]
-    config_type: ClassVar[type[AdapterConfig]]
+    Args:
+        config: the adapter's sizes, an ``AdapterConfig``.
+        model: the whole model's sizes.
+    """
 
     def __init__(self, config: Any, model: ModelConfig) -> None:
         super().__init__()
@@ -42,6 +46,18 @@ class Adapter(nn.Module):
         """What the encoder sees: ``embed``'s tokens without those that a mask over positions (B, P) hides."""
         return tokens if hidden_BP is None else tokens.hide(hidden_BP)
 
+    def as_second(self, tokens: Tokens) -> Tokens:
+        """``embed``'s tokens marked as those of a sample's second item, such as the second of two images.
+
+        Raises:
+            ValueError: where the adapter cannot tell items apart.
+        """
+        raise ValueError(f"{type(self).__name__} does not tell a second item from the first")
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the adapter's own parameters that do not decay: vectors, unless a modality says otherwise."""
+        return {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         raise NotImplementedError
@@ -53,31 +69,3 @@ class Adapter(nn.Module):
     def relative_bias(self, positions: int) -> RelativeBias:
         """The bias of all blocks, for positions below ``positions``."""
         return RelativeBias(list(self.bias_tables), self.buckets(positions))
-
-
-_ADAPTERS: dict[str, type[Adapter]] = {}
-
-
-def register_adapter(adapter: type[Adapter]) -> type[Adapter]:
-    """Make a modality known by its ``modality`` name; usable as a decorator.
-
-    Raises:
-        ValueError: where the name is taken by another class.
-    """
-    name = adapter.modality
-    if _ADAPTERS.setdefault(name, adapter) is not adapter:
-        raise ValueError(f"modality {name!r} is already registered by {_ADAPTERS[name].__qualname__}")
-    return adapter
-
-
-def adapter_type(modality: str) -> type[Adapter]:
-    """The adapter registered for a modality.
-
-    Raises:
-        ValueError: where there is none.
-    """
-    import onepeace_lightning.modalities  # noqa: F401 (registers those of the package)
-
-    if modality not in _ADAPTERS:
-        raise ValueError(f"no adapter is registered for {modality!r}; known: {', '.join(sorted(_ADAPTERS))}")
-    return _ADAPTERS[modality]

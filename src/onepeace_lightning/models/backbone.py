@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from onepeace_lightning.models.adapter import Adapter, adapter_type
+from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.packing import Tokens, View
@@ -18,9 +18,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {name: adapter_type(name)(sizes, config) for name, sizes in config.adapters.items()}
-        )
+        self.adapters = nn.ModuleDict({name: sizes.build(config) for name, sizes in config.adapters.items()})
         self.encoder = Encoder(config.encoder, tuple(config.adapters))
 
     def adapter(self, modality: str) -> Adapter:

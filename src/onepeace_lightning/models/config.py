@@ -1,13 +1,12 @@
-"""Sizes of the model: typed, validated, with the presets from ``tiny`` to the published ``4b``."""
+"""Sizes of the model: typed and validated; named ones are in ``modalities.presets``."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
-Preset = Literal["tiny", "small", "base", "large", "4b"]
+from torch import Tensor, nn
 
-PATCH = 16
-"""Side of an image patch in pixels."""
+from onepeace_lightning.models.flops import Flops
 
 
 def raise_all(what: str, problems: list[str]) -> None:
@@ -55,92 +54,71 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What every modality's adapter has; a new modality subclasses this and registers itself.
+    """Sizes of one modality's adapter, which ``build`` makes; a modality subclasses this.
 
     Attributes:
-        modality: the registered name.
+        modality: the name under which the modality is registered.
     """
 
     modality: ClassVar[str]
 
+    def build(self, model: "ModelConfig") -> nn.Module:
+        """The ``adapter.Adapter`` of these sizes in a model.
 
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(AdapterConfig):
-    """Token embedding with learned positions.
+        Args:
+            model: the whole model's sizes.
+        """
+        raise NotImplementedError
 
-    Attributes:
-        vocab_size: token ids.
-        positions: rows of the absolute position table, CLS included: the longest sequence.
-        buckets: of the relative bias.
-        type_embedding: a vector is added to every token, for tasks with two images.
-    """
+    def resized(self, **sizes: Any) -> "AdapterConfig":
+        """The same adapter with other sizes, for weights that are kept."""
+        return replace(self, **sizes)
 
-    modality: ClassVar[str] = "text"
-    vocab_size: int = 50264
-    positions: int = 514
-    buckets: int = 256
-    type_embedding: bool = False
+    def problems(self, width: int) -> list[str]:
+        """What keeps the adapter from an encoder of this width; nothing unless a modality says otherwise."""
+        return []
 
-    def __post_init__(self) -> None:
-        problems = [f"vocab_size is {self.vocab_size}, must be above the 4 special ids"] if self.vocab_size < 5 else []
-        raise_all("text", problems + _at_least(self, positions=2, buckets=4))
+    def decoder_rows(self) -> int:
+        """Rows of the learned positions in the denoising decoder, CLS included.
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImageConfig(AdapterConfig):
-    """Square images in 16-pixel patches.
-
-    Attributes:
-        image_size: side in pixels that the relative bias is made for, a multiple of 16.
-        position_grid: side of the learned absolute position grid in patches; None: that of ``image_size``.
-        type_embedding: a vector is added to every token, and a further one to those of a second image.
-    """
-
-    modality: ClassVar[str] = "image"
-    image_size: int = 256
-    position_grid: int | None = None
-    type_embedding: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_size < PATCH or self.image_size % PATCH:
-            raise ValueError(f"image: image_size is {self.image_size}, must be a multiple of {PATCH}")
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side."""
-        return self.image_size // PATCH
-
-    def resized(self, image_size: int) -> "ImageConfig":
-        """The same for images of another side; the learned position grid stays what it is."""
-        return replace(self, image_size=image_size, position_grid=self.position_grid or self.grid)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioConfig(AdapterConfig):
-    """Waveform convolutions, then convolutional positions.
-
-    Attributes:
-        channels: of the feature convolutions.
-        position_depth: layers of positional convolutions.
-        position_kernel: their kernel in frames.
-        position_groups: their groups; the encoder's width is a multiple.
-        buckets: of the relative bias.
-    """
-
-    modality: ClassVar[str] = "audio"
-    channels: int = 512
-    position_depth: int = 5
-    position_kernel: int = 19
-    position_groups: int = 16
-    buckets: int = 512
-
-    def __post_init__(self) -> None:
-        raise_all(
-            "audio", _at_least(self, channels=1, position_depth=1, position_kernel=1, position_groups=1, buckets=4)
+        Raises:
+            ValueError: where the modality does not say.
+        """
+        raise ValueError(
+            f"decoder: positions does not say how many rows modality {self.modality!r} needs; name it there, or write"
+            " decoder_rows for its config"
         )
 
+    def decoder_positions(self, table_PD: Tensor) -> Tensor:
+        """The decoder's learned positions, fitted to the input where that depends on sizes, such as an image's grid."""
+        return table_PD
 
-def _at_least(config: Any, **minimum: int) -> list[str]:
+    def embed_flops(self, inputs: Any, width: int, *, learns: bool = True) -> Flops:
+        """What the adapter computes once for a batch, however many views are made of it.
+
+        Args:
+            inputs: the batch; only its sizes are read.
+            width: of the encoder.
+            learns: the adapter has gradients.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it computes: write its method embed_flops, or leave the callback"
+            " Throughput out"
+        )
+
+    def view_flops(self, visible: Sequence[int], width: int, *, learns: bool = True) -> Flops:
+        """What the adapter computes for every view: nothing, unless positions are computed from what is visible.
+
+        Args:
+            visible: tokens of each sample that the view shows, CLS included.
+            width: of the encoder.
+            learns: the adapter has gradients in this view.
+        """
+        return Flops()
+
+
+def at_least(config: Any, **minimum: int) -> list[str]:
+    """A line for each attribute of a config that is below its minimum."""
     return [f"{k} is {getattr(config, k)}, must be at least {v}" for k, v in minimum.items() if getattr(config, k) < v]
 
 
@@ -154,12 +132,12 @@ class DecoderConfig:
 
     Attributes:
         transformer: its blocks, which have no γ.
-        positions: modality to rows of its learned position table, CLS included. Images need not be named: theirs follow
-            from their grid.
+        positions: modality to rows of its learned position table, CLS included; those that are not named have as many
+            as their adapter's config says.
     """
 
     transformer: TransformerConfig = field(default_factory=_decoder_default)
-    positions: dict[str, int] = field(default_factory=lambda: {"text": 514, "audio": 1026})
+    positions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,101 +158,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         problems = [] if self.adapters else ["no modality: adapters is empty"]
-        audio = self.adapters.get("audio")
-        if isinstance(audio, AudioConfig) and self.encoder.width % audio.position_groups:
-            problems.append(f"width {self.encoder.width} is not a multiple of position_groups {audio.position_groups}")
-        if "image" in self.adapters and self.encoder.width % 4:
-            problems.append(f"width {self.encoder.width} is not a multiple of 4, which the image stem needs")
+        for adapter in self.adapters.values():
+            problems += adapter.problems(self.encoder.width)
         raise_all("model", problems)
-
-    @classmethod
-    def preset(
-        cls,
-        name: Preset,
-        *,
-        modalities: tuple[str, ...] = ("text", "image", "audio"),
-        vocab_size: int | None = None,
-        image_size: int | None = None,
-        drop_path: float | None = None,
-    ) -> "ModelConfig":
-        """A named size, with the few sizes that depend on the data.
-
-        Raises:
-            ValueError: for an unknown name or modality.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
-        config = PRESETS[name]
-        if unknown := sorted(set(modalities) - set(config.adapters)):
-            raise ValueError(f"preset {name!r} has no modality {unknown}; it has {list(config.adapters)}")
-        adapters = {key: value for key, value in config.adapters.items() if key in modalities}
-        if vocab_size is not None and "text" in adapters:
-            adapters["text"] = replace(adapters["text"], vocab_size=vocab_size)  # type: ignore[call-arg]
-        if image_size is not None and "image" in adapters:
-            adapters["image"] = replace(adapters["image"], image_size=image_size)  # type: ignore[call-arg]
-        encoder = config.encoder if drop_path is None else replace(config.encoder, drop_path=drop_path)
-        return replace(config, encoder=encoder, adapters=adapters)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for a checkpoint or JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """The inverse of ``to_dict``; modalities must be registered.
-
-        Raises:
-            ValueError: for a modality that nobody registered.
-        """
-        from onepeace_lightning.modalities import adapter_type  # the registry knows each modality's config class
-
-        decoder = data["decoder"]
-        return cls(
-            encoder=TransformerConfig(**data["encoder"]),
-            adapters={name: adapter_type(name).config_type(**sizes) for name, sizes in data["adapters"].items()},
-            decoder=DecoderConfig(
-                transformer=TransformerConfig(**decoder["transformer"]), positions=dict(decoder["positions"])
-            ),
-            per_block_tables=data["per_block_tables"],
-        )
-
-
-def _preset(
-    *, encoder: tuple[int, int, int, int], decoder: tuple[int, int, int, int], layer_scale: float, init_std: float,
-    image_size: int = 256, **audio: int,
-) -> ModelConfig:  # fmt: skip
-    width, depth, heads, ffn_width = encoder
-    decoder_width, decoder_depth, decoder_heads, decoder_ffn = decoder
-    return ModelConfig(
-        encoder=TransformerConfig(
-            width=width, depth=depth, heads=heads, ffn_width=ffn_width, layer_scale=layer_scale, init_std=init_std
-        ),
-        adapters={"text": TextConfig(), "image": ImageConfig(image_size=image_size), "audio": AudioConfig(**audio)},
-        decoder=DecoderConfig(
-            transformer=TransformerConfig(
-                width=decoder_width, depth=decoder_depth, heads=decoder_heads, ffn_width=decoder_ffn,
-                layer_scale=None, init_std=init_std,
-            )
-        ),
-    )  # fmt: skip
-
-
-# The published γ of 1e-6 and deviation of 0.02 suit a long run of a wide model. A narrow one would spend hundreds of
-# steps at chance: its weights are drawn with about 1 / sqrt(width) after the cut.
-PRESETS: dict[str, ModelConfig] = {
-    "tiny": _preset(
-        encoder=(128, 4, 4, 512), decoder=(64, 1, 4, 256), layer_scale=1.0, init_std=0.2,
-        image_size=96, channels=32, position_depth=2,
-    ),
-    "small": _preset(
-        encoder=(384, 8, 6, 1536), decoder=(192, 2, 6, 512), layer_scale=1.0, init_std=0.1,
-        image_size=160, channels=128, position_depth=3,
-    ),
-    "base": _preset(encoder=(768, 12, 12, 3072), decoder=(384, 2, 6, 1024), layer_scale=1e-4, init_std=0.02),
-    "large": _preset(encoder=(1024, 24, 16, 4096), decoder=(512, 2, 8, 1536), layer_scale=1e-6, init_std=0.02),
-    "4b": _preset(encoder=(1536, 40, 24, 6144), decoder=(768, 2, 12, 2048), layer_scale=1e-6, init_std=0.02),
-}  # fmt: skip
-"""Published size: ``4b``; the smaller ones are this project's."""
-
-if set(PRESETS) != set(get_args(Preset)):
-    raise RuntimeError("the names of PRESETS and Preset differ")

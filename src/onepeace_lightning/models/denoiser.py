@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.modalities.image import grid_positions
-from onepeace_lightning.models.config import ImageConfig, ModelConfig
+from onepeace_lightning.models.config import AdapterConfig, ModelConfig
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.models.layers import Linear, init_normal_, scatter_rows
 from onepeace_lightning.models.packing import Tokens, View, locate, to_device
@@ -16,13 +15,15 @@ from onepeace_lightning.models.packing import Tokens, View, locate, to_device
 class DecoderInput(nn.Module):
     """One modality's way into the decoder: projection, mask token, learned absolute positions."""
 
-    def __init__(self, width: int, decoder_width: int, init_std: float, *, positions: int, grid: int | None) -> None:
+    def __init__(
+        self, width: int, decoder_width: int, init_std: float, *, positions: int, adapter: AdapterConfig
+    ) -> None:
         super().__init__()
         self.init_std = init_std
         self.project = Linear(width, decoder_width, init_std)
         self.mask_token = nn.Parameter(torch.empty(decoder_width))
         self.positions = nn.Parameter(torch.empty(positions, decoder_width))
-        self.grid = grid
+        self.adapter = adapter
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -36,7 +37,7 @@ class DecoderInput(nn.Module):
         Raises:
             ValueError: for more positions than the decoder knows.
         """
-        positions = self.positions if self.grid is None else grid_positions(self.positions, self.grid)
+        positions = self.adapter.decoder_positions(self.positions)
         if max(lengths) > len(positions):
             raise ValueError(f"{max(lengths)} positions; the decoder has {len(positions)}: shorten the input")
         x_TD = self.project(visible.values_TD)
@@ -62,13 +63,8 @@ class Denoiser(nn.Module):
         width, decoder = config.encoder.width, config.decoder.transformer
         self.inputs = nn.ModuleDict()
         for name, adapter in config.adapters.items():
-            grid = adapter.grid if isinstance(adapter, ImageConfig) else None
-            rows = config.decoder.positions.get(name)
-            if rows is None and isinstance(adapter, ImageConfig):
-                rows = 1 + (adapter.position_grid or adapter.grid) ** 2
-            if rows is None:
-                raise ValueError(f"decoder: positions does not say how many rows modality {name!r} needs")
-            self.inputs[name] = DecoderInput(width, decoder.width, decoder.init_std, positions=rows, grid=grid)
+            rows = config.decoder.positions.get(name) or adapter.decoder_rows()
+            self.inputs[name] = DecoderInput(width, decoder.width, decoder.init_std, positions=rows, adapter=adapter)
         self.decoder = Encoder(decoder, tuple(config.adapters))
         self.outputs = nn.ModuleDict({name: Linear(decoder.width, width, decoder.init_std) for name in config.adapters})
 

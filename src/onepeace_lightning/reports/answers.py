@@ -14,7 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
 
-from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, image_tag, page
+from onepeace_lightning.modalities.base import image_html
+from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, page
 from onepeace_lightning.reports.sheets import wrapped
 from onepeace_lightning.tasks.drawing import GUESS, SIDE, TRUE, Drawn
 
@@ -111,7 +112,7 @@ def render_html(streams: dict[str, list[Drawn]]) -> str:
             caption = f"{escape(sample.asked)}<br><b>{mark}</b> {escape(sample.answered)}"
             if sample.expected:
                 caption += f"<br><i>{escape(sample.expected)}</i>"
-            pictures = "".join(image_tag(picture, sample.asked) for picture in sample.pictures)
+            pictures = "".join(image_html(picture, sample.asked) for picture in sample.pictures)
             figures.append(figure(pictures, caption, kind))
         sections.append(f"<section><h2>{escape(_title(name, samples))}</h2>{grid(figures)}</section>")
     return page("Answers", _INTRODUCTION, "\n".join(sections))

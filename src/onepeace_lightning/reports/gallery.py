@@ -1,9 +1,9 @@
-"""A page and a picture that show what held-out sounds and captions retrieve.
+"""A page and an image that show what held-out queries of one modality retrieve in another.
 
-Q = queries, P = pictures, N = waveform samples, d = embedding width.
+d = embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -20,100 +20,105 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.models.inputs import MEAN, STD
-from onepeace_lightning.models.inputs import Image as Images
-from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, answer_row, audio_tag, figure, image_tag, page
+from onepeace_lightning.modalities.base import image_html, modalities, modality
+from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, answer_row, figure, page
 from onepeace_lightning.reports.sheets import wrapped
 
 THUMBNAIL = 96
-"""Longest side of a picture kept, in pixels."""
+"""Longest side of an image kept of a candidate, in pixels."""
 
-MAX_PICTURES = 1024
-"""Candidates kept per gallery: 28 MB of thumbnails."""
-
-QUERY_MODALITIES = ("audio", "text")
+MAX_CANDIDATES = 1024
+"""Candidates kept per gallery: 28 MB of images."""
 
 
 @dataclass
 class RetrievalExamples:
-    """Queries of one modality and the pictures they are searched in.
+    """Queries of one modality and the candidates of another that they are searched in.
 
-    A picture is a right answer when its caption equals the query's.
+    A candidate is a right answer when its caption equals the query's.
 
     Attributes:
         name: the validation stream's name, for the heading.
-        modality: what the queries are, ``"audio"`` or ``"text"``.
+        queried: the queries' modality.
+        searched: the candidates' modality.
         captions: one per query.
         embeddings: (d,) per query.
-        waveforms: (N,) per query at 16 kHz; empty for text.
-        picture_captions: one per picture.
-        picture_embeddings: (d,) per picture.
-        pictures: (3, height, width) uint8 per picture.
+        items: decoded, per query; the caption itself for text.
+        candidate_captions: one per candidate.
+        candidate_embeddings: (d,) per candidate.
+        pictures: how each candidate looks.
     """
 
     name: str
-    modality: str
+    queried: str
+    searched: str
     captions: list[str] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
-    waveforms: list[Tensor] = field(default_factory=list)
-    picture_captions: list[str] = field(default_factory=list)
-    picture_embeddings: list[Tensor] = field(default_factory=list)
-    pictures: list[Tensor] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list)
+    candidate_captions: list[str] = field(default_factory=list)
+    candidate_embeddings: list[Tensor] = field(default_factory=list)
+    pictures: list[Image.Image] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """Heading: what searches what."""
-        queries = {"audio": "Sounds", "text": "Captions"}[self.modality]
-        return f"{queries} to pictures · {self.name}, {len(self.pictures)} pictures"
+        queries, candidates = (modality(name).plural or name for name in (self.queried, self.searched))
+        return f"{queries.capitalize()} to {candidates} · {self.name}, {len(self.pictures)} {candidates}"
 
     def add(self, batch: Batch, embeddings: dict[str, Tensor], queries: int) -> None:
-        """Take a batch's pictures, and its queries until there are enough; no caption is asked for twice.
+        """Take a batch's candidates, and its queries until there are enough; no caption is asked for twice.
 
         Args:
-            batch: with an image and this modality in ``inputs``.
+            batch: with both modalities in ``inputs``.
             embeddings: modality to (B, d).
             queries: how many to keep in all.
         """
-        room = MAX_PICTURES - len(self.pictures)
-        if room == 0:
-            return
-        self.pictures += thumbnails(batch.inputs["image"].pixels[:room])
-        self.picture_captions += batch.captions[:room]
-        self.picture_embeddings += embeddings["image"][:room].float().cpu()
-        for row, caption in enumerate(batch.captions[:room]):
+        room = min(MAX_CANDIDATES - len(self.pictures), len(batch))
+        searched, queried = modality(self.searched)(), modality(self.queried)()
+        for row in range(room):
+            item = searched.sample(batch.inputs[self.searched], row)
+            self.pictures.append(searched.picture(item, THUMBNAIL))
+        captions = [caption or key for caption, key in zip(batch.captions, batch.keys, strict=True)]
+        self.candidate_captions += captions[:room]
+        self.candidate_embeddings += embeddings[self.searched][:room].float().cpu()
+        for row, caption in enumerate(captions[:room]):
             if len(self.captions) == queries:
                 break
             if caption in self.captions:
                 continue
             self.captions.append(caption)
-            self.embeddings.append(embeddings[self.modality][row].float().cpu())
-            if self.modality == "audio":
-                audio = batch.inputs["audio"]
-                # A copy, or the whole batch of waveforms would stay in memory.
-                self.waveforms.append(audio.waveforms_BN[row, : audio.lengths[row]].float().cpu().clone())
+            self.embeddings.append(embeddings[self.queried][row].float().cpu())
+            self.items.append(caption if queried.reads_text else queried.sample(batch.inputs[self.queried], row))
 
     def retrieve(self, top: int) -> list[list[tuple[int, float]]]:
-        """For each query its ``top`` nearest pictures (fewer where there are fewer): index and cosine, best first."""
+        """For each query its ``top`` nearest candidates (fewer where there are fewer): index and cosine, best first."""
         queries = F.normalize(torch.stack(self.embeddings), dim=1)
-        pictures = F.normalize(torch.stack(self.picture_embeddings), dim=1)
-        cosines, indices = (queries @ pictures.T).topk(min(top, len(self.pictures)), dim=1)
+        candidates = F.normalize(torch.stack(self.candidate_embeddings), dim=1)
+        cosines, indices = (queries @ candidates.T).topk(min(top, len(self.pictures)), dim=1)
         return [
             list(zip(row, values, strict=True)) for row, values in zip(indices.tolist(), cosines.tolist(), strict=True)
         ]
 
 
+def searched_by(names: Collection[str]) -> tuple[str, str] | None:
+    """What is searched and what with: the first modality of a batch that is no text, and the last one."""
+    ordered = [name for name in modalities() if name in names]
+    ordered.sort(key=lambda name: modality(name).reads_text)  # texts last
+    return (ordered[0], ordered[-1]) if len(ordered) > 1 else None
+
+
 class RetrievalGallery(L.Callback):
-    """Writes ``gallery.html`` and ``gallery.png``: the pictures nearest to some held-out sounds and captions.
+    """Writes ``gallery.html`` and ``gallery.png``: what is nearest to some held-out queries.
 
     Reads what the task's ``validation_step`` returns, ``{"embeddings": {modality: (B, d)}}``, for validation streams
-    that hold images with sounds or with captions. The page stands alone: pictures and playable sounds are inside. Made
-    once, when ``fit`` (from its last validation) or ``validate`` ends; the picture also goes to TensorBoard. Under
-    several processes queries and candidates are rank zero's share.
+    of several modalities: captions search images or recordings, recordings search images. The page stands alone:
+    images and players are inside. Made once, when ``fit`` (from its last validation) or ``validate`` ends; the image
+    also goes to TensorBoard. Under several processes queries and candidates are rank zero's part.
 
     Args:
         folder: where both files go; made where it does not exist, older files are replaced.
         queries: how many of each stream to show, with distinct captions.
-        top: pictures retrieved for each.
+        top: candidates retrieved for each.
     """
 
     def __init__(self, folder: str, queries: int = 8, top: int = 5) -> None:
@@ -137,16 +142,18 @@ class RetrievalGallery(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep thumbnails, embeddings and queries of a batch with pictures."""
-        if trainer.sanity_checking or not trainer.is_global_zero or "image" not in batch.inputs or batch.filler:
-            return
-        modality = next((name for name in QUERY_MODALITIES if name in batch.inputs), None)
-        if modality is None:
+        """Keep pictures, embeddings and queries of a batch of several modalities."""
+        if (
+            trainer.sanity_checking
+            or batch.filler
+            or not trainer.is_global_zero
+            or (pair := searched_by(batch.inputs)) is None
+        ):
             return
         if dataloader_idx not in self._examples:
             loaders = trainer.val_dataloaders
             name = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else f"validation {dataloader_idx}"
-            self._examples[dataloader_idx] = RetrievalExamples(name, modality)
+            self._examples[dataloader_idx] = RetrievalExamples(name, pair[1], pair[0])
         self._examples[dataloader_idx].add(batch, outputs["embeddings"], self.queries)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -163,7 +170,7 @@ class RetrievalGallery(L.Callback):
             return
         examples = list(self._examples.values())
         if not examples:
-            rank_zero_warn("no validation stream held images with sounds or captions: there is no gallery to write")
+            rank_zero_warn("no validation stream held several modalities: there is no gallery to write")
             return
         sheet = render_sheet(examples, self.top)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,68 +181,50 @@ class RetrievalGallery(L.Callback):
                 logger.experiment.add_image("gallery", np.asarray(sheet), trainer.global_step, dataformats="HWC")
 
 
-def thumbnails(pixels: Tensor) -> list[Tensor]:
-    """Shrink pictures, and undo CLIP's normalisation.
-
-    Args:
-        pixels: (B, 3, S, S), uint8 or normalised.
-
-    Returns:
-        B times (3, s, s) uint8 with s at most ``THUMBNAIL``; smaller pictures keep their size.
-    """
-    pictures = Images(pixels).normalised().float().cpu()
-    if pictures.shape[-1] > THUMBNAIL:
-        pictures = F.interpolate(pictures, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    return list(((pictures * std + mean) * 255).round().clamp(0, 255).to(torch.uint8))
-
-
 def render_html(examples: Sequence[RetrievalExamples], top: int) -> str:
     """Write the gallery as one self-contained page.
 
     Args:
         examples: one section each.
-        top: pictures per query.
+        top: candidates per query.
     """
     sections = []
     for section in examples:
         rows = []
         for query, found in enumerate(section.retrieve(top)):
             caption = section.captions[query]
-            sound = audio_tag(section.waveforms[query]) if section.waveforms else ""
+            queried = modality(section.queried)()
+            shown = "" if queried.reads_text else queried.html(section.items[query], caption)
             figures = []
             for index, cosine in found:
-                answer = section.picture_captions[index]
+                answer = section.candidate_captions[index]
                 kind, mark = ("right", "✓") if answer == caption else ("wrong", "✗")
-                picture = image_tag(_to_pil(section.pictures[index]), answer)
+                picture = image_html(section.pictures[index], answer)
                 figures.append(figure(picture, f"<b>{mark}</b> {escape(answer)} <i>{cosine:.2f}</i>", kind))
-            rows.append(answer_row(f"<p>{escape(caption)}</p>{sound}", figures))
+            rows.append(answer_row(f"<p>{escape(caption)}</p>{shown}", figures))
         sections.append(f"<section><h2>{escape(section.title)}</h2>{''.join(rows)}</section>")
     return page("Retrieval gallery", _INTRODUCTION, "\n".join(sections))
 
 
-_INTRODUCTION = f"""Each row is a held-out query and the pictures nearest to it, nearest first, with their cosine. A
-picture is <b style="color: {RIGHT}">right ✓</b> when its caption equals the query's, else
-<b style="color: {WRONG}">wrong ✗</b>. The captions of sounds and pictures are shown to the reader only, never to the
+_INTRODUCTION = f"""Each row is a held-out query and what is nearest to it, nearest first, with its cosine. An answer
+is <b style="color: {RIGHT}">right ✓</b> when its caption equals the query's, else
+<b style="color: {WRONG}">wrong ✗</b>. The captions of recordings and images are shown to the reader only, never to the
 search."""
 
 
-def _to_pil(picture: Tensor) -> Image.Image:
-    return Image.fromarray(picture.permute(1, 2, 0).numpy())
-
-
-CELL, GAP, FRAME, LABEL, HEADING = 104, 10, 4, 250, 40
-"""Sheet layout in pixels: side of a framed picture, space between, frame width, caption column, section heading."""
+CELL, GAP, FRAME, LABEL, HEADING, SMALL = 104, 10, 4, 250, 40, 32
+"""Sheet layout in pixels: side of a framed picture, space between, frame width, caption column, section heading, side
+of a query's picture."""
 
 
 def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image:
-    """Draw the gallery as one RGB picture: captions at the left, a note before those of sounds, pictures at the right.
+    """Draw the gallery as one RGB image: captions at the left, with the query's picture, candidates at the right.
 
     Captions are drawn in Pillow's built-in font, which has Latin letters only; the page shows every script.
 
     Args:
         examples: one section each, one under the other.
-        top: pictures per query; right ones are framed green, wrong ones red.
+        top: candidates per query; right ones are framed green, wrong ones red.
     """
     width = GAP + LABEL + top * (CELL + GAP)
     height = sum(HEADING + len(section.captions) * (CELL + GAP) for section in examples) + GAP
@@ -248,25 +237,20 @@ def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image
         for query, found in enumerate(section.retrieve(top)):
             caption = section.captions[query]
             left = GAP
-            if section.modality == "audio":
-                _draw_note(draw, left, y + CELL / 2)
-                left += 22
+            queried = modality(section.queried)()
+            if not queried.reads_text:
+                small = queried.picture(section.items[query], SMALL)
+                sheet.paste(small, (left, y + (CELL - small.height) // 2))
+                left += SMALL + GAP
             _draw_wrapped(draw, caption, left, y + CELL / 2, GAP + LABEL - GAP - left)
             for column, (index, _) in enumerate(found):
                 x = GAP + LABEL + column * (CELL + GAP)
-                right = section.picture_captions[index] == caption
+                right = section.candidate_captions[index] == caption
                 draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), RIGHT if right else WRONG)
                 side = CELL - 2 * FRAME
-                sheet.paste(_to_pil(section.pictures[index]).resize((side, side)), (x + FRAME, y + FRAME))
+                sheet.paste(section.pictures[index].resize((side, side)), (x + FRAME, y + FRAME))
             y += CELL + GAP
     return sheet
-
-
-def _draw_note(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
-    """An eighth note: the built-in font has no ♪."""
-    draw.ellipse((x, y + 3, x + 8, y + 9), INK)
-    draw.line((x + 7, y + 6, x + 7, y - 9), INK, 2)
-    draw.line((x + 7, y - 9, x + 13, y - 3), INK, 2)
 
 
 def _draw_wrapped(draw: ImageDraw.ImageDraw, text: str, x: float, y: float, width: float) -> None:

@@ -1,17 +1,6 @@
-"""Building blocks of self-contained HTML pages: pictures and playable sounds inside, nothing fetched from elsewhere.
+"""Building blocks of self-contained HTML pages: everything shown is inside, nothing fetched from elsewhere."""
 
-N = waveform samples.
-"""
-
-import base64
-import io
 from html import escape
-
-import soundfile
-from PIL import Image
-from torch import Tensor
-
-from onepeace_lightning.data.decoding import SAMPLE_RATE
 
 RIGHT, WRONG, INK, FAINT = "#1a9850", "#d73027", "#222222", "#777777"
 
@@ -40,25 +29,6 @@ def grid(figures: list[str]) -> str:
 def figure(content: str, caption: str, kind: str = "") -> str:
     """Something found, and the words under it; both are HTML. ``kind`` is empty, ``right`` or ``wrong``."""
     return f'<figure class="{kind}">{content}<figcaption>{caption}</figcaption></figure>'
-
-
-def image_tag(picture: Image.Image, described: str) -> str:
-    """A picture in the page."""
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return f'<img src="data:image/png;base64,{_base64(stream)}" alt="{escape(described)}">'
-
-
-def audio_tag(waveform: Tensor) -> str:
-    """A player of a sound (N,) at 16 kHz, its loudest sample just below full scale; silence stays silent."""
-    peak = max(float(waveform.abs().max()), 1e-8)
-    stream = io.BytesIO()
-    soundfile.write(stream, (0.9 / peak * waveform).numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return f'<audio controls src="data:audio/wav;base64,{_base64(stream)}"></audio>'
-
-
-def _base64(stream: io.BytesIO) -> str:
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 _PAGE = f"""<!DOCTYPE html>

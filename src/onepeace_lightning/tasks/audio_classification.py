@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from onepeace_lightning.data.raw import AudioItem
+from onepeace_lightning.modalities.audio import AudioItem
 from onepeace_lightning.tasks.classification import ClassificationTask
 
 

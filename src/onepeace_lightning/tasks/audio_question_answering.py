@@ -7,9 +7,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import AudioItem, batched
-from onepeace_lightning.data.readers.audio_choices import with_choice
+from onepeace_lightning.data.readers.questions import with_choice
 from onepeace_lightning.losses.answers import choice_hinge
+from onepeace_lightning.modalities.audio import AudioItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FinetuneTask
 
@@ -30,7 +31,7 @@ class AudioQuestionAnsweringTask(FinetuneTask):
 
     def scores(self, inputs: Mapping[str, Any], sounds: int) -> Tensor:
         """(B, choices) float32 scores of B sounds' choices, whose rows of text follow one another."""
-        choices = len(inputs["text"].ids_BL) // sounds
+        choices = len(inputs["text"]) // sounds
         return self.model(inputs, choices=choices).float().view(sounds, choices)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -8,18 +8,17 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import torch
-from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.checkpoints.loading import LoadReport, fill
-from onepeace_lightning.checkpoints.pretrained import fitting, model_parts
+from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem, ItemReader, naming, to_picture
-from onepeace_lightning.data.readers.base import FinetuneDataModule
+from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.data.transforms import Preprocessing
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
+from onepeace_lightning.modalities.items import naming, read_batch
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig
@@ -51,7 +50,8 @@ class FinetuneTask(TrainedModule):
             original, a hub name, an ``OnePeace``, or sizes. Another task's ``backbone`` is an ``OnePeace``.
         optimization: learning rates and steps.
         tokenizer: folder of the tokenizer that the data use; needed where the backbone has none.
-        image_size: side of the pictures in pixels; None: the backbone's.
+        preprocessing: modality to its settings, as the data have them; sizes of the model follow from them, such as the
+            image's. None: the backbone's.
         drop_path: stochastic depth of the last block.
         per_block_tables: give each block relative bias tables of its own (paper appendix A).
         trainable: "all"; "head" (the backbone stays as it is); or modalities, whose adapters, feed-forward networks and
@@ -87,7 +87,7 @@ class FinetuneTask(TrainedModule):
         optimization: Optimization = FINETUNING,
         *,
         tokenizer: str | None = None,
-        image_size: int | None = None,
+        preprocessing: dict[str, dict[str, Any]] | None = None,
         drop_path: float = 0.0,
         per_block_tables: bool = True,
         trainable: Literal["all", "head"] | Sequence[str] = "all",
@@ -97,16 +97,17 @@ class FinetuneTask(TrainedModule):
     ) -> None:
         super().__init__()
         _check_trainable(trainable, self.modalities, lora)
-        self.source = open_source(backbone, tokenizer, image_size)
+        given = None if preprocessing is None else Preprocessing(preprocessing)
+        self.source = open_source(backbone, tokenizer, given)
         self.config: ModelConfig = finetune_config(
-            self.source.config, self.modalities, name=self.source.name, image_size=image_size, drop_path=drop_path,
+            self.source.config, self.modalities, name=self.source.name, preprocessing=given, drop_path=drop_path,
             per_block_tables=per_block_tables, type_embedding=self.type_embedding,
         )  # fmt: skip
         self.optimization = optimization
         self.trainable, self.lora, self.parallel = trainable, lora, parallel
         self.attention: AttentionChoice = attention
         self.tokenizer: Tokenizer | None = self.source.tokenizer
-        self.preprocessing: Preprocessing = fitting(self.source.preprocessing, self.config)
+        self.preprocessing: Preprocessing = (given or self.source.preprocessing).fitting(self.config)
         self.model: Any = None
         self.galleries: list[str] = []
         self.metrics = nn.ModuleList()
@@ -146,7 +147,7 @@ class FinetuneTask(TrainedModule):
         """Fill the model with what the backbone's source has of it (``carried``); the rest keeps its initial values."""
         return load_source(self.model, self.source, self.carried)
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take over from the data what the task was not told (class names), or check that it fits."""
 
     # Lightning
@@ -158,7 +159,7 @@ class FinetuneTask(TrainedModule):
             ValueError: the data's tokenizer, picture size or vocabulary is not the task's.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, FinetuneDataModule):
+        if not isinstance(data, DataModule):
             self.galleries, self.metrics = ["val"], nn.ModuleList([self.make_metrics()])
             return
         self._check_data(data)
@@ -167,7 +168,7 @@ class FinetuneTask(TrainedModule):
         streams = data.evaluated(stage)
         self.galleries = list(streams)
         self.metrics = nn.ModuleList(self.make_metrics() for _ in streams)
-        self.score_context = [f"preprocessing: {self.preprocessing.describe()}", *self.context()]
+        self.score_context = [f"preprocessing: {self.preprocessing.describe(self.modalities)}", *self.context()]
         for name, stream in streams.items():
             manifest = read_manifest(stream.path)
             self.score_context.append(
@@ -241,7 +242,7 @@ class FinetuneTask(TrainedModule):
         checkpoint["onepeace"] = {
             "config": self.config.to_dict(),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.to_files(),
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.to_dict(list(self.config.adapters)),
             "parts": None if self.lora else model_parts(self.model),
             "task": {
                 "name": type(self).__name__,
@@ -259,7 +260,7 @@ class FinetuneTask(TrainedModule):
         if task is None or task["name"] != type(self).__name__:
             found = "pretraining" if task is None else task["name"]
             raise ValueError(f"the checkpoint is of {found}, not of {type(self).__name__}")
-        if (theirs := ModelConfig.from_dict(checkpoint["onepeace"]["config"])) != self.config:
+        if (theirs := config_from_dict(checkpoint["onepeace"]["config"])) != self.config:
             raise ValueError(f"the checkpoint's model is {theirs}, the configured one {self.config}")
         ours = {key: value for key, value in self.settings().items() if value is not None}
         differing = [key for key, value in ours.items() if task["settings"].get(key) != value]
@@ -298,55 +299,50 @@ class FinetuneTask(TrainedModule):
                 module.training = training
 
     def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
-        """Users' items (``data.raw``) as one batch of a modality's input on the model's device.
+        """Users' items as one batch of a modality's input on the model's device.
 
         Args:
-            modality: text, image or audio.
+            modality: a modality's name.
             items: a batch of them.
             first: the number of the first one, for messages.
 
         Raises:
             ValueError: naming the first item that cannot be read.
         """
-        reader = ItemReader(modality, self.preprocessing, self.tokenizer)
-        return reader.join([reader.read_numbered(item) for item in enumerate(items, first)]).to(self.device)
+        return read_batch(self.preprocessing.modality(modality, self.tokenizer), items, first).to(self.device)
 
-    def pictures(self, items: Sequence[ImageItem], first: int) -> list[Picture]:
-        """Users' pictures in RGB at their own size, for answers in their pixels; ``read`` takes them too.
+    def load(self, modality: str, items: Sequence[Any], first: int) -> list[Any]:
+        """Users' items decoded, at their own size, for answers in their pixels; ``read`` takes them too.
 
         Args:
+            modality: a modality's name.
             items: a batch of them.
             first: the number of the first one, for messages.
 
         Raises:
             ValueError: naming the first item that cannot be read.
         """
-        pictures = []
+        one, loaded = self.preprocessing.modality(modality, self.tokenizer), []
         for number, item in enumerate(items, first):
-            with naming("image", number, item):
-                pictures.append(to_picture(item))
-        return pictures
+            with naming(one, number, item):
+                loaded.append(one.load(item))
+        return loaded
 
     def _built(self) -> Any:
         if self.model is None:
             self.configure_model()
         return self.model
 
-    def _check_data(self, data: FinetuneDataModule) -> None:
+    def _check_data(self, data: DataModule) -> None:
         problems = []
         ours, theirs = self.tokenizer, data.tokenizer
-        if "text" in self.modalities and ours is None:
+        if text_modality() in self.modalities and ours is None:
             problems.append("tokenizer: this task reads text; give the data the folder of one")
         if ours is not None and theirs is not None and ours.fingerprint() != theirs.fingerprint():
             problems.append(
                 f"tokenizer: the data's ({data.tokenizer_folder}) is not the model's: its ids mean other words"
             )
-        image = self.config.adapters.get("image")
-        if image is not None and data.preprocessing.image_size != getattr(image, "image_size", None):
-            problems.append(
-                f"image_size: the data's pictures have a side of {data.preprocessing.image_size} pixels, the model"
-                f" takes {getattr(image, 'image_size', None)}; give both the same"
-            )
+        problems += [f"preprocessing: the data's {wrong}" for wrong in data.preprocessing.misfits(self.config)]
         if problems:
             raise ValueError("data: " + "; ".join(problems))
 
@@ -367,7 +363,7 @@ class FinetuneTask(TrainedModule):
         if trainer.max_steps > 0:
             return trainer.max_steps
         data = getattr(trainer, "datamodule", None)
-        if trainer.max_epochs is None or trainer.max_epochs < 0 or not isinstance(data, FinetuneDataModule):
+        if trainer.max_epochs is None or trainer.max_epochs < 0 or not isinstance(data, DataModule):
             return None
         return max(1, trainer.max_epochs * data.steps_per_epoch // trainer.accumulate_grad_batches)
 

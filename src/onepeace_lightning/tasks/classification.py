@@ -10,9 +10,9 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import batched
-from onepeace_lightning.data.readers.base import FinetuneDataModule
+from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
@@ -65,9 +65,9 @@ class ClassificationTask(FinetuneTask):
         """Classes and what an answer is."""
         return {"classes": self.classes, "multi_label": self.multi_label}
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.vocabulary("classes"), "classes")
+        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
 
     def build(self) -> ClassifyModel:
         """Attention pooling over the modality's tokens, and a classifier."""
@@ -77,7 +77,7 @@ class ClassificationTask(FinetuneTask):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the samples' classes, binary for several labels (summed over classes)."""
-        return self.loss_of(self.model(batch.inputs, batch.second), self.targets(batch))
+        return self.loss_of(self.model(batch.inputs), self.targets(batch))
 
     def loss_of(self, logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
         """Loss of logits against shares of classes."""
@@ -115,7 +115,7 @@ class ClassificationTask(FinetuneTask):
         Returns:
             {"logits": (B, C)}.
         """
-        logits_BC, targets_BC = self.model(batch.inputs, batch.second).float(), self.targets(batch)
+        logits_BC, targets_BC = self.model(batch.inputs).float(), self.targets(batch)
         metrics.update(logits_BC, targets_BC.long() if self.multi_label else targets_BC.argmax(1))
         return {"logits": logits_BC}
 

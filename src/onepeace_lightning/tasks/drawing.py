@@ -11,7 +11,8 @@ from PIL import ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from onepeace_lightning.models.inputs import MEAN, STD, Image
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.models.patches import MEAN, STD
 
 SIDE = 240
 """Longest side of what is drawn, in pixels."""

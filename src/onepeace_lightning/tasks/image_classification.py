@@ -7,8 +7,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.modalities.image import Image, ImageItem
 from onepeace_lightning.tasks.base import FINETUNING
 from onepeace_lightning.tasks.classification import ClassificationTask
 from onepeace_lightning.tasks.source import BackboneSource

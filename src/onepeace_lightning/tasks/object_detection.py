@@ -16,13 +16,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 from onepeace_lightning.checkpoints.detection import load_trunk
 from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.data.instances import AnnotatedImage, Annotations, Rle, encode_mask, fitted
-from onepeace_lightning.data.raw import ImageItem, batched
-from onepeace_lightning.data.readers.base import FinetuneDataModule
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.detection import REGIONS, detection_losses
 from onepeace_lightning.metrics.detection import CocoAP
-from onepeace_lightning.models.config import ImageConfig
+from onepeace_lightning.modalities.image import ImageConfig, ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
@@ -47,7 +47,7 @@ class ObjectDetectionTask(FinetuneTask):
         channels: of the pyramid.
         hidden: features of a region.
         regions: regions of an image that count in training.
-        **options: see ``FinetuneTask``; ``image_size`` is the longest side that images are resized to, a multiple of
+        **options: see ``FinetuneTask``; the image size of ``preprocessing`` is the longest side, a multiple of
             the window's 16 ``window`` pixels.
 
     Raises:
@@ -93,7 +93,7 @@ class ObjectDetectionTask(FinetuneTask):
     @property
     def side(self) -> int:
         """Side of the model's square in pixels."""
-        return self.preprocessing.image_size
+        return self.preprocessing["image"].size
 
     def settings(self) -> dict[str, Any]:
         """Classes and sizes of the detector."""
@@ -113,9 +113,9 @@ class ObjectDetectionTask(FinetuneTask):
             " by that times the mean of the mask; measured at the image's own size"
         ]
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.vocabulary("classes"), "classes")
+        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
 
     def build(self) -> Detector:
         """Trunk, pyramid, proposals, cascade and mask head."""
@@ -215,7 +215,7 @@ class ObjectDetectionTask(FinetuneTask):
         answers: list[list[dict[str, Any]]] = []
         with self.answering():
             for first, [items] in batched(batch_size, image=image):
-                pictures = self.pictures(items, first)
+                pictures = self.load("image", items, first)
                 sizes = [(picture.height, picture.width) for picture in pictures]
                 found = self._detect([fitted(picture, self.side) for picture in pictures], sizes)
                 answers += [

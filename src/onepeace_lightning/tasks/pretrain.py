@@ -1,7 +1,6 @@
-"""Pretraining: aligning and denoising contrast over any of the five data types (paper sections 3.3 and 3.4)."""
+"""Pretraining: aligning and denoising contrast over any data types without answers (paper sections 3.3 and 3.4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -9,14 +8,16 @@ from torch import Tensor, nn
 
 from onepeace_lightning.checkpoints.loading import load_pretrained
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.data.batch import DATA_TYPES, Batch
+from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
+from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
+from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
-from onepeace_lightning.modalities.tokenizers.base import clean_text
 from onepeace_lightning.models.attention.base import AttentionChoice
-from onepeace_lightning.models.config import ModelConfig, Preset, raise_all
+from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.training import TrainedModule
@@ -39,7 +40,8 @@ class PretrainTask(TrainedModule):
         preset: size of the model.
         data_types: what is trained on; parameters that none of them uses are frozen.
         modalities: what the model is built for, in the order in which tokens are joined.
-        image_size: side of the pictures in pixels.
+        preprocessing: modality to its settings, as the data have them; sizes of the model follow from them, such as the
+            image's. None: the preset's.
         drop_path: stochastic depth of the last block.
         objectives: how the losses are computed.
         trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
@@ -55,7 +57,7 @@ class PretrainTask(TrainedModule):
         preset: Preset = "tiny",
         data_types: Sequence[str] = ("image-text", "audio-text"),
         modalities: Sequence[str] = ("text", "image", "audio"),
-        image_size: int | None = None,
+        preprocessing: dict[str, dict[str, Any]] | None = None,
         drop_path: float = 0.0,
         objectives: Objectives = Objectives(),  # noqa: B008 (frozen)
         trainable: list[str] | None = None,
@@ -65,24 +67,21 @@ class PretrainTask(TrainedModule):
     ) -> None:
         super().__init__()
         self.optimization = optimization
-        self.data_types = tuple(data_types)
+        self.data_types = _parsed(data_types)
         self.objectives = objectives
         self.trainable = trainable
         self.init_from = init_from
         self.parallel = parallel
         self.attention: AttentionChoice = attention
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer)
-        self.config = ModelConfig.preset(
-            preset,
-            modalities=tuple(modalities),
-            vocab_size=self.tokenizer.vocab_size,
-            image_size=image_size,
-            drop_path=drop_path,
-        )
+        sizes = {} if preprocessing is None else Preprocessing(preprocessing).sizes(modalities, None)
+        sizes[text_modality()] = {"vocab_size": self.tokenizer.vocab_size}
+        self.config: ModelConfig = preset_config(preset, modalities=modalities, sizes=sizes, drop_path=drop_path)
         _check(self.data_types, modalities, trainable, denoise=objectives.denoise)
         self.model: PretrainModel | None = None
         self.galleries: list[str] = []
         self.recalls = nn.ModuleList()
+        self.trained: list[bool] = []
 
     def configure_model(self) -> None:
         """Build the model, freeze what does not train, lay it out on its devices, load what it starts from."""
@@ -91,8 +90,8 @@ class PretrainTask(TrainedModule):
         with torch.device("meta"):
             self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
         set_attention(self.model, self.attention)
-        used = {modality for data_type in self.data_types for modality in data_type.split("-")}
-        paired = {modality for data_type in self.data_types if "-" in data_type for modality in data_type.split("-")}
+        used = {name for kind in self.data_types for name in kind.modalities}
+        paired = {name for kind in self.data_types if kind.pairs for name in kind.modalities}
         for name, parameter in self.model.named_parameters():
             idle = modality_trainable(name, set(self.config.adapters) - used) or _unpaired(name, paired)
             frozen = self.trainable is not None and not stage2_trainable(name, self.trainable)
@@ -113,18 +112,21 @@ class PretrainTask(TrainedModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
-        if data.tokenizer.fingerprint() != self.tokenizer.fingerprint():
+        if data.tokenizer is not None and data.tokenizer.fingerprint() != self.tokenizer.fingerprint():
             raise ValueError(
                 f"the data's tokenizer ({data.tokenizer_folder}) is not the model's: its ids would mean other words; "
                 "give both the same folder"
             )
+        if wrong := data.preprocessing.misfits(self.config):
+            raise ValueError("data: " + "; ".join(f"preprocessing: the data's {line}" for line in wrong))
         self.galleries = list(data.val)
-        types = [data.val[name].data_type or name for name in self.galleries]
+        types = [data.data_type(data.val[name]) for name in self.galleries]
         self.recalls = nn.ModuleList(
-            CrossModalRecall(*kind.split("-")) if "-" in kind else nn.Module() for kind in types
+            nn.ModuleList(CrossModalRecall(*_named(pair, str(kind))) for pair in kind.pairs) for kind in types
         )
+        self.trained = [kind in self.data_types for kind in types]
         self.score_context = [
-            f"preprocessing: {data.preprocessing.describe()}",
+            f"preprocessing: {data.preprocessing.describe(list(self.config.adapters))}",
             f"tokenizer: {self.tokenizer.vocab_size} ids, fingerprint {self.tokenizer.fingerprint()}",
             *(
                 f"{name}: {data.val[name].path}, fingerprint {read_manifest(data.val[name].path).fingerprint()}"
@@ -154,29 +156,23 @@ class PretrainTask(TrainedModule):
             {"embeddings": {modality: (B, d)}}, for callbacks.
         """
         embeddings = self.embed(batch.inputs)
-        if batch.filler:
-            return {"embeddings": {}}
-        recall = self.recalls[dataloader_idx]
-        if isinstance(recall, CrossModalRecall):
-            # what the tokenizer cannot tell apart is one answer
-            ids = caption_ids([clean_text(caption) for caption in batch.captions]).to(self.device)
+        for recall in () if batch.filler else self.recalls[dataloader_idx]:  # type: ignore[union-attr]
+            ids = caption_ids(batch.targets["answer"]).to(self.device)
             recall.update(embeddings[recall.first], embeddings[recall.second], ids)
         return {"embeddings": embeddings}
 
     def on_validation_epoch_end(self) -> None:
         """Log recall and chance of every gallery, and the mean R@1 over the trained pairs' galleries."""
         trained = []
-        for name, recall in zip(self.galleries, self.recalls, strict=True):
-            if not isinstance(recall, CrossModalRecall):
-                continue
-            data_type = f"{recall.first}-{recall.second}"
-            prefix = "val/" if name == data_type else f"val/{name}/"
-            scores = recall.compute()
-            recall.reset()
-            # Every rank has the whole gallery's scores; Lightning would warn that they were not averaged.
-            self.log_dict({prefix + key: value for key, value in scores.items()}, sync_dist=True)
-            if name in self.data_types:
-                trained += [value for key, value in scores.items() if key.endswith(SCORE) and "chance" not in key]
+        for name, recalls, is_trained in zip(self.galleries, self.recalls, self.trained, strict=True):
+            for recall in recalls:  # type: ignore[union-attr]
+                prefix = "val/" if name == f"{recall.first}-{recall.second}" else f"val/{name}/"
+                scores = recall.compute()
+                recall.reset()
+                # Every rank has the whole gallery's scores; Lightning would warn that they were not averaged.
+                self.log_dict({prefix + key: value for key, value in scores.items()}, sync_dist=True)
+                if is_trained:
+                    trained += [value for key, value in scores.items() if key.endswith(SCORE) and "chance" not in key]
         if trained:
             self.log(f"val/mean_{SCORE}", torch.stack(trained).mean(), prog_bar=True, sync_dist=True)
 
@@ -200,7 +196,7 @@ class PretrainTask(TrainedModule):
             "parts": model_parts(cast(PretrainModel, self.model)),
         }
         if (data := getattr(self.trainer, "datamodule", None)) is not None:
-            checkpoint["onepeace"]["preprocessing"] = asdict(data.preprocessing)
+            checkpoint["onepeace"]["preprocessing"] = data.preprocessing.to_dict(list(self.config.adapters))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other sizes or of another vocabulary.
@@ -211,7 +207,7 @@ class PretrainTask(TrainedModule):
         saved = checkpoint["onepeace"]
         if saved["tokenizer"] != self.tokenizer.to_files():
             raise ValueError("the checkpoint was trained with another tokenizer than the configured one")
-        if (ours := ModelConfig.from_dict(saved["config"])) != self.config:
+        if (ours := config_from_dict(saved["config"])) != self.config:
             raise ValueError(f"the checkpoint's model is {ours}, the configured one {self.config}")
 
 
@@ -222,21 +218,38 @@ def _unpaired(name: str, paired: set[str]) -> bool:
     return name.startswith("heads.projections.") and name.split(".")[2] not in paired
 
 
+def _parsed(data_types: Sequence[str]) -> tuple[DataType, ...]:
+    parsed, problems = [], []
+    for name in data_types:
+        try:
+            parsed.append(data_type(name))
+        except ValueError as error:
+            problems.append(str(error))
+    problems += [
+        f"data type {str(kind)!r} has an answer, which pretraining does not learn" for kind in parsed if kind.answer
+    ]
+    raise_all("task", problems if data_types else ["data_types is empty"])
+    return tuple(parsed)
+
+
+def _named(pair: tuple[str, str], kind: str) -> tuple[str, str]:
+    """Two modalities in the order in which a data type's name has them."""
+    first, second = sorted(pair, key=kind.split("-").index)
+    return first, second
+
+
 def _check(
-    data_types: Sequence[str], modalities: Sequence[str], trainable: Sequence[str] | None, *, denoise: bool
+    data_types: Sequence[DataType], modalities: Sequence[str], trainable: Sequence[str] | None, *, denoise: bool
 ) -> None:
     problems = [
-        f"data type {data_type!r} is none of {', '.join(DATA_TYPES)}"
-        for data_type in data_types
-        if data_type not in DATA_TYPES
-    ]
-    problems += [
-        f"data type {d!r} needs a modality out of {list(modalities)}"
-        for d in data_types
-        if not set(d.split("-")) <= set(modalities)
+        f"data type {str(kind)!r} needs a modality out of {list(modalities)}"
+        for kind in data_types
+        if not set(kind.modalities) <= set(modalities)
     ]
     problems += [f"trainable names {m!r}, out of {list(modalities)}" for m in trainable or () if m not in modalities]
     problems += [
-        f"data type {d!r} teaches nothing without denoising" for d in data_types if not denoise and "-" not in d
+        f"data type {str(kind)!r} teaches nothing without denoising"
+        for kind in data_types
+        if not denoise and not kind.pairs
     ]
-    raise_all("task", problems if data_types else ["data_types is empty"])
+    raise_all("task", problems)

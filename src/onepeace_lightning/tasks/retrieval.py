@@ -8,10 +8,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import AudioItem, ImageItem, batched
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.metrics.recall import Ties
+from onepeace_lightning.modalities.audio import AudioItem
+from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
@@ -82,8 +84,11 @@ class RetrievalTask(FinetuneTask):
         """
         embeddings = self.embed(batch.inputs)
         ids = caption_ids(batch.targets["answer"]).to(self.device)
-        captions = torch.tensor([len(captions) for captions in batch.targets["captions"]], device=self.device)
-        metrics.update(embeddings[self.item_modality], embeddings["text"], ids, ids.repeat_interleave(captions))
+        text_ids = ids
+        if "captions" in batch.targets:  # several of each item
+            of_each = [len(captions) for captions in batch.targets["captions"]]
+            text_ids = ids.repeat_interleave(torch.tensor(of_each, device=self.device))
+        metrics.update(embeddings[self.item_modality], embeddings["text"], ids, text_ids)
         return {"embeddings": embeddings}
 
     def score(self, values: Mapping[str, Tensor]) -> Tensor:

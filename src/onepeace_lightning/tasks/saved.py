@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from onepeace_lightning.checkpoints.loading import read_checkpoint, read_file
-from onepeace_lightning.checkpoints.pretrained import preprocessing_from_dict, preprocessing_of
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
 from onepeace_lightning.checkpoints.sharded import is_sharded
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.base import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
-from onepeace_lightning.models.config import ModelConfig, TextConfig
+from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.tasks.base import TASKS, FinetuneTask
 from onepeace_lightning.tasks.lora import Lora
 
@@ -84,8 +84,8 @@ def _of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any]
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
                if name.startswith("model.")}  # fmt: skip
-    config = ModelConfig.from_dict(about["config"])
-    preprocessing = preprocessing_from_dict(about["preprocessing"])
+    config = config_from_dict(about["config"])
+    preprocessing = Preprocessing(about["preprocessing"])
     opened = _made(
         task["name"], config, None if lora else weights, {**settings, "lora": lora}, tokenizer, preprocessing, path
     )
@@ -116,7 +116,7 @@ def _of_released(
             " belong together"
         )
     settings = {**opened.settings, **options}
-    preprocessing = preprocessing_of(opened.preprocessing, opened.config)
+    preprocessing = Preprocessing(opened.preprocessing).fitting(opened.config)
     return _made(kind.task, opened.config, opened.weights, settings, tokenizer, preprocessing, file.path)
 
 

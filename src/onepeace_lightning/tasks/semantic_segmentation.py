@@ -16,10 +16,10 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem, batched
-from onepeace_lightning.data.readers.base import FinetuneDataModule
+from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.modalities.image import Image, ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapterConfig
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel
 from onepeace_lightning.models.vision.segmentation import (
@@ -137,7 +137,7 @@ class SemanticSegmentationTask(FinetuneTask):
     @property
     def side(self) -> int:
         """Side of the model's square in pixels."""
-        return self.preprocessing.image_size
+        return self.preprocessing["image"].size
 
     def settings(self) -> dict[str, Any]:
         """Classes and sizes of the head."""
@@ -153,9 +153,9 @@ class SemanticSegmentationTask(FinetuneTask):
             f" {self.step} apart; measured at the picture's own size"
         ]
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.vocabulary("classes"), "classes")
+        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
 
     def build(self) -> SegmentationModel | LightSegmentationModel:
         """The image branch with pixel decoder and mask decoder."""
@@ -228,7 +228,7 @@ class SemanticSegmentationTask(FinetuneTask):
         answers: list[Tensor] = []
         with self.answering():
             for first, [items] in batched(batch_size, image=image):
-                answers += self._answers(np.array(picture) for picture in self.pictures(items, first))
+                answers += self._answers(np.array(picture) for picture in self.load("image", items, first))
         return answers
 
     def _answers(self, pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:

@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
 from onepeace_lightning.checkpoints.loading import LoadReport, fill
 from onepeace_lightning.checkpoints.original import named
-from onepeace_lightning.checkpoints.pretrained import Pretrained, default_preprocessing, read_pretrained
-from onepeace_lightning.checkpoints.resize import fit_tables, for_finetuning
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.checkpoints.pretrained import Pretrained, read_pretrained
+from onepeace_lightning.checkpoints.resize import fit_tables
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.base import Preprocessing, text_modality
+from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
-from onepeace_lightning.models.config import ModelConfig, Preset, TextConfig
+from onepeace_lightning.models.config import ModelConfig
 
 BackboneSource = str | Path | OnePeace | ModelConfig
 """A preset's name, a ``save_pretrained`` folder, a checkpoint of this project or of the original, a hub name, a model,
@@ -29,7 +30,7 @@ class Source:
         config: its sizes.
         weights: by name ("backbone.…", "heads.…"); None: from scratch.
         tokenizer: its vocabulary, if it has one.
-        preprocessing: of pictures and sounds.
+        preprocessing: settings of its modalities.
         name: for messages.
         whole: the weights are those of the whole model, head and all.
     """
@@ -42,27 +43,26 @@ class Source:
     whole: bool = False
 
 
-def open_source(backbone: BackboneSource, tokenizer: str | None, image_size: int | None) -> Source:
+def open_source(backbone: BackboneSource, tokenizer: str | None, preprocessing: Preprocessing | None) -> Source:
     """Find out what a backbone is; weights in a file are mapped, not read.
 
     Args:
         backbone: what the user gave.
         tokenizer: folder of the tokenizer that the data use; a model from scratch takes over its vocabulary.
-        image_size: side of the pictures of a preset; other models are resized later.
+        preprocessing: what sizes of a preset follow from; other models are resized later.
 
     Raises:
         ValueError: the tokenizer is not the one that the weights were trained with, or as ``read_pretrained``.
     """
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     if isinstance(backbone, str) and backbone in get_args(Preset):
-        size = None if given is None else given.vocab_size
-        backbone = ModelConfig.preset(backbone, vocab_size=size, image_size=image_size)  # type: ignore[arg-type]
+        config = preset_config(backbone)  # type: ignore[arg-type]
+        sizes = {} if preprocessing is None else preprocessing.sizes(config.adapters, None)
+        backbone = _sized(config, sizes, kept=False)
     if isinstance(backbone, ModelConfig):
-        text = backbone.adapters.get("text")
-        if given is not None and isinstance(text, TextConfig):
-            adapters = {**backbone.adapters, "text": replace(text, vocab_size=given.vocab_size)}
-            backbone = replace(backbone, adapters=adapters)
-        return Source(backbone, None, given, default_preprocessing(backbone), "a model from scratch")
+        if given is not None:
+            backbone = _sized(backbone, {text_modality(): {"vocab_size": given.vocab_size}}, kept=False)
+        return Source(backbone, None, given, Preprocessing().fitting(backbone), "a model from scratch")
     if isinstance(backbone, OnePeace):
         name = "the given model"
         pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer)
@@ -84,7 +84,7 @@ def finetune_config(
     modalities: Sequence[str],
     *,
     name: str,
-    image_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
     drop_path: float = 0.0,
     per_block_tables: bool = True,
     type_embedding: bool = False,
@@ -95,10 +95,10 @@ def finetune_config(
         source: sizes of the backbone.
         modalities: what the task needs; the others are left out.
         name: of the backbone, for messages.
-        image_size: side of the pictures in pixels; None: the backbone's.
+        preprocessing: what sizes follow from, such as the image's; None: the backbone's own.
         drop_path: stochastic depth of the last block.
         per_block_tables: give each block relative bias tables of its own.
-        type_embedding: tell text, first and second picture apart by a learned vector.
+        type_embedding: tell text, first and second item apart by learned vectors.
 
     Raises:
         ValueError: the backbone lacks a modality.
@@ -109,8 +109,18 @@ def finetune_config(
     if type_embedding:
         adapters = {key: replace(value, type_embedding=True) for key, value in adapters.items()}  # type: ignore[call-arg]
     config = replace(source, encoder=replace(source.encoder, drop_path=drop_path), adapters=adapters)
-    fitted = for_finetuning(config, image_size if "image" in adapters else None)
+    sizes = {} if preprocessing is None else preprocessing.sizes(adapters, None)
+    fitted = _sized(config, sizes, kept=True)
     return replace(fitted, per_block_tables=per_block_tables or source.per_block_tables)
+
+
+def _sized(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]], *, kept: bool) -> ModelConfig:
+    """Other sizes of some adapters, whose weights are kept or made anew."""
+    adapters = dict(config.adapters)
+    for name, own in sizes.items():
+        if own and name in adapters:
+            adapters[name] = adapters[name].resized(**own) if kept else replace(adapters[name], **own)
+    return replace(config, adapters=adapters)
 
 
 def load_source(model: nn.Module, source: Source, parts: Sequence[str]) -> LoadReport:

@@ -8,10 +8,11 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem, batched
 from onepeace_lightning.losses.answers import box_loss
 from onepeace_lightning.metrics import BoxAccuracy
 from onepeace_lightning.metrics.boxes import THRESHOLD, overlap
+from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import GUESS, TRUE, Drawn, draw_box, picture_of
@@ -109,7 +110,7 @@ class VisualGroundingTask(FinetuneTask):
         boxes: list[list[float]] = []
         with self.answering() as model:
             for first, [items, texts] in batched(batch_size, image=image, text=text):
-                pictures = self.pictures(items, first)
+                pictures = self.load("image", items, first)
                 inputs = {"text": self.read("text", texts, first), "image": self.read("image", pictures, first)}
                 sizes_B4 = torch.tensor([picture.size * 2 for picture in pictures])
                 boxes += (model(inputs).float().sigmoid().cpu() * sizes_B4).tolist()

@@ -8,9 +8,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem, batched
-from onepeace_lightning.data.readers.base import FinetuneDataModule
+from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
+from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.drawing import Drawn, picture_of
@@ -49,9 +50,9 @@ class VisualQuestionAnsweringTask(FinetuneTask):
         """The answers."""
         return {"answers": self.answers}
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take the data's answers, or check that they are the task's."""
-        self.answers = vocabulary(self.answers, data.vocabulary("answers"), "answers")
+        self.answers = vocabulary(self.answers, data.names("answers"), "answers")
 
     def build(self) -> ClassifyModel:
         """Attention pooling over the text's tokens with a pooler, and a score for each answer."""

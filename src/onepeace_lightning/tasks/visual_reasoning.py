@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import ImageItem, batched
+from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.classification import ClassificationTask
 from onepeace_lightning.tasks.drawing import Drawn, picture_of
@@ -31,7 +32,7 @@ class VisualReasoningTask(ClassificationTask):
         sizes = batch.targets["sizes"][row]
         pictures = [
             picture_of(images, row, size)
-            for images, size in zip((batch.inputs["image"], batch.second), sizes, strict=True)
+            for images, size in zip((batch.inputs["image"], batch.inputs["second_image"]), sizes, strict=True)
         ]
         names = vocabulary(self.classes, None, "classes")
         [(answer, share)] = likeliest(self.probabilities(outputs["logits"][row : row + 1]), names, 1)[0].items()
@@ -59,7 +60,7 @@ class VisualReasoningTask(ClassificationTask):
         answers = []
         with self.answering() as model:
             for number, [left, right, texts] in batched(batch_size, first=first, second=second, text=text):
-                inputs = {"text": self.read("text", texts, number), "image": self.read("image", left, number)}
-                logits_BC = model(inputs, self.read("image", right, number)).float()
+                images = {"image": self.read("image", left, number), "second_image": self.read("image", right, number)}
+                logits_BC = model({"text": self.read("text", texts, number), **images}).float()
                 answers += likeliest(self.probabilities(logits_BC), names, len(names))
         return answers

@@ -12,9 +12,11 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.raw import AudioItem, ImageItem, batched
-from onepeace_lightning.data.readers.base import FinetuneDataModule
-from onepeace_lightning.models.inputs import Text
+from onepeace_lightning.data.datamodule import DataModule
+from onepeace_lightning.modalities.audio import AudioItem
+from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.items import batched
+from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.base import FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
@@ -34,7 +36,7 @@ class ZeroShotTask(FinetuneTask):
             underscores.
         prompts: with ``{label}`` where the name goes.
         tokenizer: see ``FinetuneTask``.
-        image_size: see ``FinetuneTask``.
+        preprocessing: see ``FinetuneTask``.
 
     Raises:
         ValueError: the backbone has no contrastive heads, or a prompt has no ``{label}``.
@@ -51,9 +53,9 @@ class ZeroShotTask(FinetuneTask):
         classes: list[str] | None = None,
         names: str | dict[str, list[str]] | None = None,
         tokenizer: str | None = None,
-        image_size: int | None = None,
+        preprocessing: dict[str, dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(backbone, tokenizer=tokenizer, image_size=image_size, per_block_tables=False)
+        super().__init__(backbone, tokenizer=tokenizer, preprocessing=preprocessing, per_block_tables=False)
         if not any(name.startswith("heads.") for name in self.source.weights or ()):
             raise ValueError(f"{self.source.name} has no trained contrastive heads; zero-shot answers need them")
         if wrong := [prompt for prompt in prompts if "{label}" not in prompt]:
@@ -65,9 +67,9 @@ class ZeroShotTask(FinetuneTask):
         self.names = _read_names(names)
         self.class_vectors: Tensor | None = None
 
-    def adopt(self, data: FinetuneDataModule) -> None:
+    def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.vocabulary("classes"), "classes")
+        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
 
     def context(self) -> list[str]:
         """The prompts."""

@@ -6,18 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.losses.pretraining import Objectives, denoised_alone
+from onepeace_lightning.losses.denoising import denoised_alone
+from onepeace_lightning.losses.pretraining import Objectives
 from onepeace_lightning.models.config import ModelConfig
-from onepeace_lightning.training.flops import (
-    Flops,
-    Lengths,
-    denoiser_flops,
-    embed_flops,
-    encoder_flops,
-    product,
-    token_lengths,
-    view_flops,
-)
+from onepeace_lightning.models.flops import Flops, product
+from onepeace_lightning.training.flops import Lengths, denoiser_flops, encoder_flops
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ def step_views(
         views.unmasked.append(whole)
 
     for batch in batches.values():
-        whole = {name: token_lengths(inputs) for name, inputs in batch.inputs.items()}
+        whole = {name: inputs.token_lengths for name, inputs in batch.inputs.items()}
         if len(whole) > 1:
             for name in whole:
                 (views.learn if _learns(name, trainable) else views.teach).append({name: whole[name]})
@@ -96,18 +89,20 @@ def step_flops(
     for batch in batches.values():
         for name, inputs in batch.inputs.items():
             learns = _learns(name, trainable)
-            adapters += embed_flops(config.adapters[name], inputs, width, learns=learns)
-            if others := [other for other in batch.inputs if other != name]:
+            adapters += config.adapters[name].embed_flops(inputs, width, learns=learns)
+            others = [other for other in batch.inputs if other != name]
+            if others:
                 heads += product(len(batch), width, width, gradients=2 * learns)
+            for other in others:
                 # This side's queries against all ranks' samples of the other. The temperature's gradient takes the
                 # queries', even those of a frozen side.
-                keys = objectives.keys == "differentiable" and _learns(others[0], trainable)
+                keys = objectives.keys == "differentiable" and _learns(other, trainable)
                 contrast += product(len(batch), width, ranks * len(batch), gradients=1 + keys)
     for group, in_gradient in ((views.learn, True), (views.teach, False)):
         for view in group:
             for name, lengths in view.items():
                 learns = in_gradient and _learns(name, trainable)
-                adapters += view_flops(config.adapters[name], lengths, width, learns=learns)
+                adapters += config.adapters[name].view_flops(lengths, width, learns=learns)
     for view, whole in zip(views.students, views.unmasked, strict=True):
         for name in view:
             # CLS is no candidate

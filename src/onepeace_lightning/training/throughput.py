@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.training.flops import token_lengths
+from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.training.peaks import peak_flops
 
 Moment = float | torch.cuda.Event
@@ -186,9 +186,7 @@ def _tokens(batches: list[Batch]) -> Counter[str]:
     tokens: Counter[str] = Counter()
     for batch in batches:
         for name, inputs in batch.inputs.items():
-            tokens[name] += sum(token_lengths(inputs))
-        if batch.second is not None:
-            tokens["image"] += sum(token_lengths(batch.second))
+            tokens[name.removeprefix(SECOND)] += sum(inputs.token_lengths)
     return tokens
 
 

@@ -3,9 +3,8 @@ import pytest
 import torch
 
 from onepeace_lightning.data.bad_samples import BadSample
-from onepeace_lightning.data.raw import to_picture
-from onepeace_lightning.data.readers.grounding import BoxAugmentation, BoxReader, other_side
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.readers.boxes import BoxAugmentation, BoxReader, other_side
+from onepeace_lightning.modalities.image import ImageModality
 from tests.samples import as_json, png, scene
 
 SIDE = 48
@@ -16,7 +15,9 @@ def reader(words):
     from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
     def make(train=False, augmentation=None):
-        return BoxReader(Preprocessing(image_size=SIDE), load_tokenizer(words), train, augmentation)
+        return BoxReader.of(
+            "image-box", {"image": {"size": SIDE}}, load_tokenizer(words), train=train, augmentation=augmentation
+        )
 
     return make
 
@@ -57,7 +58,7 @@ def test_the_box_stays_on_its_thing_in_every_crop_and_mirror_image(reader, seed)
 
 
 def test_crops_keep_the_share_that_is_asked_for_and_differ():
-    picture, box = to_picture(torch.zeros(3, 100, 200)), (20.0, 30.0, 40.0, 50.0)
+    picture, box = ImageModality().load(torch.zeros(3, 100, 200)), (20.0, 30.0, 40.0, 50.0)
     shares, places = [], set()
     for seed in range(50):
         part, moved, _ = BoxAugmentation((0.5, 0.7))(picture, box, "", np.random.default_rng(seed))
@@ -88,7 +89,7 @@ def test_sides_change_places_in_mirrored_texts_only(reader):
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ([30, 12, 91, 48], r"in a picture of 90×60 pixels"),
+        ([30, 12, 91, 48], r"in an image of 90×60 pixels"),
         ([-1, 12, 60, 48], "must lie within"),
         ([60, 12, 60, 48], "x0 < x1"),
         ([60, 12, 30, 48], "x0 < x1"),

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ImageConfig, ModelConfig, TextConfig, TransformerConfig
+from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.text import TextConfig
+from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.vision import detection_trunk
 from onepeace_lightning.models.vision.boxes import decode, encode
 from onepeace_lightning.models.vision.cascade import mask_scores, paste, pool

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onepeace_lightning.models import Image
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.vision.deformable import DeformableAttention, centres
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapterConfig
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel, stem_maps

@@ -132,7 +132,7 @@ class Grounding(FairseqKind):
     task = "VisualGroundingTask"
     takes_vocabulary = True
     modalities = ("text", "image")
-    text: ClassVar[Mapping[str, Any]] = {"max_words": 70, "max_tokens": None}
+    text: ClassVar[Mapping[str, Any]] = {"max_words": 70, "truncate": False}
 
     def fits(self, head: PoolingConfig | None) -> bool:
         """Four numbers, and no pooler before them."""
@@ -213,7 +213,7 @@ class AudioQuestionAnswering(FairseqKind):
     task = "AudioQuestionAnsweringTask"
     takes_vocabulary = True
     modalities = ("text", "audio")
-    text: ClassVar[Mapping[str, Any]] = {"cleaning": "none", "max_tokens": None}
+    text: ClassVar[Mapping[str, Any]] = {"cleaning": "none", "truncate": False}
     corpora = ("AVQA",)
 
     def fits(self, head: PoolingConfig | None) -> bool:

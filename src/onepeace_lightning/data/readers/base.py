@@ -1,45 +1,117 @@
-"""What the data of all downstream tasks share: reading raw samples, and a data module with one training stream."""
+"""What reads the raw samples of any data type: bytes of a shard's fields to an ``Example``."""
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 
 from onepeace_lightning.data.bad_samples import BadSample
-from onepeace_lightning.data.datamodule import StreamConfig, StreamDataModule
-from onepeace_lightning.data.decoding import decode_image, decode_text, load_waveform
-from onepeace_lightning.data.prepare import Example, encoded
-from onepeace_lightning.data.shards import Manifest, read_manifest
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.batch import Collate, Example
+from onepeace_lightning.data.data_types import DataType, data_type
+from onepeace_lightning.modalities.base import Modality, Preprocessing, text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.models.adapter import SECOND
+
+Augmentation = bool | Mapping[str, Any] | None
+"""What is done to training samples: None is the data type's default, False nothing, True the modalities' own
+augmentation, and a mapping the settings of the data type's augmentation."""
 
 
 @dataclass(frozen=True)
 class Reader(ABC):
-    """Turns raw samples of a downstream task into examples. It pickles, so spawned workers can have it.
+    """Turns raw samples of one data type into examples. It pickles, so spawned workers can have it.
 
     Attributes:
-        preprocessing: sizes and lengths.
-        tokenizer: encodes text; None where the task has none.
+        data_type: what the samples are.
+        modalities: those that the model takes in, with their settings.
         train: whether to augment.
+        augment: use the modalities' own augmentation in training.
+        augmentation: of the data type's ``augmentation_type``, in place of the modalities' own.
+        about: what the manifest says of the data besides, such as the names of all classes.
     """
 
-    preprocessing: Preprocessing
-    tokenizer: Tokenizer | None
-    train: bool
+    data_type: DataType
+    modalities: Mapping[str, Modality]
+    train: bool = False
+    augment: bool = True
+    augmentation: Any = None
+    about: Mapping[str, Any] | None = None
+
+    augments: ClassVar[bool] = True
+    """Whether the modalities' own augmentation is used where nothing is said."""
+    may_augment: ClassVar[bool] = True
+    """Whether it can be used: a box would not move with a crop that knows nothing of it."""
+    augmentation_type: ClassVar[type | None] = None
+    """An augmentation that is made for samples of this kind, with its settings; None: there is none."""
+    default_augmentation: ClassVar[Any] = None
+    """Of ``augmentation_type``, where nothing is said."""
+
+    @classmethod
+    def of(
+        cls,
+        kind: DataType | str,
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        train: bool = False,
+        augmentation: Augmentation = None,
+        about: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A reader of a data type.
+
+        Args:
+            kind: the data type.
+            preprocessing: settings of the modalities.
+            tokenizer: needed where the model reads text.
+            train: whether to augment.
+            augmentation: what is done to training samples.
+            about: of the manifest.
+            **options: of a subclass.
+
+        Raises:
+            ValueError: a tokenizer is missing, or the augmentation does not go with the data type.
+        """
+        kind = data_type(kind) if isinstance(kind, str) else kind
+        settings = Preprocessing(preprocessing)
+        modalities = {name: settings.modality(name, tokenizer) for name in kind.inputs}
+        if tokenizer is None and any(modality.reads_text for modality in modalities.values()):
+            raise ValueError(f"data type {kind} reads text and needs a tokenizer; give the folder of one")
+        augment, own = cls._augmentation(kind, augmentation)
+        return cls(kind, modalities, train, augment, own, about, **options)
+
+    @classmethod
+    def _augmentation(cls, kind: DataType, given: Augmentation) -> tuple[bool, Any]:
+        if given is None:
+            return cls.augments, cls.default_augmentation
+        if given is False:
+            return False, None
+        if given is True and cls.may_augment:
+            return True, None
+        if given is True or cls.augmentation_type is None:
+            own = f", or settings ({_names(cls.augmentation_type)})" if cls.augmentation_type else ""
+            accepted = "true or false" if cls.may_augment else "false"
+            raise ValueError(f"augmentation of {kind} is {given!r}; give {accepted}{own}")
+        if not isinstance(given, Mapping):  # made already
+            return False, given
+        known = _names(cls.augmentation_type)
+        if unknown := sorted(set(given) - set(known.split(", "))):
+            raise ValueError(f"augmentation of {kind}: there is no {', '.join(unknown)}; there is {known}")
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        return False, cls.augmentation_type(**lists)
 
     @abstractmethod
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """Decode, transform, and read what is to be learned.
 
         Args:
-            raw: ``__key__`` and encoded bytes by file name ending.
+            raw: ``__key__``, ``__shard__`` and encoded bytes by extension.
             rng: the only source of randomness.
 
         Raises:
@@ -55,44 +127,65 @@ class Reader(ABC):
         except ValueError as error:
             raise BadSample(str(error)) from error
 
-    def picture(self, raw: Mapping[str, Any]) -> Image.Image:
-        """The sample's picture in RGB."""
-        return decode_image(encoded(raw, "image"))
+    @property
+    def collate(self) -> Any:
+        """What joins examples to a batch."""
+        return Collate({**self.modalities, **{SECOND + name: one for name, one in self.modalities.items()}})
 
-    def waveform(self, raw: Mapping[str, Any]) -> Tensor:
-        """The sample's sound, as the model takes it: (N,)."""
-        return self.preprocessing.waveform(load_waveform(encoded(raw, "audio")))
+    @property
+    def items(self) -> tuple[str, ...]:
+        """The modalities of the sample itself, without the text that an answer brings."""
+        return self.data_type.modalities
+
+    def decoded(self, raw: Mapping[str, Any], name: str) -> Any:
+        """The sample's item of a modality, decoded."""
+        modality = self.modalities[name]
+        return modality.decode(encoded(raw, modality.extensions, name))
+
+    def array(self, name: str, item: Any, rng: np.random.Generator) -> Any:
+        """A decoded item ready for a batch, augmented in training."""
+        modality = self.modalities[name]
+        return modality.augment(item, rng) if self.train and self.augment else modality.transform(item)
+
+    def arrays(self, raw: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """The sample's items, ready for a batch."""
+        return {name: self.array(name, self.decoded(raw, name), rng) for name in self.items}
 
     def text(self, raw: Mapping[str, Any]) -> str:
         """The sample's text."""
-        return decode_text(encoded(raw, "text"))
+        text: str = self.decoded(raw, text_modality())
+        return text
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a text.
+    def encoding(self, text: str) -> Any:
+        """A text ready for a batch.
 
         Raises:
-            ValueError: there is no word in it, or no tokenizer was given.
+            ValueError: there is no word in it.
         """
-        if self.tokenizer is None:
-            raise ValueError("this task reads text and needs a tokenizer; give the data the folder of one")
-        return self.tokenizer.encode(text).ids
+        return self.modalities[text_modality()].transform(text)
+
+    def with_text(self, text: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs of a text beside others, in the order of the data type."""
+        everything = {text_modality(): self.encoding(text), **arrays}
+        return {name: everything[name] for name in self.data_type.inputs}
 
 
-@dataclass(frozen=True)
-class CroppedReader(Reader):
-    """A reader whose training pictures are cropped at random; there are no flips.
+def _names(settings: type) -> str:
+    return ", ".join(entry.name for entry in fields(settings))
 
-    Attributes:
-        augment: crop training pictures (``Preprocessing.crop_scale``).
+
+def encoded(raw: Mapping[str, Any], extensions: Sequence[str], what: str) -> bytes:
+    """A raw sample's only field with one of the extensions, still encoded.
+
+    Raises:
+        BadSample: there is none, or several.
     """
-
-    augment: bool = True
-
-    def pixels(self, picture: Image.Image, rng: np.random.Generator) -> Tensor:
-        """(3, S, S) uint8 pixels of a picture or of a part of it."""
-        if self.train and self.augment:
-            return self.preprocessing.augmented_image(picture, rng)
-        return self.preprocessing.image(picture)
+    present = [extension for extension in extensions if extension in raw]
+    if len(present) != 1:
+        found = sorted(name for name in raw if not name.startswith("__"))
+        raise BadSample(f"expected one {what} field ({', '.join(extensions)}), found {len(present)} among {found}")
+    data: bytes = raw[present[0]]
+    return data
 
 
 def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
@@ -124,98 +217,6 @@ def read_labels(raw: Mapping[str, Any]) -> list[str]:
     return labels
 
 
-class FinetuneDataModule(StreamDataModule):
-    """One stream to train on, whose batches a step gets as they are, and any number to evaluate on.
-
-    Args:
-        train: the training stream.
-        val: name to validation stream.
-        test: name to test stream.
-        tokenizer: folder of a saved tokenizer; None where the task has no text.
-        preprocessing: sizes of pictures and lengths of sounds.
-        num_workers: data worker processes per stream.
-        seed: orders and augments the samples.
-        steps_per_epoch: batches per epoch; one pass if None.
-        shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
-        max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
-    """
-
-    def __init__(
-        self,
-        train: StreamConfig | None = None,
-        val: dict[str, StreamConfig] | None = None,
-        test: dict[str, StreamConfig] | None = None,
-        *,
-        tokenizer: str | None = None,
-        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
-        num_workers: int = 0,
-        seed: int = 0,
-        steps_per_epoch: int | None = None,
-        shuffle_buffer: int = 1000,
-        max_bad_fraction: float = 0.01,
-    ) -> None:
-        super().__init__(
-            None if train is None else {"train": train}, val, test, tokenizer=tokenizer, preprocessing=preprocessing,
-            num_workers=num_workers, seed=seed, steps_per_epoch=steps_per_epoch, shuffle_buffer=shuffle_buffer,
-            max_bad_fraction=max_bad_fraction,
-        )  # fmt: skip
-
-    @property
-    def eval_types(self) -> tuple[str, ...]:
-        """Data types that can be evaluated on: those that can be trained on, unless a subclass says otherwise."""
-        return self.train_types
-
-    def data_type(self, name: str, stream: StreamConfig) -> str:
-        """What a stream's samples are: what its manifest says."""
-        return stream.data_type or read_manifest(stream.path).data_type
-
-    def train_dataloader(self) -> Any:
-        """The training stream's batches."""
-        return self.train_loader("train", self.steps_per_epoch)
-
-    def manifests(self) -> dict[str, Manifest]:
-        """Every configured stream's manifest, the training stream's first."""
-        everything = {**self.train, **{f"val.{k}": v for k, v in self.val.items()},
-                      **{f"test.{k}": v for k, v in self.test.items()}}  # fmt: skip
-        return {name: read_manifest(stream.path) for name, stream in everything.items()}
-
-    def vocabulary(self, kind: str) -> list[str] | None:
-        """The class names or answers that the first folder's manifest lists (``about``); None where none does.
-
-        Args:
-            kind: "classes" or "answers".
-
-        Raises:
-            ValueError: two folders list other ones.
-        """
-        listed = {name: manifest.about[kind] for name, manifest in self.manifests().items() if kind in manifest.about}
-        for name, names in listed.items():
-            first = next(iter(listed))
-            if names != listed[first]:
-                raise ValueError(
-                    f"data: {name} lists other {kind} ({len(names)}) than {first} ({len(listed[first])}): "
-                    f"make both folders with the same list"
-                )
-        return next(iter(listed.values()), None)
-
-
-class CroppedDataModule(FinetuneDataModule):
-    """Data whose training pictures are cropped at random.
-
-    Args:
-        train: see ``FinetuneDataModule``, as all others.
-        augment: crop training pictures at random (``Preprocessing.crop_scale``).
-        **options: see ``FinetuneDataModule``.
-    """
-
-    def __init__(
-        self,
-        train: StreamConfig | None = None,
-        val: dict[str, StreamConfig] | None = None,
-        test: dict[str, StreamConfig] | None = None,
-        *,
-        augment: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(train, val, test, **options)
-        self.augment = augment
+def size_of(item: Any) -> Tensor:
+    """(2,) float32 width and height in pixels of a decoded image, in whose proportions answers are drawn."""
+    return torch.tensor(item.size, dtype=torch.float32)

@@ -1,75 +1,48 @@
-"""Data of object detection: ``image-boxes`` shards."""
+"""Reads images with the instances in them (``image-boxes``)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from onepeace_lightning.data.datamodule import StreamConfig
+from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.instances import AnnotatedImage, ScaleJitter, fitted, read_annotations
-from onepeace_lightning.data.prepare import Example
-from onepeace_lightning.data.readers.base import FinetuneDataModule, Reader, read_json
+from onepeace_lightning.data.readers.base import Reader, read_json
 
 
 @dataclass(frozen=True)
-class ImageBoxesReader(Reader):
-    """Reads ``image-boxes`` samples.
+class InstancesReader(Reader):
+    """Reads samples with an image and its instances; images keep their proportions.
 
-    Attributes:
-        classes: class name to its index.
-        augmentation: of training images.
+    In evaluation their longest side is the model's.
     """
 
-    classes: Mapping[str, int]
-    augmentation: ScaleJitter
+    augments: ClassVar[bool] = False
+    may_augment: ClassVar[bool] = False
+    augmentation_type: ClassVar[type] = ScaleJitter
+    default_augmentation: ClassVar[ScaleJitter] = ScaleJitter()
 
-    def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
-        """The image and its instances: the target ``image``, an ``AnnotatedImage``. There is no other input."""
-        picture = self.picture(raw)
-        instances = read_json(raw, "instances", list)
-        annotations = read_annotations(instances, self.classes, (picture.height, picture.width))
-        side = self.preprocessing.image_size
-        if self.train:
-            image = self.augmentation(picture, annotations, side, rng)
-        else:
-            image = AnnotatedImage(fitted(picture, side), annotations)
-        return Example(raw["__key__"], {}, targets={"image": image})
-
-
-class ObjectDetectionDataModule(FinetuneDataModule):
-    """``image-boxes`` shards; images keep their proportions, their longest side is the model's in evaluation.
-
-    Args:
-        train: see ``FinetuneDataModule``, as all others.
-        augmentation: of training images.
-        **options: see ``FinetuneDataModule``.
-    """
-
-    train_types = ("image-boxes",)
-
-    def __init__(
-        self,
-        train: StreamConfig | None = None,
-        val: dict[str, StreamConfig] | None = None,
-        test: dict[str, StreamConfig] | None = None,
-        *,
-        augmentation: ScaleJitter = ScaleJitter(),  # noqa: B008 (frozen)
-        **options: Any,
-    ) -> None:
-        super().__init__(train, val, test, **options)
-        self.augmentation = augmentation
-
-    def prepare(self, data_type: str, *, train: bool) -> ImageBoxesReader:
-        """What reads a sample.
-
-        Raises:
-            ValueError: no folder lists its classes.
-        """
-        classes = self.vocabulary("classes")
-        if not classes:
+    def __post_init__(self) -> None:
+        if not self.classes:
             raise ValueError(
                 "data: the manifests list no classes; name them in about.classes, in the order of the model's outputs"
             )
-        indices = {name: index for index, name in enumerate(classes)}
-        return ImageBoxesReader(self.preprocessing, None, train, indices, self.augmentation)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class name to its index."""
+        return {name: index for index, name in enumerate((self.about or {}).get("classes") or [])}
+
+    def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        """The image and its instances: the target ``image``, an ``AnnotatedImage``. There is no other input."""
+        [name] = self.items
+        image = self.decoded(raw, name)
+        instances = read_json(raw, "instances", list)
+        annotations = read_annotations(instances, self.classes, (image.height, image.width))
+        side = self.modalities[name].settings.size
+        if self.train and self.augmentation is not None:
+            annotated = self.augmentation(image, annotations, side, rng)
+        else:
+            annotated = AnnotatedImage(fitted(image, side), annotations)
+        return Example(raw["__key__"], {}, targets={"image": annotated})

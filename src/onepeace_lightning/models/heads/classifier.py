@@ -5,15 +5,14 @@ H = heads, E = head width; see ``tokens`` for the rest.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onepeace_lightning.modalities.image import ImageAdapter
+from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig, raise_all
-from onepeace_lightning.models.inputs import Image
 from onepeace_lightning.models.layers import Linear, init_normal_
 from onepeace_lightning.models.packing import Tokens
 
@@ -125,26 +124,31 @@ class ClassifyModel(nn.Module):
         self.backbone = Backbone(config)
         self.head = PoolingHead(head, config.encoder.width, config.encoder.heads, config.encoder.init_std)
 
-    def forward(self, inputs: Mapping[str, Any], second: Image | None = None, choices: int = 1) -> Tensor:
+    def forward(self, inputs: Mapping[str, Any], choices: int = 1) -> Tensor:
         """(B·choices, outputs) logits.
 
         Args:
-            inputs: each modality's raw input, seen together.
-            second: each sample's second image, seen with the same other inputs.
+            inputs: each modality's raw input, seen together; ``second_`` before a modality's name is a sample's second
+                item, which is seen with the same other inputs in its place.
             choices: rows of text for each sample of the other modalities, which is embedded once and seen with each.
 
         Raises:
-            ValueError: where a second image is given to a head for one, or the other way round.
+            ValueError: where a second item is given to a head for one, or the other way round.
         """
-        if (second is not None) != (self.head.config.images == 2):
-            given = 1 if second is None else 2
-            raise ValueError(f"{given} image(s) per sample; this head is made for {self.head.config.images}")
+        seconds = {name.removeprefix(SECOND): part for name, part in inputs.items() if name.startswith(SECOND)}
+        if 1 + len(seconds) != self.head.config.images:
+            raise ValueError(
+                f"{1 + len(seconds)} item(s) of a modality per sample; this head is made for {self.head.config.images}"
+            )
         backbone, modality = self.backbone, self.head.config.modality
-        tokens = backbone.embed(inputs)
+        tokens = backbone.embed({name: part for name, part in inputs.items() if not name.startswith(SECOND)})
         if choices > 1:
-            tokens = {name: part if name == "text" else repeated(part, choices) for name, part in tokens.items()}
+            longest = max(len(part.lengths) for part in tokens.values())
+            tokens = {
+                name: part if len(part.lengths) == longest else repeated(part, choices) for name, part in tokens.items()
+            }
         views = [backbone.view(tokens)]
-        if second is not None:
-            adapter = cast(ImageAdapter, backbone.adapter("image"))
-            views.append(backbone.view({**tokens, "image": adapter.as_second(adapter.embed(second))}))
+        for name, second in seconds.items():
+            adapter = backbone.adapter(name)
+            views.append(backbone.view({**tokens, name: adapter.as_second(adapter.embed(second))}))
         return self.head(*(features[modality] for features in backbone.encode(views)))

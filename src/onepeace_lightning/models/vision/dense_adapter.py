@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ImageConfig, ModelConfig, raise_all
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.modalities.image import Image, ImageConfig
+from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
 from onepeace_lightning.models.vision.trunk import Trunk, drop_path
 

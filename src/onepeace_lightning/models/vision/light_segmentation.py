@@ -13,10 +13,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import ImageAdapter
+from onepeace_lightning.modalities.image import Image, ImageAdapter
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
-from onepeace_lightning.models.inputs import Image
 from onepeace_lightning.models.layers import ChannelNorm
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.segmentation import MaskHeadConfig

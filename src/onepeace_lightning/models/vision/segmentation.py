@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
-from onepeace_lightning.models.inputs import Image
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapter, DenseAdapterConfig
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.pixel_decoder import DeformablePixelDecoder

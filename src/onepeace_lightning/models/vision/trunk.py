@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import ImageAdapter
+from onepeace_lightning.modalities.image import Image, ImageAdapter, ImageConfig
 from onepeace_lightning.models.block import Block
-from onepeace_lightning.models.config import ImageConfig, ModelConfig, TransformerConfig
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:

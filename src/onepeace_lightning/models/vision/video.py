@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
-from onepeace_lightning.models.inputs import Image
 from onepeace_lightning.models.layers import Linear
 from onepeace_lightning.models.vision.trunk import Trunk, VisionBlock
 

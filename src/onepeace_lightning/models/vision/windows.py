@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.models.inputs import Image
+from onepeace_lightning.modalities.image import Image
 
 LONGEST = 4
 """Longest side of a resized image, as a multiple of what its shorter side should have."""

@@ -8,14 +8,13 @@ import torch
 from PIL import Image as Picture
 
 from onepeace_lightning.data.bad_samples import BadSample
-from onepeace_lightning.data.masking import MaskRatios
-from onepeace_lightning.data.prepare import Prepare, collate
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.data.readers.aligned import AlignedReader
 from onepeace_lightning.modalities.audio import num_frames
+from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
-from onepeace_lightning.models.inputs import EOS, PAD
+from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
 
-PREPROCESSING = Preprocessing(image_size=64, min_audio_seconds=0.25, max_audio_seconds=2.0)
+PREPROCESSING = Preprocessing({"image": {"size": 64}, "audio": {"min_seconds": 0.25, "max_seconds": 2.0}})
 CAPTIONS = ["a cow", "three small bells and a big red drum beside the old clock", "two birds in the rain"]
 
 
@@ -40,10 +39,10 @@ def raw(key="k", caption=CAPTIONS[0], seconds=0.5):
     return {"__key__": key, "__shard__": "0.tar", "png": picture(), "wav": clip(seconds), "txt": caption.encode()}
 
 
-def prepared(data_type, tokenizer, samples=None, train=True, ratios=MaskRatios(), seed=0):  # noqa: B008
-    prepare = Prepare(data_type, tokenizer, PREPROCESSING, train, ratios)
+def prepared(data_type, tokenizer, samples=None, train=True, masks=True, seed=0, preprocessing=PREPROCESSING):
+    reader = AlignedReader.of(data_type, preprocessing, tokenizer, train=train, masks=masks)
     samples = samples or [raw(str(i), caption, 0.3 + 0.4 * i) for i, caption in enumerate(CAPTIONS)]
-    return collate([prepare(sample, np.random.default_rng(seed + i)) for i, sample in enumerate(samples)])
+    return reader.collate([reader(sample, np.random.default_rng(seed + i)) for i, sample in enumerate(samples)])
 
 
 def test_text_is_padded_with_pad_after_eos(tokenizer):
@@ -69,8 +68,8 @@ def test_pictures_are_joined_as_they_are(tokenizer):
 
 def test_sound_is_padded_with_zeros_and_equals_the_clip_alone(tokenizer):
     audio = prepared("audio-text", tokenizer).inputs["audio"]
-    assert audio.lengths.tolist() == [4800, 11200, 17600]
-    for index, length in enumerate(audio.lengths.tolist()):
+    assert audio.lengths == [4800, 11200, 17600]
+    for index, length in enumerate(audio.lengths):
         alone = prepared("audio", None, [raw(seconds=0.3 + 0.4 * index)]).inputs["audio"].waveforms_BN[0]
         assert torch.equal(audio.waveforms_BN[index, :length], alone)
         assert not audio.waveforms_BN[index, length:].any()
@@ -78,15 +77,16 @@ def test_sound_is_padded_with_zeros_and_equals_the_clip_alone(tokenizer):
 
 @pytest.mark.parametrize("data_type", ["text", "image", "audio", "image-text", "audio-text"])
 def test_masks_fit_the_inputs_and_never_touch_cls_eos_or_padding(tokenizer, data_type):
-    ratios = MaskRatios(**dict.fromkeys(("text", "fused_text_with_image", "image", "fused_image"), 1.0))
-    batch = prepared(data_type, tokenizer, ratios=ratios)
+    all_of_it = {"mask_ratio": 1.0, "fused_mask_ratio": 1.0}
+    preprocessing = PREPROCESSING.changed(text=all_of_it, image=all_of_it)
+    batch = prepared(data_type, tokenizer, preprocessing=preprocessing)
     positions = {}
     if "text" in batch.inputs:
-        positions["text"] = (batch.inputs["text"].lengths - 1, batch.inputs["text"].ids_BL.shape[1] + 1)
+        positions["text"] = (torch.tensor(batch.inputs["text"].lengths) - 1, batch.inputs["text"].ids_BL.shape[1] + 1)
     if "image" in batch.inputs:
         positions["image"] = (torch.full((3,), 16), 17)
     if "audio" in batch.inputs:
-        frames = torch.tensor([num_frames(length) for length in batch.inputs["audio"].lengths.tolist()])
+        frames = torch.tensor([num_frames(length) for length in batch.inputs["audio"].lengths])
         positions["audio"] = (frames, int(frames.max()) + 1)
     pair = "-" in data_type
     assert set(batch.fused_masks) == (set(data_type.split("-")) if pair else set())
@@ -104,7 +104,7 @@ def test_masks_fit_the_inputs_and_never_touch_cls_eos_or_padding(tokenizer, data
 
 def test_evaluation_and_contrast_alone_have_no_masks(tokenizer):
     assert not prepared("image-text", tokenizer, train=False).masks
-    batch = prepared("image-text", tokenizer, ratios=None)
+    batch = prepared("image-text", tokenizer, masks=False)
     assert not batch.masks
     assert not batch.fused_masks
 
@@ -139,16 +139,15 @@ def test_caption_of_a_picture_alone_is_kept_if_there_is_one():
         ("audio-text", {"txt": b"!!!"}, "no words"),
         ("text", {"txt": b"\xff\xfe"}, "utf-8"),
         ("image", {"png": picture()[:60]}, "cannot decode the image"),
-        ("audio", {"wav": b"RIFF"}, "cannot decode the sound"),
+        ("audio", {"wav": b"RIFF"}, "cannot decode the audio"),
         ("audio", {"wav": clip(0)}, "0 samples"),
-        ("audio-image", {"txt": None}, "expected one text field"),
         ("audio-image", {"txt": b" "}, "no words"),
     ],
 )
 def test_unusable_sample_says_why(tokenizer, data_type, change, said):
     sample = {name: value for name, value in {**raw(), **change}.items() if value is not None}
     with pytest.raises(BadSample, match=said):
-        Prepare(data_type, tokenizer, PREPROCESSING, False, None)(sample, np.random.default_rng(0))
+        AlignedReader.of(data_type, PREPROCESSING, tokenizer)(sample, np.random.default_rng(0))
 
 
 def test_silent_sound_is_accepted(tokenizer):
@@ -159,24 +158,32 @@ def test_silent_sound_is_accepted(tokenizer):
 
 
 def test_one_word_caption_and_one_frame_sound_are_accepted(tokenizer):
-    preprocessing = Preprocessing(image_size=16, min_audio_seconds=0.025)
+    preprocessing = Preprocessing({"image": {"size": 16}, "audio": {"min_seconds": 0.025}})
     for data_type in ("text", "audio-text", "image-text"):
-        prepare = Prepare(data_type, tokenizer, preprocessing, True, MaskRatios())
-        batch = collate([prepare(raw(caption="cow", seconds=0.001), np.random.default_rng(0))])
+        batch = prepared(data_type, tokenizer, [raw(caption="cow", seconds=0.001)], preprocessing=preprocessing)
         assert batch.inputs["text"].ids_BL[0, -1] == EOS
 
 
 def test_it_pickles(tokenizer):
-    prepare = Prepare("image-text", tokenizer, PREPROCESSING, True, MaskRatios())
-    again = pickle.loads(pickle.dumps(prepare))
-    ours, theirs = (collate([each(raw(), np.random.default_rng(3))]) for each in (prepare, again))
+    reader = AlignedReader.of("image-text", PREPROCESSING, tokenizer, train=True, masks=True)
+    again = pickle.loads(pickle.dumps(reader))
+    ours, theirs = (each.collate([each(raw(), np.random.default_rng(3))]) for each in (reader, again))
     assert torch.equal(ours.inputs["text"].ids_BL, theirs.inputs["text"].ids_BL)
     assert torch.equal(ours.inputs["image"].pixels, theirs.inputs["image"].pixels)
     assert np.array_equal(ours.masks["image"], theirs.masks["image"])
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="'video' is unknown"):
-        Prepare("video", None, PREPROCESSING, True, None)
+    with pytest.raises(ValueError, match=r"'smell' is no modality; .* text, image, audio"):
+        AlignedReader.of("smell")
     with pytest.raises(ValueError, match="needs a tokenizer"):
-        Prepare("text", None, PREPROCESSING, True, None)
+        AlignedReader.of("text")
+    with pytest.raises(ValueError, match=r"augmentation of image is .*give true or false"):
+        AlignedReader.of("image", augmentation={"flip": 0.5})
+
+
+def test_without_captions_a_pair_is_its_own_right_answer():
+    sample = {name: value for name, value in raw("7").items() if name != "txt"}
+    batch = prepared("audio-image", None, [sample, raw("8")], train=False)
+    assert batch.captions == ["", "a cow"]
+    assert batch.targets["answer"] == ["0.tar/7", "a cow"]

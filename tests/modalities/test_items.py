@@ -6,17 +6,27 @@ import soundfile
 import torch
 from PIL import Image
 
-from onepeace_lightning.data.raw import ItemReader, as_items, to_picture, to_waveform
-from onepeace_lightning.data.transforms import Preprocessing
+from onepeace_lightning.modalities.audio import AudioModality
+from onepeace_lightning.modalities.audio_files import resample
+from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.image import ImageModality
+from onepeace_lightning.modalities.items import as_items, read_batch
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
-PREPROCESSING = Preprocessing(image_size=32)
+PREPROCESSING = Preprocessing({"image": {"size": 32}})
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 
 def batch_of(modality, items, tokenizer=None, first=0):
-    reader = ItemReader(modality, PREPROCESSING, tokenizer)
-    return reader.join([reader.read_numbered(pair) for pair in enumerate(items, first)])
+    return read_batch(PREPROCESSING.modality(modality, tokenizer), items, first)
+
+
+def to_picture(item):
+    return ImageModality().load(item)
+
+
+def to_waveform(item):
+    return resample(*AudioModality().load(item))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +154,7 @@ def test_what_is_no_sound_is_refused(item, says):
 
 def test_clips_are_padded_and_keep_their_lengths():
     audio = batch_of("audio", [(torch.randn(20000), 16000), (torch.randn(24000), 16000)])
-    assert audio.lengths.tolist() == [20000, 24000]
+    assert audio.lengths == [20000, 24000]
     assert audio.waveforms_BN.shape == (2, 24000)
     assert (audio.waveforms_BN[0, 20000:] == 0).all()
     torch.testing.assert_close(audio.waveforms_BN[0, :20000].std(correction=0), torch.tensor(1.0), atol=1e-3, rtol=0)

@@ -1,0 +1,146 @@
+"""Reads images with a class for every pixel (``image-mask``), with an augmentation of images and masks alike.
+
+S = side of the model's square, Y and X = rows and columns of an image.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import Compose, RandomCrop, RandomHorizontalFlip, RandomPhotometricDistort
+from torchvision.transforms.v2 import functional as tvf
+from torchvision.tv_tensors import Image as Pixels
+from torchvision.tv_tensors import Mask
+
+from onepeace_lightning.data.batch import Example
+from onepeace_lightning.data.readers.base import Reader
+from onepeace_lightning.data.readers.labels import seeded
+from onepeace_lightning.modalities.base import looks_like
+from onepeace_lightning.models.patches import MEAN
+from onepeace_lightning.models.vision.segmentation import UNLABELLED
+from onepeace_lightning.models.vision.windows import scaled_size
+
+
+@dataclass(frozen=True)
+class MaskAugmentation:
+    """What is done to training images and their masks.
+
+    Attributes:
+        scale: least and greatest length of the image's shorter side, as a multiple of S; a random square of it is
+            taken, and what is smaller is filled up with grey that has no class.
+        flip: fraction of images mirrored left to right.
+        distort: chance of each change of brightness, contrast, saturation and hue (arXiv 1512.02325).
+    """
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    distort: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not (0 < low <= high and 0 <= self.flip <= 1 and 0 <= self.distort <= 1):
+            raise ValueError(
+                f"augmentation: scale is {self.scale}, flip {self.flip}, distort {self.distort}; give a scale above 0"
+                " and in order, and fractions of 0 to 1"
+            )
+
+    def __call__(
+        self, image: Image.Image, classes_YX: np.ndarray, side: int, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(3, S, S) and (S, S) uint8: a part of the image, and the classes of its pixels."""
+        size = list(scaled_size((image.height, image.width), side * rng.uniform(*self.scale)))
+        pixels = Pixels(tvf.pil_to_tensor(tvf.resize(image, size, interpolation=InterpolationMode.BICUBIC)))
+        # Classes have no values in between: a mask is resized to its nearest pixels.
+        classes = torch.from_numpy(classes_YX)[None]
+        mask = Mask(tvf.resize(classes, size, interpolation=InterpolationMode.NEAREST_EXACT)[0])
+        fill = {Pixels: [round(255 * value) for value in MEAN], Mask: UNLABELLED}
+        steps = Compose([
+            RandomCrop(side, pad_if_needed=True, fill=fill),
+            RandomHorizontalFlip(self.flip),
+            RandomPhotometricDistort(p=self.distort),
+        ])  # fmt: skip
+        with seeded(rng):
+            pixels, mask = steps(pixels, mask)
+        return pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+
+@dataclass(frozen=True)
+class MaskReader(Reader):
+    """Reads samples with an image and the classes of its pixels."""
+
+    augments: ClassVar[bool] = False
+    may_augment: ClassVar[bool] = False
+    augmentation_type: ClassVar[type] = MaskAugmentation
+    default_augmentation: ClassVar[MaskAugmentation] = MaskAugmentation()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.classes <= UNLABELLED:
+            raise ValueError(
+                f"data: the manifests list {self.classes} classes; list the names of 1 to {UNLABELLED} in"
+                " about.classes, in the order of the masks' indices"
+            )
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len((self.about or {}).get("classes") or [])
+
+    def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        """The image and the classes of its pixels, in targets.
+
+        In training, the input is a (3, S, S) part of it, ``classes`` (S, S) uint8. In evaluation there is no input:
+        ``pixels`` is the whole image, (Y, X, 3), and ``classes`` (Y, X), both uint8 arrays.
+        """
+        [name] = self.items
+        image = self.decoded(raw, name)
+        classes_YX = self.classes_of(raw, image.size)
+        if not self.train:
+            return Example(raw["__key__"], {}, targets={"pixels": np.array(image), "classes": classes_YX})
+        augmentation = self.augmentation or MaskAugmentation(scale=(1.0, 1.0), flip=0.0, distort=0.0)
+        pixels, classes_SS = augmentation(image, classes_YX, self.modalities[name].settings.size, rng)
+        return Example(raw["__key__"], {name: pixels}, targets={"classes": classes_SS})
+
+    def classes_of(self, raw: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """(Y, X) uint8 class indices.
+
+        Args:
+            raw: with ``mask.png``.
+            size: X and Y of the image.
+
+        Raises:
+            ValueError: there is no mask, it is no 8-bit grey image of this size, or holds an unknown class.
+        """
+        if "mask.png" not in raw:
+            raise ValueError("no mask.png field")
+        classes_YX = decode_mask(raw["mask.png"])
+        if classes_YX.shape != size[::-1]:
+            rows, columns = classes_YX.shape
+            raise ValueError(f"its mask has {columns}×{rows} pixels, its image {size[0]}×{size[1]}; give both the same")
+        unknown = np.setdiff1d(classes_YX, [*range(self.classes), UNLABELLED])
+        if len(unknown):
+            raise ValueError(
+                f"its mask holds {', '.join(map(str, unknown[:10]))}; there are {self.classes} classes, 0 to"
+                f" {self.classes - 1}, and {UNLABELLED} for no class"
+            )
+        return classes_YX
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Decode an image whose grey values are class indices, as they are: (rows, columns) uint8.
+
+    Raises:
+        ValueError: the bytes are no whole image, or it is not grey of 8 bits.
+    """
+    try:
+        mask = Image.open(io.BytesIO(data))
+        mask.load()
+    except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others
+        raise ValueError(f"cannot decode the mask ({looks_like(data)}): {error}") from error
+    if mask.mode != "L":
+        raise ValueError(f"the mask's mode is {mask.mode!r}; give a grey image of 8 bits ('L') of class indices")
+    return np.array(mask)
