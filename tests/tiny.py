@@ -7,6 +7,7 @@ bias has so few buckets that short inputs reach its logarithmic part.
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,8 +96,10 @@ def batches(model: PretrainModel, *data_types: str, count: int = 3) -> dict[str,
     }
     lengths = {name: tokens.lengths for name, tokens in model.backbone.embed(raw).items()}
 
-    def hide(share: Mapping[str, float], seed: int) -> dict[str, Tensor]:
-        return {name: masks(lengths[name], part, last=name != "text", seed=seed) for name, part in share.items()}
+    def hide(share: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+        return {
+            name: masks(lengths[name], part, last=name != "text", seed=seed).numpy() for name, part in share.items()
+        }
 
     alone = hide({"text": 0.3, "image": 0.7, "audio": 0.55}, 5)
     fused = hide({"text": 0.4, "image": 0.6, "audio": 0.45}, 6)

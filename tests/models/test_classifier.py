@@ -6,7 +6,7 @@ from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.models import ModelConfig, Tokens
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig, PoolingHead
-from onepeace_lightning.training.param_groups import layer_scales, weight_decays
+from onepeace_lightning.training.param_groups import parameter_rules
 from tests.tiny import audios, images, randomised, texts, tiny_config
 
 WIDTH, HEADS = 12, 3
@@ -123,12 +123,9 @@ def test_type_embeddings_start_at_zero_and_their_matrices_decay():
     marks = {name: p for name, p in ours.named_parameters() if "type_embedding" in name}
     assert len(marks) == 3
     assert all((mark == 0).all() for mark in marks.values())
-    dimensions = {name: p.dim() for name, p in ours.named_parameters()}
-    decays = weight_decays(dimensions, 0.1)
-    assert all(decays[name] == 0.1 for name in [*marks, "head.pooling.query"])
-    scales = layer_scales(dimensions, 3, 0.5)
-    assert scales["head.pooling.query"] == 1.0
-    assert all(scales[name] == 0.5**4 for name in marks)
+    rules = parameter_rules(ours, weight_decay=0.1, layer_decay=0.5)
+    assert rules["head.pooling.query"] == (1.0, 0.1)
+    assert all(rules[name] == (0.5**4, 0.1) for name in marks)
 
 
 @pytest.mark.parametrize(("made_for", "given"), [(1, 2), (2, 1)])

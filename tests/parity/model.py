@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace_lightning.checkpoints.key_map import name_map, our_name
@@ -28,7 +28,7 @@ from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from onepeace_lightning.models import PretrainModel
-from onepeace_lightning.models.heads.classifier import ClassifyModel
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks import (
     AudioQuestionAnsweringTask,
     FinetuneTask,
@@ -36,7 +36,7 @@ from onepeace_lightning.tasks import (
     VisualQuestionAnsweringTask,
     VisualReasoningTask,
 )
-from onepeace_lightning.training.param_groups import layer_scales, stage2_trainable, weight_decays
+from onepeace_lightning.training.param_groups import parameter_rules
 from tests.parity.base import Check, companion, gap, load, vocabulary
 
 
@@ -131,27 +131,27 @@ def layer_decay(folder: Path, file: str) -> Iterator[Check]:
     """Golden: original name to [lr scale, weight decay]; depth, decay rate and weight decay are read off the values."""
     golden = json.loads((folder / file).read_text())
     config = replace(config_from_original(read_original(companion(folder, "pretrain.pt"))), per_block_tables=True)
-    with torch.device("meta"):
-        dimensions = {name: p.dim() for name, p in PretrainModel(config).named_parameters()}
     kept = name_map(golden)
-    # The classification head's parameters, which the pretraining model lacks: vectors but for its matrices.
-    vectors = (".bias", "head.norm.weight", "head.classifier.1.weight")
-    dimensions |= {n: 1 if n.endswith(vectors) else 2 for n in kept.values() if n not in dimensions}
+    with torch.device("meta"):
+        model: nn.Module = PretrainModel(config)
+        if any(name.startswith("head.") for name in kept.values()):
+            pooler = any(name.startswith("head.pooler.") for name in kept.values())
+            model = ClassifyModel(config, PoolingConfig(outputs=2, modality="text", pooler=pooler))
     decay = max(value[1] for value in golden.values())
     blocks = 1 + max(int(found[1]) for name in golden if (found := re.search(r"layers\.(\d+)\.", name)))
     rate = min(value[0] for value in golden.values()) ** (1 / (blocks + 1))
-    scales = layer_scales(kept.values(), blocks, rate)
-    decays = weight_decays({name: dimensions[name] for name in kept.values()}, decay)
-    difference = max(abs(scales[kept[name]] - golden[name][0]) for name in kept)
+    rules = parameter_rules(model, weight_decay=decay, layer_decay=rate)
+    difference = max(abs(rules[kept[name]][0] - golden[name][0]) for name in kept)
     yield Check(file, f"lr scale of {len(kept)} parameters", difference, 1e-6)
-    wrong = [name for name in kept if abs(decays[kept[name]] - golden[name][1]) > 1e-9]
+    wrong = [name for name in kept if abs(rules[kept[name]][1] - golden[name][1]) > 1e-9]
     yield Check(file, f"weight decay of {len(kept)} parameters {wrong[:3]}", float(len(wrong)), 0)
 
 
 def stage2(folder: Path) -> Iterator[Check]:
     golden = {our_name(name) for name in json.loads((folder / "stage2_trainable.json").read_text())} - {None}
-    names = read_original(companion(folder, "pretrain.pt"))["model"]
-    ours = {name for name in name_map(names).values() if stage2_trainable(name)}
+    with torch.device("meta"):
+        model = PretrainModel(config_from_original(read_original(companion(folder, "pretrain.pt"))))
+    ours = model.trained_in_stage2(("audio",))
     yield Check("stage2_trainable.json", f"differing names {sorted(golden ^ ours)[:3]}", float(len(golden ^ ours)), 0)
 
 

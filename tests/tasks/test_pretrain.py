@@ -101,5 +101,5 @@ def test_the_choice_of_attention_reaches_encoder_and_decoder(tokenizer):
     task = built(tokenizer, attention="flex")
     assert task.model.backbone.encoder.attention == task.model.denoiser.decoder.attention == "flex"
     assert built(tokenizer).model.backbone.encoder.attention == "auto"
-    with pytest.raises(ValueError, match="attention is 'fast'; choose one of auto, dense, flex"):
+    with pytest.raises(ValueError, match="attention is 'fast'; choose one of auto, padded, cpu, flex"):
         built(tokenizer, attention="fast")

@@ -27,7 +27,6 @@ from onepeace_lightning.training import parallelize as plan
 from onepeace_lightning.training.clipping import gradient_norm, scale_gradients
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, materialise, parallelize, shard_like
-from onepeace_lightning.training.param_groups import stage2_trainable
 from tests.tiny import batches, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -111,8 +110,9 @@ def train(case: Case, rank: int | None, device: torch.device = CPU) -> dict:
     torch.manual_seed(0)
     with torch.device("meta"):
         step = Step(PretrainModel(config, denoise=case.denoise), case)
+    trained = step.model.trained_in_stage2(("audio",))
     for name, parameter in step.model.named_parameters():
-        parameter.requires_grad = not case.stage2 or stage2_trainable(name)
+        parameter.requires_grad = not case.stage2 or name in trained
     mesh, gathers = None, Counter()
     if rank is not None:
         size = dist.get_world_size()

@@ -26,9 +26,9 @@ WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
 class Sampled(Protocol):
     """What the losses need of a batch: ``data.batch.Batch``."""
 
-    inputs: Mapping[str, Any]
-    masks: Mapping[str, Tensor]
-    fused_masks: Mapping[str, Tensor]
+    inputs: dict[str, Any]
+    masks: dict[str, np.ndarray]
+    fused_masks: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

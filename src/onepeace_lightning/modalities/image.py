@@ -79,6 +79,7 @@ class ImageConfig(AdapterConfig):
     """
 
     modality: ClassVar[str] = "image"
+    decoder_positions_decay: ClassVar[bool] = True  # as in the published training, which exempts text and audio alone
     image_size: int = 256
     position_grid: int | None = None
     type_embedding: bool = False

@@ -9,6 +9,7 @@ from torch import nn
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
+from onepeace_lightning.models.layers import PerModality, layer_scale_of
 from onepeace_lightning.models.packing import Tokens, View
 
 
@@ -18,8 +19,12 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict({name: sizes.build(config) for name, sizes in config.adapters.items()})
+        self.adapters = PerModality({name: sizes.build(config) for name, sizes in config.adapters.items()})
         self.encoder = Encoder(config.encoder, tuple(config.adapters))
+
+    def lr_scale(self, name: str, layer_decay: float) -> float:
+        """Layer-wise learning rates of fine-tuning, from the final norms down to the adapters."""
+        return layer_scale_of(name, self.config.encoder.depth, layer_decay)
 
     def adapter(self, modality: str) -> Adapter:
         """A modality's adapter.

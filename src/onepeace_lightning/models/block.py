@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onepeace_lightning.models.attention.base import Attend
 from onepeace_lightning.models.config import TransformerConfig
-from onepeace_lightning.models.layers import Linear, autocasted
+from onepeace_lightning.models.layers import Linear, PerModality, autocasted
 from onepeace_lightning.models.packing import Packed
 
 
@@ -96,7 +96,7 @@ class GeGLU(nn.Module):
         return self.down(self.norm(F.gelu(self.gate(x_TD)) * self.up(x_TD)))
 
 
-class ModalityFFNs(nn.ModuleDict):
+class ModalityFFNs(PerModality):
     """A feed-forward network for each modality."""
 
     def __init__(self, modalities: Sequence[str], width: int, inner: int, init_std: float) -> None:

@@ -58,9 +58,11 @@ class AdapterConfig:
 
     Attributes:
         modality: the name under which the modality is registered.
+        decoder_positions_decay: the learned positions in the denoising decoder have weight decay.
     """
 
     modality: ClassVar[str]
+    decoder_positions_decay: ClassVar[bool] = False
 
     def build(self, model: "ModelConfig") -> nn.Module:
         """The ``adapter.Adapter`` of these sizes in a model.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.layers import Linear, init_normal_, scatter_rows
+from onepeace_lightning.models.layers import Linear, PerModality, init_normal_, scatter_rows
 from onepeace_lightning.models.packing import Tokens, View, locate, to_device
 
 
@@ -30,6 +30,10 @@ class DecoderInput(nn.Module):
         """Draw mask token and positions."""
         init_normal_(self.mask_token, self.init_std)
         init_normal_(self.positions, self.init_std)
+
+    def no_weight_decay(self) -> set[str]:
+        """The bias and the positions, unless the modality says otherwise; the mask token decays as published."""
+        return {"project.bias"} if self.adapter.decoder_positions_decay else {"project.bias", "positions"}
 
     def forward(self, visible: Tokens, lengths: list[int]) -> Tokens:
         """Put the visible tokens back among mask tokens; sample b has ``lengths[b]`` positions in all.
@@ -61,12 +65,12 @@ class Denoiser(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, decoder = config.encoder.width, config.decoder.transformer
-        self.inputs = nn.ModuleDict()
+        self.inputs = PerModality()
         for name, adapter in config.adapters.items():
             rows = config.decoder.positions.get(name) or adapter.decoder_rows()
             self.inputs[name] = DecoderInput(width, decoder.width, decoder.init_std, positions=rows, adapter=adapter)
         self.decoder = Encoder(decoder, tuple(config.adapters))
-        self.outputs = nn.ModuleDict({name: Linear(decoder.width, width, decoder.init_std) for name in config.adapters})
+        self.outputs = PerModality({name: Linear(decoder.width, width, decoder.init_std) for name in config.adapters})
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from onepeace_lightning.models.attention.padded import PaddedAttention
 from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.compiling import compiled
 from onepeace_lightning.models.config import TransformerConfig
+from onepeace_lightning.models.layers import PerModality
 from onepeace_lightning.models.packing import Packed, Tokens, View, pack
 
 BACKENDS: dict[str, type[AttentionBackend]] = {"padded": PaddedAttention, "cpu": CPUAttention, "flex": FlexAttention}
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
         rates = torch.linspace(0.0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, modalities, rate) for rate in rates)
         final = (lambda: nn.LayerNorm(config.width)) if config.final_norm else nn.Identity
-        self.norms = nn.ModuleDict({name: final() for name in modalities})
+        self.norms = PerModality({name: final() for name in modalities})
 
     def forward(
         self, views: Sequence[View], relative: Mapping[str, RelativeBias] | None = None

@@ -1,5 +1,7 @@
 """The few layers that the whole model is made of, with the initialisation of a model trained from scratch."""
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -56,6 +58,37 @@ class BiasTables(nn.ParameterList):
         """Zero the tables."""
         for table in self:
             nn.init.zeros_(table)
+
+
+class PerModality(nn.ModuleDict):
+    """A module for each modality, whose parameters belong to that modality alone."""
+
+
+def modality_parameters(module: nn.Module, modalities: Collection[str]) -> set[str]:
+    """Names of the parameters that belong to one of the modalities: adapters, feed-forward networks, norms, heads."""
+    return {
+        f"{owner}.{modality}.{name}" if owner else f"{modality}.{name}"
+        for owner, part in module.named_modules()
+        if isinstance(part, PerModality)
+        for modality in part.keys() & set(modalities)
+        for name, _ in part[modality].named_parameters()
+    }
+
+
+def layer_scale_of(name: str, blocks: int, layer_decay: float) -> float:
+    """Factor of the learning rate under layer-wise decay, ``layer_decay ** (blocks + 1 - id)``.
+
+    Adapters have id 0, block i and its relative bias table i + 1 (a shared table is the first block's), the rest
+    blocks + 1.
+
+    Args:
+        name: of a parameter in a module that has ``adapters`` and ``encoder.blocks``.
+        blocks: how many there are.
+        layer_decay: rate.
+    """
+    if found := re.match(r"encoder\.blocks\.(\d+)\.|adapters\.\w+\.bias_tables\.(\d+)$", name):
+        return layer_decay ** (blocks - int(found[1] or found[2]))
+    return layer_decay ** (blocks + 1) if name.startswith("adapters.") else 1.0
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -1,11 +1,14 @@
 """Backbone, contrastive heads and denoiser: what pretraining trains."""
 
+from collections.abc import Collection
+
 from torch import nn
 
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.denoiser import Denoiser
 from onepeace_lightning.models.heads.contrastive import ContrastiveHeads
+from onepeace_lightning.models.layers import modality_parameters
 
 
 class PretrainModel(nn.Module):
@@ -22,3 +25,14 @@ class PretrainModel(nn.Module):
         self.backbone = Backbone(config)
         self.heads = ContrastiveHeads(config.encoder.width, tuple(config.adapters), config.encoder.init_std)
         self.denoiser = Denoiser(config) if denoise else None
+
+    def trained_in_stage2(self, modalities: Collection[str]) -> set[str]:
+        """Names of the parameters that train when modalities are added to a trained model (paper section 3.4).
+
+        Their own, the denoiser, the temperature, and the projection of images where there is one (unused here, but part
+        of the published list); all else stays as it is.
+        """
+        shared = ("denoiser.", "heads.logit_scale", "heads.projections.image.")
+        return modality_parameters(self, modalities) | {
+            name for name, _ in self.named_parameters() if name.startswith(shared)
+        }

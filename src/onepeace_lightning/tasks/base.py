@@ -23,12 +23,12 @@ from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import set_attention
+from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_source
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
-from onepeace_lightning.training.param_groups import modality_trainable
 from onepeace_lightning.training.strategy import placement
 
 FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9)
@@ -190,8 +190,9 @@ class FinetuneTask(TrainedModule):
         set_attention(self.model, self.attention)
         if self.trainable != "all":
             own = () if self.trainable == "head" else self.trainable
-            for name, parameter in self.model.backbone.named_parameters(prefix="backbone"):
-                parameter.requires_grad = modality_trainable(name, own)
+            trained = modality_parameters(self.model.backbone, own)
+            for name, parameter in self.model.backbone.named_parameters():
+                parameter.requires_grad = name in trained
         where = placement(self)
         if self.lora is not None and where.get("mesh") is not None:
             raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")

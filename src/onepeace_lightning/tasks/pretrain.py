@@ -19,11 +19,11 @@ from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.encoder import set_attention
+from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
-from onepeace_lightning.training.param_groups import modality_trainable, stage2_trainable
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 from onepeace_lightning.training.strategy import placement
 
@@ -92,15 +92,16 @@ class PretrainTask(TrainedModule):
         set_attention(self.model, self.attention)
         used = {name for kind in self.data_types for name in kind.modalities}
         paired = {name for kind in self.data_types if kind.pairs for name in kind.modalities}
+        unused = modality_parameters(self.model, set(self.config.adapters) - used)
+        trained = None if self.trainable is None else self.model.trained_in_stage2(self.trainable)
         for name, parameter in self.model.named_parameters():
-            idle = modality_trainable(name, set(self.config.adapters) - used) or _unpaired(name, paired)
-            frozen = self.trainable is not None and not stage2_trainable(name, self.trainable)
-            parameter.requires_grad = not (idle or frozen)
+            idle = name in unused or _unpaired(name, paired)
+            parameter.requires_grad = not idle and (trained is None or name in trained)
         entries = ("training_step", "validation_step", "embed")
         parallelize(self, self.parallel, entries=entries, **placement(self))
         if self.init_from is not None:
-            new = self.trainable or ()
-            load_pretrained(self.model, self.init_from, lambda name: modality_trainable(name, new))
+            new = modality_parameters(self.model, self.trainable or ())
+            load_pretrained(self.model, self.init_from, new.__contains__)
             self.model.heads.reset_parameters()
 
     def setup(self, stage: str) -> None:

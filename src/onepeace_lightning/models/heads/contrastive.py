@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.layers import Linear, PerModality
 from onepeace_lightning.models.packing import View
 
 INITIAL_TEMPERATURE = 0.07
@@ -18,7 +18,7 @@ class ContrastiveHeads(nn.Module):
 
     def __init__(self, width: int, modalities: Sequence[str], init_std: float) -> None:
         super().__init__()
-        self.projections = nn.ModuleDict({name: Linear(width, width, init_std) for name in modalities})
+        self.projections = PerModality({name: Linear(width, width, init_std) for name in modalities})
         self.logit_scale = nn.Parameter(torch.empty(1))  # sharding refuses 0-D parameters
         self.reset_parameters()
 

@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from onepeace_lightning.models.block import GeGLU
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
-from onepeace_lightning.models.layers import ChannelNorm, Linear, init_normal_
+from onepeace_lightning.models.layers import ChannelNorm, Linear, PerModality, init_normal_, layer_scale_of
 
 LOGITS_AT_ONCE = 2**27
 """Attention logits that are held at once; more are computed a few rows of queries after the other."""
@@ -89,7 +89,7 @@ class WindowBlock(nn.Module):
         self.norm_attention = nn.LayerNorm(config.width)
         self.attention = WindowAttention(config.width, config.heads, config.init_std, side)
         self.norm_ffn = nn.LayerNorm(config.width)
-        self.ffns = nn.ModuleDict({"image": GeGLU(config.width, config.ffn_width, config.init_std)})
+        self.ffns = PerModality({"image": GeGLU(config.width, config.ffn_width, config.init_std)})
         self.drop_path = StochasticDepth(drop_path, "row")
         self.layer_scale = 1.0 if config.layer_scale is None else config.layer_scale
         self.gamma_1 = nn.Parameter(torch.empty(config.width))
@@ -175,12 +175,16 @@ class DetectionTrunk(nn.Module):
         sizes, self.image_size = config.encoder, image.image_size
         rates = torch.linspace(0.0, sizes.drop_path, sizes.depth, device="cpu").tolist()
         embedding = PatchEmbedding(sizes.width, sizes.heads, image.grid, window, sizes.init_std)
-        self.adapters = nn.ModuleDict({"image": embedding})
+        self.adapters = PerModality({"image": embedding})
         blocks = (
             WindowBlock(sizes, rate, image.grid if index in global_blocks else window)
             for index, rate in enumerate(rates)
         )
         self.encoder = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+
+    def lr_scale(self, name: str, layer_decay: float) -> float:
+        """Layer-wise learning rates, from the last block down to the patches."""
+        return layer_scale_of(name, len(self.blocks), layer_decay)
 
     @property
     def embedding(self) -> PatchEmbedding:

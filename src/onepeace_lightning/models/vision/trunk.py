@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from onepeace_lightning.modalities.image import Image, ImageAdapter, ImageConfig
 from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
+from onepeace_lightning.models.layers import PerModality, layer_scale_of
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -78,9 +79,13 @@ class Trunk(nn.Module):
         if config.encoder.layer_scale is None:
             raise ValueError("layer_scale is None; the vision models' blocks have LayerScale, give its initial value")
         self.config = config
-        self.adapters = nn.ModuleDict({"image": ImageAdapter(image, config)})
+        self.adapters = PerModality({"image": ImageAdapter(image, config)})
         rates = torch.linspace(0.0, config.encoder.drop_path, config.encoder.depth, device="cpu").tolist()
         self.encoder = nn.ModuleDict({"blocks": nn.ModuleList(block(config.encoder, rate) for rate in rates)})
+
+    def lr_scale(self, name: str, layer_decay: float) -> float:
+        """Layer-wise learning rates, from the last block down to the adapter."""
+        return layer_scale_of(name, self.config.encoder.depth, layer_decay)
 
     @property
     def adapter(self) -> ImageAdapter:
