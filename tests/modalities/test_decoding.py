@@ -189,7 +189,7 @@ def test_resampling_keeps_what_16_khz_can_hold_and_nothing_else(rate):
 
     inner = slice(400, -400)
     torch.testing.assert_close(
-        resample(wave(7_000, rate), rate)[inner], wave(7_000, SAMPLE_RATE)[inner], atol=1e-4, rtol=0
+        resample(wave(7_000, rate), rate)[inner], wave(7_000, SAMPLE_RATE)[inner], atol=1e-3, rtol=0
     )
     assert resample(wave(9_500, rate), rate)[inner].abs().max() < 1e-4
 
