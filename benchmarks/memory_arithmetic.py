@@ -9,7 +9,7 @@ by the GPUs under ``distributed.strategy.FullyShardedStrategy``. On top come, on
 * activations: what autograd keeps of the learning pass for each token and block (``block_bytes``), or with activation
   checkpointing each block's input and one whole block; the pictures' stem; and the logits of the denoising contrast,
   which grow with the square of the samples (every hidden token is compared with every token of the GPU's batch) until
-  a term has ``losses.denoising.LOGITS`` of them: from there on they are computed again in the backward pass.
+  a term has ``losses.chunks.LOGITS`` of them: from there on they are computed again in the backward pass.
 
 Attention is the kind that stores no logits (FlexAttention). Left out: the gradients of the largest logits while they
 exist, the CUDA context, libraries' workspaces, fragmentation, and what compilation saves by fusing; leave a tenth of
@@ -25,7 +25,7 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.packed import make_batch
-from onepeace_lightning.losses.denoising import LOGITS
+from onepeace_lightning.losses.chunks import LOGITS
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.models import ModelConfig, PretrainModel

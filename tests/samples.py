@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from onepeace_lightning.data.instances import encode_mask
 from onepeace_lightning.data.shards import ShardWriter
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 220)}
@@ -148,3 +149,29 @@ def segmented(folder: Path, count: int = 9, first: int = 0) -> Path:
         for i in range(count)
     ]
     return write(folder, "image-mask", samples, classes=["ground", *names])
+
+
+def with_instances(
+    boxes: dict[str, tuple[int, int, int, int]], size: tuple[int, int], seed: int = 0
+) -> dict[str, bytes]:
+    """A noisy grey picture of W × H with rectangles by colour, each an instance."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (size[1], size[0], 3))
+    pixels, instances = 128 + noise, []
+    for colour, (x0, y0, x1, y1) in boxes.items():
+        pixels[y0:y1, x0:x1] = np.array(COLOURS[colour]) + noise[y0:y1, x0:x1]
+        mask = np.zeros(size[::-1], bool)
+        mask[y0:y1, x0:x1] = True
+        instances.append({"label": colour, "box": [x0, y0, x1, y1], "mask": encode_mask(mask)})
+    file = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+    return {"png": file.getvalue(), "json": as_json(instances=instances)}
+
+
+def detected(folder: Path, count: int = 9, first: int = 0) -> Path:
+    """Pictures of several sizes with two rectangles; every third has none."""
+    names = list(COLOURS)
+    samples = []
+    for i in range(count):
+        boxes = {names[i % 3]: (2 + i % 5, 4, 22 + i % 5, 26), names[(i + 1) % 3]: (27, 12, 41, 34)}
+        samples.append(with_instances(boxes if i % 3 < 2 else {}, SCENES[i % 3], seed=first + i))
+    return write(folder, "image-boxes", samples, classes=names)

@@ -150,5 +150,6 @@ def object_detection(count: int, draw: Draw) -> list[Item]:
         for one in scene:
             mask = thing_mask(one.icon, draw.image_side)
             instances.append({"label": one.thing, "box": list(one.box), "mask": encode_mask(mask)})
-        items.append(Item({"instances": instances}, ([one.icon for one in scene],)))
+        facts = {"things": [one.describe() for one in scene], "instances": instances}
+        items.append(Item(facts, ([one.icon for one in scene],)))
     return items

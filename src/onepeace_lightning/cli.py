@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.data import make_shards
 from onepeace_lightning.data.data_types import data_type
+from onepeace_lightning.data.from_coco import from_coco
 from onepeace_lightning.data.from_tsv import from_tsv
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.inference.convert import convert
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Any] = {
     "predict": predict,
     "search": search,
     "shards": {
+        "from-coco": from_coco,
         "from-csv": make_shards.from_csv,
         "from-folder": make_shards.from_folder,
         "from-tsv": from_tsv,

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks import memory_arithmetic as arithmetic
 from benchmarks.memory_arithmetic import BF16_CPU, BF16_CUDA, FLOAT32
-from onepeace_lightning.losses import denoising
+from onepeace_lightning.losses import chunks
 from onepeace_lightning.losses.denoising import denoising_contrast
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.modalities.presets import preset_config
@@ -100,7 +100,7 @@ def test_the_denoising_contrast_keeps_four_bytes_for_each_pair(half):
 
 
 def test_the_denoising_contrast_keeps_no_more_than_its_limit(monkeypatch):
-    monkeypatch.setattr(denoising, "LOGITS", 100_000)
+    monkeypatch.setattr(chunks, "LOGITS", 100_000)
 
     def run(hidden: int) -> int:
         student, teacher = torch.randn(hidden, 8, requires_grad=True), torch.randn(1000, 8)

@@ -71,6 +71,42 @@ def coco2017(root: Path):
         write_json(root / f"annotations/captions_{part}2017.json", content)
 
 
+def coco_instances(root: Path):
+    """Two images and one, masks in each of COCO's forms, and an image without instances."""
+    square = [[1, 1, 5, 1, 5, 4, 1, 4]]
+    for part, numbers in (("train", (1, 2)), ("val", (3,))):
+        images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 8, "height": 6} for n in numbers]
+        for image in images:
+            picture(root / f"{part}2017" / image["file_name"], colour=image["id"])
+        common = {"image_id": numbers[0], "area": 12.0, "iscrowd": 0, "bbox": [1, 1, 4, 3]}
+        annotations = [
+            {**common, "id": 1, "category_id": 18, "segmentation": square},
+            {**common, "id": 2, "category_id": 90, "iscrowd": 1, "bbox": [6.5, 0, 1.6, 6],
+             "segmentation": {"counts": [36, 12], "size": [6, 8]}},
+            {**common, "id": 3, "category_id": 18, "bbox": [2, 2, 3, 0], "segmentation": square},
+        ]  # fmt: skip
+        categories = [{"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(root / f"annotations/instances_{part}2017.json", content)
+
+
+def lvis(root: Path):
+    """Images of which COCO has one in its other split."""
+    for part, folder, number in (("train", "train2017", 1), ("val", "train2017", 2)):
+        picture(root / folder / f"{number:012d}.jpg", colour=number)
+        image = {
+            "id": number, "coco_url": f"http://images.cocodataset.org/{folder}/{number:012d}.jpg", "width": 8,
+            "height": 6, "neg_category_ids": [2], "not_exhaustive_category_ids": [1],
+        }  # fmt: skip
+        annotation = {
+            "image_id": number, "id": 7, "category_id": 1, "bbox": [1, 1, 4, 3], "area": 12.0,
+            "segmentation": [[1, 1, 5, 1, 5, 4, 1, 4]],
+        }  # fmt: skip
+        categories = [{"id": 1, "name": "crane"}, {"id": 2, "name": "crane"}]
+        content = {"images": [image], "annotations": [annotation], "categories": categories}
+        write_json(root / f"lvis_v1_{part}.json", content)
+
+
 def flickr30k(root: Path):
     """Four pictures in both layouts; the table has the published one's broken line."""
     names = ("1000092795.jpg", "10002456.jpg", "1000268201.jpg", "2199200615.jpg")

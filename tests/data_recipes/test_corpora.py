@@ -14,6 +14,7 @@ from PIL import Image
 from data_recipes import corpora
 from data_recipes.refcoco import read_references
 from data_recipes.vqa_answers import normalise, scores, vocabulary
+from onepeace_lightning.data.instances import decode_masks
 from onepeace_lightning.data.shards import read_manifest, read_shard
 from onepeace_lightning.modalities.audio_files import decode_audio
 from onepeace_lightning.modalities.image import ImageModality
@@ -27,6 +28,10 @@ CASES = {
                   "train2014/COCO_train2014_000000000002.jpg"),
     "coco-2017": ("coco", "2017", miniatures.coco2017, {"train": 1, "val": 1}, "annotations/captions_train2017.json",
                   "images/val2017/000000000002.jpg"),
+    "coco_detection": ("coco_detection", None, miniatures.coco_instances, {"train": 2, "val": 1},
+                       "annotations/instances_train2017.json", "val2017/000000000003.jpg"),
+    "lvis": ("coco_detection", "lvis", miniatures.lvis, {"train": 1, "val": 1}, "lvis_v1_val.json",
+             "train2017/000000000002.jpg"),
     "flickr30k": ("flickr30k", None, miniatures.flickr30k, {"train": 2, "val": 1, "test": 1}, "dataset_flickr30k.json",
                   "flickr30k_images/10002456.jpg"),
     "flickr30k-all": ("flickr30k", "all", miniatures.flickr30k, {"train": 4}, "results.csv",
@@ -481,3 +486,49 @@ def test_no_warning_where_the_counts_are_the_published_ones(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "warning" not in printed
     assert "99 or 3" in printed
+
+
+def test_instances_become_run_lengths_whatever_they_were(made, tmp_path):
+    _, splits = made("coco_detection")
+    dog, crowd = facts(splits["train"]["1"])["instances"]
+    assert (dog["label"], dog["box"], dog["area"], dog["crowd"]) == ("dog", [1, 1, 5, 4], 12.0, False)
+    assert (crowd["label"], crowd["box"], crowd["crowd"]) == ("toothbrush", [6.5, 0, 8, 6], True)
+    masks = decode_masks([dog["mask"], crowd["mask"]], (6, 8))
+    expected = np.zeros((2, 6, 8), bool)
+    expected[0, 1:4, 1:5] = expected[1, :, 6:] = True
+    assert np.array_equal(masks, expected)
+    assert facts(splits["train"]["2"]) == {"instances": []}
+    assert about(tmp_path, "train")["classes"] == ["dog", "toothbrush"]
+    assert about(tmp_path, "train")["no_extent"] == 1
+
+
+def test_lvis_keeps_what_was_looked_for_and_takes_images_from_either_folder(made, tmp_path):
+    _, splits = made("lvis")
+    assert facts(splits["val"]["2"])["absent"] == ["crane (2)"]
+    assert facts(splits["val"]["2"])["not_exhaustive"] == ["crane (1)"]
+    assert facts(splits["val"]["2"])["instances"][0]["label"] == "crane (1)"
+    assert about(tmp_path, "val")["classes"] == ["crane (1)", "crane (2)"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmentation": [["x", 1, 2, 3, 4, 5]]}, "neither polygons"),
+        ({"segmentation": {"counts": [9], "size": [3, 3]}}, r"of \[3, 3\] rows and columns, the image of \[6, 8\]"),
+        ({"segmentation": {"counts": "7230", "size": [6, 8]}}, "neither polygons"),
+        ({"bbox": [1, 2, 3]}, "four numbers x, y, width, height"),
+        ({"category_id": 5}, "category_id 5 is none of the 2 categories"),
+        ({"area": None}, "'area' is None"),
+    ],
+)
+def test_broken_instances_are_named(made, tmp_path, change, message):
+    def write(root):
+        miniatures.coco_instances(root)
+        path = root / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0] |= change
+        path.write_text(json.dumps(content))
+
+    with pytest.raises(SystemExit, match=message) as stopped:
+        made("coco_detection", write=write)
+    assert "annotation 0" in str(stopped.value)

@@ -9,13 +9,16 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
+from torchvision.ops import masks_to_boxes
 
 from data_recipes.toy.items import ASKED_THINGS, TOLD_APART_COLOURS
 from data_recipes.toy.questions import ANSWERS
 from data_recipes.toy.scenes import ink_box, place_things
 from data_recipes.toy.tasks import TASKS, ToyTasksConfig, build, main, plan
 from data_recipes.toy.world import COLOURS, SIZES, THINGS, Group, caption, is_held_out
+from onepeace_lightning.data.instances import read_annotations
 from onepeace_lightning.data.shards import read_manifest
 
 SMALL = ToyTasksConfig(train=112, val=48)
@@ -97,7 +100,7 @@ def test_manifests_state_the_split_and_a_chance_with_its_definition(tasks, name,
     assert manifest.license == "CC0-1.0"
     assert manifest.about["split"] == split
     assert "sha256" in manifest.about["split_rule"]
-    assert 0 < manifest.about["chance"]["percent"] <= 51
+    assert (0 if name == "object_detection" else 1e-9) <= manifest.about["chance"]["percent"] <= 51
     assert manifest.about["chance"]["definition"]
 
 
@@ -249,6 +252,19 @@ def test_masks_agree_with_the_pictures(tasks):
         assert (differs[mask > 0] > 5).mean() > 0.93  # drawing leaves a pixel out here and there, within a thing
         # Less than half covered; a pixel that is covered wholly differs most. Rounding adds one.
         assert differs[mask == 0].max() <= differs.max() / 2 + 1
+
+
+def test_instances_agree_with_the_images(tasks):
+    classes = read_manifest(stream(tasks, "object_detection", "val")).about["classes"]
+    indices = {name: index for index, name in enumerate(classes)}
+    for sample in both(tasks, "object_detection"):
+        found = read_annotations(sample["facts"]["instances"], indices, (96, 96))
+        things = {one["thing"]: one["box"] for one in sample["facts"]["things"]}
+        assert {classes[index]: box for index, box in zip(found.classes, found.boxes.tolist(), strict=True)} == things
+        assert found.masks.sum(0).max() == 1
+        assert torch.equal(masks_to_boxes(found.masks) + torch.tensor([0, 0, 1, 1]), found.boxes)
+        differs = difference_from_ground(picture(sample["png"]))
+        assert (differs[found.masks.any(0).numpy()] > 5).mean() > 0.93
 
 
 def answer(question, facts):

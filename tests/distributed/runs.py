@@ -15,6 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.cli import main
+from onepeace_lightning.training.finite import keys_of
 
 ROOT = Path(__file__).parent.parent.parent
 ALL_STREAMS = ("image-text", "audio-text", "image", "audio", "text")
@@ -146,7 +147,7 @@ class Record(L.Callback):
             "run": self.run,
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,
-            "keys": {name: part.keys for name, part in batch.items()},
+            "keys": keys_of(batch),
             "loss": float(outputs["loss"]),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "memory": memory(),
@@ -233,3 +234,28 @@ class SpoilGradient(L.Callback):
         if trainer.global_step in self.steps and trainer.global_rank == self.rank:
             gradient = next(p.grad for p in pl_module.parameters() if p.grad is not None)
             (gradient.to_local() if isinstance(gradient, DTensor) else gradient).fill_(torch.nan)
+
+
+class FollowAverage(L.Callback):
+    """Averages whole weights in the plain way after each step, and writes average and weights at the end."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.average, self.steps = decay, {}, 0
+
+    def _whole(self, module):
+        pairs = ((n, p.detach()) for n, p in module.named_parameters() if p.requires_grad)
+        return {n: (p.full_tensor() if isinstance(p, DTensor) else p).clone() for n, p in pairs}
+
+    def on_train_start(self, trainer, pl_module):
+        self.average = self._whole(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, weight in self._whole(pl_module).items():
+            self.average[name] = decay * self.average[name] + (1 - decay) * weight
+
+    def on_train_end(self, trainer, pl_module):
+        weights = self._whole(pl_module)
+        if trainer.is_global_zero:
+            torch.save({"average": self.average, "weights": weights}, "followed.pt")

@@ -8,7 +8,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.losses.contrastive import Keys, aligning_contrast, gather
+from onepeace_lightning.losses import chunks
+from onepeace_lightning.losses.contrastive import Keys, aligning_contrast, gather, sigmoid_contrast
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 SCALE = 7.0
@@ -67,6 +68,37 @@ def test_logits_stay_exact_under_autocast():
         torch.testing.assert_close(aligning_contrast(a, b, scale), exact, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("keys", ["differentiable", "detached", "sigmoid"])
+@pytest.mark.parametrize("limit", [1, 13, 24])
+def test_chunks_of_logits_change_nothing(keys, limit, monkeypatch):
+    def computed() -> list[Tensor]:
+        leaves = [
+            embeddings(0).requires_grad_(),
+            embeddings(1).requires_grad_(),
+            torch.tensor([SCALE]).requires_grad_(),
+        ]
+        if keys == "sigmoid":
+            loss = sigmoid_contrast(*leaves, torch.tensor([-2.0]))
+        else:
+            loss = aligning_contrast(*leaves, keys)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    whole = computed()
+    monkeypatch.setattr(chunks, "LOGITS", limit)
+    for ours, wanted in zip(computed(), whole, strict=True):
+        torch.testing.assert_close(ours, wanted, **CLOSE)
+
+
+def test_the_sigmoid_contrast_is_a_binary_cross_entropy_of_each_pair():
+    a, b, scale, bias = embeddings(0), embeddings(1), torch.tensor([SCALE]), torch.tensor([-1.5])
+    wanted = 0.0
+    for i in range(6):
+        for j in range(6):
+            p = torch.sigmoid(SCALE * (a[i] * b[j]).sum() + bias)
+            wanted = wanted - torch.log(p if i == j else 1 - p)
+    torch.testing.assert_close(sigmoid_contrast(a, b, scale, bias), wanted.squeeze() / 6, **CLOSE)
+
+
 def test_unknown_keys_are_refused():
     with pytest.raises(ValueError, match=r"keys is 'frozen'; choose 'differentiable' or 'detached'"):
         aligning_contrast(embeddings(0), embeddings(1), torch.ones(1), "frozen")
@@ -86,6 +118,9 @@ def one_rank(rank: int, folder: str) -> None:
         scale = torch.tensor([SCALE], requires_grad=True)
         loss = aligning_contrast(a, b, scale, keys)
         results[keys] = [loss.detach(), *torch.autograd.grad(loss, [a, b, scale])]
+    scale = torch.tensor([SCALE], requires_grad=True)
+    loss = sigmoid_contrast(a, b, scale, torch.tensor([-1.5]))
+    results["sigmoid"] = [loss.detach(), *torch.autograd.grad(loss, [a, b, scale])]
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -107,11 +142,11 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 def whole_batch(keys: Keys) -> list[Tensor]:
     leaves = [embeddings(0).requires_grad_(), embeddings(1).requires_grad_(), torch.tensor([SCALE], requires_grad=True)]
-    loss = aligning_contrast(*leaves, keys)
+    loss = sigmoid_contrast(*leaves, torch.tensor([-1.5])) if keys == "sigmoid" else aligning_contrast(*leaves, keys)
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
-@pytest.mark.parametrize("keys", ["differentiable", "detached"])
+@pytest.mark.parametrize("keys", ["differentiable", "detached", "sigmoid"])
 def test_two_ranks_compute_what_one_process_computes_with_the_whole_batch(ranks, keys: Keys):
     """With each key's gradient, or without any: the mean over ranks is the gradient of the whole batch's loss."""
     loss, a, b, scale = whole_batch(keys)

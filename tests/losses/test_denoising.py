@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from onepeace_lightning.losses import denoising
+from onepeace_lightning.losses import chunks
 from onepeace_lightning.losses.denoising import denoising_contrast
 from tests.models.reference import literal_denoising
 
@@ -34,7 +34,7 @@ def test_the_parts_of_many_logits_add_up_to_the_loss_and_its_gradient(monkeypatc
     student, teacher, target = features(3, 40)
     whole, parts = student.clone().requires_grad_(), student.clone().requires_grad_()
     wanted = denoising_contrast(whole, teacher, target)
-    monkeypatch.setattr(denoising, "LOGITS", limit)
+    monkeypatch.setattr(chunks, "LOGITS", limit)
     loss = denoising_contrast(parts, teacher, target)
     torch.testing.assert_close(loss, wanted, **CLOSE)
     loss.backward()

@@ -117,3 +117,20 @@ def test_a_diverged_model_says_so():
         model.proposals.objectness.bias.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         detection_losses(model, images((64, 64)), [truth([[1, 1, 30, 30]], (64, 64))], count=8)
+
+
+def test_bfloat16_gives_about_the_same_losses():
+    torch.manual_seed(0)
+    model = Detector(CONFIG, HEAD)
+    what = [truth([[8, 8, 60, 50], [70, 20, 100, 90]], (128, 112))]
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            parts = detection_losses(model, images((128, 112)), what, count=64)
+        losses.append(parts)
+    for name, exact in losses[0].items():
+        assert losses[1][name].dtype == torch.float32
+        assert float(losses[1][name]) == pytest.approx(float(exact), rel=0.15, abs=0.02), name
+    torch.stack(list(losses[1].values())).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.models import Audio, Image, Text
+from onepeace_lightning.modalities import Audio, Image, Text
 from onepeace_lightning.tasks import load_task
 from tests.parity.base import Check, companion, gap, load
 
@@ -67,10 +67,11 @@ def logits(folder: Path, file: str) -> Iterator[Check]:
     golden = load(folder / file)
     inputs, wanted = inputs_of(golden["inputs"]), golden["output"]["logits"]
     choices = len(golden["inputs"]["tokens"]) // len(wanted) if file == "finetune_aqa_io.pt" else 1
-    second = Image(golden["inputs"]["images_2"].float()) if "images_2" in golden["inputs"] else None
+    if "images_2" in golden["inputs"]:
+        inputs["second_image"] = Image(golden["inputs"]["images_2"].float())
     for path in twins(folder, file):
         with load_task(path).answering() as model:
-            ours = model(inputs, second, choices).view(len(wanted), -1)
+            ours = model(inputs, choices).view(len(wanted), -1)
         yield Check(named(folder, path), "logits", gap(ours, wanted))
 
 

@@ -88,7 +88,7 @@ def test_published_configurations_parse_and_everything_arrives(trained_checkout,
     model = written["model"]["init_args"]
     assert type(task).__name__ == written["model"]["class_path"].rpartition(".")[2]
     for key, value in model.get("optimization", {}).items():
-        assert getattr(task.optimization, key) == value, key
+        assert getattr(task.optimization, key) == (tuple(value) if isinstance(value, list) else value), key
     assert task.config.encoder.drop_path == model.get("drop_path", 0.0)
     if "image" in task.config.adapters:
         assert task.config.adapters["image"].image_size == data.preprocessing.image_size

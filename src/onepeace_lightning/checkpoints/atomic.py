@@ -1,12 +1,16 @@
 """Checkpoints that are either whole or not there: written beside the one they replace, which stays until they are."""
 
+import copy
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 
 def partial_of(path: Path) -> Path:
@@ -15,8 +19,8 @@ def partial_of(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one."""
-    if path.is_dir():
+    """Delete a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -51,15 +55,77 @@ def failure(path: Path, reason: object) -> OSError:
     )
 
 
+def link(target: Path, name: Path) -> None:
+    """Make ``name`` a relative symbolic link to ``target``, in one step; what was called so before is deleted."""
+    fresh, doomed = name.with_name(f".{name.name}.link"), name.with_name(f".{name.name}.doomed")
+    remove(fresh)
+    fresh.symlink_to(os.path.relpath(target, name.parent))
+    if name.is_dir() and not name.is_symlink():  # a folder is not replaced by a link
+        remove(doomed)
+        name.rename(doomed)
+    os.replace(fresh, name)
+    remove(doomed)
+
+
+class Background:
+    """A thread that does tasks in order while training goes on; after a failed one it does no more."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._error: BaseException | None = None
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Have a task done after those before it."""
+        self._executor.submit(self._run, task)
+
+    def wait(self) -> None:
+        """Return when all tasks are done.
+
+        Raises:
+            Exception: what one of them raised; once.
+        """
+        self._executor.submit(lambda: None).result()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self, task: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                task()
+            except BaseException as error:  # raised where it is waited for
+                self._error = error
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint files that a full disk or a killed process leaves as they were before."""
+    """Checkpoint files that a full disk or a killed process leaves as they were before.
+
+    Attributes:
+        background: writes while training goes on, from a copy in memory; None writes at once.
+    """
+
+    background: Background | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write to a hidden file in the same folder, then rename.
 
         Raises:
-            OSError: it could not be written.
+            OSError: it, or in the background the one before it, could not be written.
         """
+        if self.background is not None:
+            self.background.wait()
+            on_host = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.detach().cpu())
+            frozen = copy.deepcopy(on_host)  # weights and counters go on changing
+            self.background.submit(lambda: self._write(frozen, path, storage_options))
+        else:
+            self._write(checkpoint, path, storage_options)
+
+    def teardown(self) -> None:
+        """Wait for what is being written."""
+        if self.background is not None:
+            self.background.wait()
+
+    def _write(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any) -> None:
         if storage_options is not None or "://" in str(path):  # object stores show a file only when it is complete
             super().save_checkpoint(checkpoint, path, storage_options)
             return

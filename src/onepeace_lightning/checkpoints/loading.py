@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.checkpoints.foreign import Refused, read_foreign
-from onepeace_lightning.checkpoints.sharded import is_sharded, read_sharded
+from onepeace_lightning.checkpoints.sharded import is_sharded, load_into, read_metadata, read_sharded, saved_shapes
 from onepeace_lightning.training.parallelize import shard_like
 
 _log = logging.getLogger(__name__)
@@ -68,12 +70,29 @@ def fill(
         ValueError: listing every other missing, every other unexpected and every misshapen tensor.
     """
     own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    report = _compare(own, {name: tensor.shape for name, tensor in state.items()}, source, may_miss, may_drop)
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    if on_meta:
+        _initialise(model, set(report.missing))
+    known = {name: shard_like(tensor, own[name]) for name, tensor in state.items() if name in own}
+    model.load_state_dict(known, strict=False, assign=on_meta)  # compared above
+    return report
+
+
+def _compare(
+    own: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    source: str,
+    may_miss: Callable[[str], bool],
+    may_drop: Callable[[str], bool],
+) -> LoadReport:
+    """What a model and a checkpoint have not in common; raises as ``fill`` says."""
+    missing = [name for name in own if name not in shapes]
+    unexpected = [name for name in shapes if name not in own]
     misshapen = [
-        f"{name} is {tuple(state[name].shape)}, the model has {tuple(tensor.shape)}"
+        f"{name} is {tuple(shapes[name])}, the model has {tuple(tensor.shape)}"
         for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
+        if name in shapes and shapes[name] != tensor.shape
     ]
     forbidden = [f"missing {name}" for name in missing if not may_miss(name)]
     if forbidden or misshapen or any(not may_drop(name) for name in unexpected):
@@ -82,11 +101,6 @@ def fill(
     report = LoadReport(missing, unexpected)
     if missing or unexpected:
         _log.warning("%s: %s", source, report)
-    on_meta = any(tensor.is_meta for tensor in own.values())
-    if on_meta:
-        _initialise(model, set(missing))
-    known = {name: shard_like(tensor, own[name]) for name, tensor in state.items() if name in own}
-    model.load_state_dict(known, strict=False, assign=on_meta)  # compared above
     return report
 
 
@@ -96,8 +110,25 @@ def load_pretrained(
     may_miss: Callable[[str], bool] = never,
     may_drop: Callable[[str], bool] = never,
 ) -> LoadReport:
-    """Fill a model from a training checkpoint, ``{"state_dict": {"model.…": tensor}}``; see ``fill``."""
+    """Fill a model from a training checkpoint, ``{"state_dict": {"model.…": tensor}}``; see ``fill``.
+
+    A sharded model reads from a sharded checkpoint no more than its own shards.
+    """
+    if is_sharded(path) and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return _fill_shards(model, path, may_miss, may_drop)
     return fill_from(model, read_checkpoint(path), str(path), may_miss, may_drop)
+
+
+def _fill_shards(
+    model: nn.Module, folder: str | Path, may_miss: Callable[[str], bool], may_drop: Callable[[str], bool]
+) -> LoadReport:
+    prefix = "model."
+    saved = saved_shapes(read_metadata(folder), "state_dict")
+    shapes = {name.removeprefix(prefix): entry.size for name, entry in saved.items() if name.startswith(prefix)}
+    own = model.state_dict()
+    report = _compare(own, shapes, str(folder), may_miss, may_drop)
+    load_into({"state_dict": {prefix + name: own[name] for name in own if name in shapes}}, folder)
+    return report
 
 
 def fill_from(

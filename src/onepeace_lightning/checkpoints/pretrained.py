@@ -129,6 +129,7 @@ def model_parts(model: nn.Module) -> dict[str, Any]:
     return {
         "contrastive_heads": isinstance(model, PretrainModel),
         "denoiser": isinstance(model, PretrainModel) and model.denoiser is not None,
+        "logit_bias": isinstance(model, PretrainModel) and model.heads.logit_bias is not None,
         "pooling_head": asdict(model.head.config) if isinstance(model, ClassifyModel) else None,
     }
 
@@ -136,7 +137,7 @@ def model_parts(model: nn.Module) -> dict[str, Any]:
 def _build(config: ModelConfig, parts: Mapping[str, Any]) -> OriginalModel:
     with torch.device("meta"):
         if parts["contrastive_heads"]:
-            return PretrainModel(config, denoise=parts["denoiser"])
+            return PretrainModel(config, denoise=parts["denoiser"], logit_bias=parts.get("logit_bias", False))
         if parts["pooling_head"] is not None:
             return ClassifyModel(config, PoolingConfig(**parts["pooling_head"]))
         return Backbone(config)

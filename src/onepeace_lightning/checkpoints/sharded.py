@@ -1,17 +1,21 @@
 """Checkpoints of sharded training: a folder with a file per rank (torch.distributed.checkpoint) and ``meta.pt``.
 
-``.metadata`` says which file holds which part of which tensor. It is a pickle, so it is read with a list of what may be
-in it; the tensors themselves are read as torch.load does with ``weights_only=True``.
+The folder is a path or a URL that fsspec knows (``s3://…``), written by torch.distributed.checkpoint's own fsspec
+storage. ``.metadata`` comes last and makes it complete. It says which file holds which part of which tensor,
+and is a pickle, so it is read with a list of what may be in it; the tensors themselves are read as torch.load does with
+``weights_only=True``.
 """
 
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import fsspec
 import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
@@ -31,10 +35,72 @@ _ALLOWED = {
 }
 
 
+def is_url(path: str | Path) -> bool:
+    """Whether a path names its protocol, as in ``s3://bucket/run``."""
+    return "://" in str(path)
+
+
 def is_sharded(path: str | Path) -> bool:
-    """Whether a path is the folder of a sharded checkpoint, complete or not."""
+    """Whether a path or URL is the folder of a sharded checkpoint; a local one may be incomplete."""
+    if is_url(path):
+        return _exists(path, METADATA_FILE)
     path = Path(path)
     return path.is_dir() and ((path / METADATA_FILE).is_file() or any(path.glob("*.distcp")))
+
+
+def open_in(folder: str | Path, name: str, mode: str = "rb") -> IO[bytes]:
+    """Open a file in a folder that is a path or a URL."""
+    return fsspec.open(_join(folder, name), mode).open()
+
+
+def writer(folder: str | Path) -> dcp.FileSystemWriter:
+    """What torch.distributed.checkpoint writes to a path or a URL with."""
+    return FsspecWriter(str(folder)) if is_url(folder) else dcp.FileSystemWriter(folder)
+
+
+def load_into(state: dict[str, Any], folder: str | Path, *, no_dist: bool = False) -> None:
+    """Fill tensors, sharded or whole, from a sharded checkpoint; each process reads what it holds.
+
+    Args:
+        state: nested dictionaries of tensors as they were saved; filled in place.
+        folder: a path or URL.
+        no_dist: read as one process alone.
+
+    Raises:
+        ValueError: files are missing or damaged.
+    """
+    reader = _UrlReader(str(folder)) if is_url(folder) else _Reader(Path(folder))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be
+            dcp.load(state, storage_reader=reader, no_dist=no_dist)
+    except CheckpointException as error:
+        reason = "; ".join(str(wrapped[0]) for wrapped in error.failures.values())
+        raise ValueError(f"{folder} cannot be read: files are missing or damaged ({reason})") from error
+
+
+def saved_shapes(metadata: Metadata, part: str) -> dict[str, TensorStorageMetadata]:
+    """Name to size and type of the tensors of one part of a checkpoint, such as ``state_dict``."""
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in metadata.state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_rest(folder: str | Path) -> dict[str, Any]:
+    """All of a sharded checkpoint that is not a model's or an optimizer's state.
+
+    Raises:
+        ValueError: it is damaged, or holds anything but tensors and plain containers.
+    """
+    try:
+        with open_in(folder, REST_FILE) as stream:
+            rest: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{_join(folder, REST_FILE)} is refused: it is damaged or holds code ({error})") from error
+    return rest
 
 
 def read_metadata(folder: str | Path) -> Metadata:
@@ -43,17 +109,18 @@ def read_metadata(folder: str | Path) -> Metadata:
     Raises:
         ValueError: the folder is incomplete, or its metadata hold more than that.
     """
-    folder = Path(folder)
     for name in (METADATA_FILE, REST_FILE):
-        if not (folder / name).is_file():
+        if not _exists(folder, name):
             raise ValueError(f"{folder} has no {name}: this sharded checkpoint is incomplete; take another one")
     try:
-        with (folder / METADATA_FILE).open("rb") as stream:
+        with open_in(folder, METADATA_FILE) as stream:
             metadata = _Unpickler(stream).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / METADATA_FILE} is refused: it is damaged or holds code ({error})") from error
+        raise ValueError(f"{_join(folder, METADATA_FILE)} is refused: it is damaged or holds code ({error})") from error
     if not isinstance(metadata, Metadata):
-        raise ValueError(f"{folder / METADATA_FILE} holds a {type(metadata).__name__}, not a checkpoint's metadata")
+        raise ValueError(
+            f"{_join(folder, METADATA_FILE)} holds a {type(metadata).__name__}, not a checkpoint's metadata"
+        )
     return metadata
 
 
@@ -66,24 +133,21 @@ def read_sharded(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder is incomplete or damaged, or holds anything but tensors and plain containers.
     """
-    folder = Path(folder)
-    prefix = "state_dict."
     state = {
-        name.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in read_metadata(folder).state_dict_metadata.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved_shapes(read_metadata(folder), "state_dict").items()
     }
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be
-            dcp.load({"state_dict": state}, storage_reader=_Reader(folder), no_dist=True)
-        rest = torch.load(folder / REST_FILE, map_location="cpu", weights_only=True)
-    except CheckpointException as error:
-        reason = "; ".join(str(wrapped[0]) for wrapped in error.failures.values())
-        raise ValueError(f"{folder} cannot be read: files are missing or damaged ({reason})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{folder / REST_FILE} is refused: it is damaged or holds code ({error})") from error
-    return {"state_dict": state, **rest}
+    load_into({"state_dict": state}, folder, no_dist=True)
+    return {"state_dict": state, **read_rest(folder)}
+
+
+def _join(folder: str | Path, name: str) -> str:
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def _exists(folder: str | Path, name: str) -> bool:
+    files, path = fsspec.url_to_fs(_join(folder, name))
+    return bool(files.isfile(path))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -93,11 +157,22 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
-    """PyTorch's, with metadata read by the list of what may be in them."""
+class _SafeMetadata:
+    """Metadata read by the list of what may be in them."""
+
+    path: Any
+    load_id: Any
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_metadata(Path(self.path))
+        metadata = read_metadata(self.path)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+class _Reader(_SafeMetadata, dcp.FileSystemReader):
+    """PyTorch's for local folders."""
+
+
+class _UrlReader(_SafeMetadata, FsspecReader):
+    """PyTorch's for URLs."""

@@ -249,6 +249,35 @@ class TrainLoader:
         return self.topology.world_size > 1 and dist.is_available() and dist.is_initialized()
 
 
+class Grouped:
+    """A stream's batches in groups, each for one training step; resumed where the last whole group ended.
+
+    Args:
+        loader: whose batches they are; its epoch is a multiple of the groups' size.
+        size: batches in a group.
+    """
+
+    def __init__(self, loader: TrainLoader, size: int) -> None:
+        self.loader = loader
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.size
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self.loader)
+        while group := list(islice(batches, self.size)):
+            yield group
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the loader's."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As the loader's."""
+        self.loader.load_state_dict(state)
+
+
 class EvalLoader:
     """Every sample exactly once over all ranks, in the order of the manifest, the same number of batches on each rank.
 

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from onepeace_lightning.data.data_types import DataType, data_type
-from onepeace_lightning.data.dataloader import EvalLoader, TrainLoader
+from onepeace_lightning.data.dataloader import EvalLoader, Grouped, TrainLoader
 from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
 from onepeace_lightning.data.readers.base import Augmentation
 from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
@@ -55,10 +56,12 @@ class DataModule(L.LightningDataModule):
             ``scale``, ``flip`` and ``distort``.
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
-        steps_per_epoch: batches per epoch; one pass over the longest stream if None. Shorter streams start again.
+        steps_per_epoch: training steps per epoch; one pass over the longest stream if None, shorter ones start again.
         shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
         max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
         masks: draw masks in streams by name; contrast alone needs none.
+        contrast_batches: of streams by name a training step gets so many batches, {name: [batch, …]}, with one contrast
+            over all of them and the memory of one (``training.gradient_cache``); a step is then so many times larger.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class DataModule(L.LightningDataModule):
         shuffle_buffer: int = 1000,
         max_bad_fraction: float = 0.01,
         masks: bool = True,
+        contrast_batches: int = 1,
     ) -> None:
         super().__init__()
         single = isinstance(train, StreamConfig) or (train is not None and "path" in train)
@@ -90,6 +94,7 @@ class DataModule(L.LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.max_bad_fraction = max_bad_fraction
         self.masks = masks
+        self.contrast_batches = contrast_batches
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -123,10 +128,10 @@ class DataModule(L.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches per epoch."""
+        """Training steps per epoch."""
         if self.given_steps_per_epoch is not None:
             return self.given_steps_per_epoch
-        return max(len(self.train_loader(name, None)) for name in self.train)
+        return ceil(max(len(self.train_loader(name, None)) for name in self.train) / self.contrast_batches)
 
     def setup(self, stage: str | None = None) -> None:
         """Check the whole configuration against what is on disk.
@@ -154,8 +159,10 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """The training stream's batches; of streams by name one batch of each per step, {name: batch}."""
-        steps = self.steps_per_epoch
-        loaders = {name: self.train_loader(name, steps) for name in self.train}
+        steps = self.steps_per_epoch * self.contrast_batches
+        loaders: dict[str, Any] = {name: self.train_loader(name, steps) for name in self.train}
+        if self.contrast_batches > 1:
+            loaders = {name: Grouped(loader, self.contrast_batches) for name, loader in loaders.items()}
         return loaders["train"] if self.single else CombinedLoader(loaders, mode="min_size")
 
     def val_dataloader(self) -> dict[str, EvalLoader]:
@@ -226,6 +233,11 @@ class DataModule(L.LightningDataModule):
             _ = self.tokenizer
         except (FileNotFoundError, ValueError) as error:
             problems.append(f"tokenizer: {error}")
+        if self.contrast_batches < 1 or (self.single and self.contrast_batches > 1):
+            problems.append(
+                f"contrast_batches is {self.contrast_batches}; give 1 or more, and more than 1 only with training"
+                " streams by name"
+            )
         if self.num_workers < 0:
             problems.append(f"num_workers is {self.num_workers}; give 0 or more")
         if self.given_steps_per_epoch is not None and self.given_steps_per_epoch < 1:

@@ -117,12 +117,15 @@ def read_annotations(instances: Any, classes: Mapping[str, int], size: tuple[int
     if not isinstance(instances, list) or not all(isinstance(one, dict) for one in instances):
         raise ValueError(f"its instances are {str(instances)[:80]!r}; give a list of objects")
     for number, one in enumerate(instances):
-        if one.get("label") not in classes:
+        if not isinstance(one.get("label"), str) or one["label"] not in classes:
             known = ", ".join(list(classes)[:10])
             raise ValueError(
                 f"instance {number}: label {one.get('label')!r} is none of the {len(classes)} classes ({known} …)"
             )
         _check_box(number, one.get("box"), size)
+        area = one.get("area", 0)
+        if not isinstance(area, int | float) or not (math.isfinite(area) and area >= 0):
+            raise ValueError(f"instance {number}: its area is {area!r}; give a number of pixels, or leave it out")
     masks = decode_masks([one.get("mask") for one in instances], size)
     pixels = masks.sum((1, 2))
     areas = [float(one.get("area", area)) for one, area in zip(instances, pixels, strict=True)]

@@ -192,7 +192,11 @@ class OnePeace:
         others = set(self.backbone.adapters) - {modality}
         digest = hashlib.sha256()
         for name, parameter in self.model.named_parameters():
-            if name.startswith("denoiser.") or name.endswith("logit_scale") or others & set(name.split(".")):
+            if (
+                name.startswith("denoiser.")
+                or name.endswith(("logit_scale", "logit_bias"))
+                or others & set(name.split("."))
+            ):
                 continue
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
             # A few runs of each tensor tell any training apart; all of a large model would take long to read.

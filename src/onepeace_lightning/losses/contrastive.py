@@ -1,4 +1,8 @@
-"""Cross-modal aligning contrast (paper section 3.3): symmetric InfoNCE over the batches of all ranks."""
+"""Cross-modal aligning contrast over the batches of all ranks: symmetric InfoNCE (paper section 3.3), or pair by pair.
+
+No more than ``chunks.LOGITS`` logits are kept; beyond that they are computed in chunks of rows, and once again in the
+backward pass.
+"""
 
 from typing import Literal
 
@@ -8,7 +12,10 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
+from onepeace_lightning.losses.chunks import summed
+
 Keys = Literal["differentiable", "detached"]
+ContrastChoice = Literal["softmax", "sigmoid"]
 
 
 def gather(x_BD: Tensor, keys: Keys) -> Tensor:
@@ -40,9 +47,45 @@ def aligning_contrast(first_BD: Tensor, second_BD: Tensor, scale: Tensor, keys: 
     """
     if keys not in ("differentiable", "detached"):
         raise ValueError(f"keys is {keys!r}; choose 'differentiable' or 'detached'")
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    target = torch.arange(len(first_BD), device=first_BD.device) + rank * len(first_BD)
+    target_B = _own_rows(first_BD)
     with torch.autocast(first_BD.device.type, enabled=False):  # bfloat16 would blur logits of up to 100
-        forth = scale * first_BD @ gather(second_BD, keys).T
-        back = scale * second_BD @ gather(first_BD, keys).T
-        return (F.cross_entropy(forth, target) + F.cross_entropy(back, target)) / 2
+        both = []
+        for queries_BD, others_BD in ((first_BD, second_BD), (second_BD, first_BD)):
+            keys_ND = gather(others_BD, keys)
+
+            def total(queries_CD: Tensor, target_C: Tensor, keys_ND: Tensor = keys_ND) -> Tensor:
+                return F.cross_entropy(scale * queries_CD @ keys_ND.T, target_C, reduction="sum")
+
+            both.append(summed(total, len(keys_ND), queries_BD, target_B))
+        return (both[0] + both[1]) / (2 * len(first_BD))
+
+
+def sigmoid_contrast(first_BD: Tensor, second_BD: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Binary cross-entropy of every pair among all ranks' samples, partners or not (SigLIP, arXiv 2303.15343).
+
+    For logits z = scale · cosine + bias the loss is softplus(-z) of partners and softplus(z) of all others, summed,
+    over the number of samples of all ranks. The mean over ranks of the gradients is that of one process with the whole
+    batch.
+
+    Args:
+        first_BD: unit-length embeddings of this rank's samples in one modality.
+        second_BD: those of the same samples in the other modality.
+        scale: inverse temperature.
+        bias: added to every logit; about -log of the batch's size where training begins, so that the many pairs that
+            are not partners do not rule.
+    """
+    with torch.autocast(first_BD.device.type, enabled=False):
+        keys_ND = gather(second_BD, "differentiable")
+
+        def total(first_CD: Tensor, target_C: Tensor) -> Tensor:
+            logits_CN = scale * first_CD @ keys_ND.T + bias
+            # softplus(-z) = softplus(z) - z
+            return F.softplus(logits_CN).sum() - logits_CN.gather(1, target_C[:, None]).sum()
+
+        return summed(total, len(keys_ND), first_BD, _own_rows(first_BD)) / len(first_BD)
+
+
+def _own_rows(x_BD: Tensor) -> Tensor:
+    """(B,) rows of this rank's samples among those of all ranks."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return torch.arange(len(x_BD), device=x_BD.device) + rank * len(x_BD)

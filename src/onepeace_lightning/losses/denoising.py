@@ -2,11 +2,10 @@
 
 from collections.abc import Collection
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from onepeace_lightning.losses.chunks import summed
 from onepeace_lightning.modalities.base import modality
 
 TEMPERATURE = 0.4
@@ -15,10 +14,6 @@ SELF_TAUGHT = (frozenset({"image", "text"}),)
 """Sets with text all of whose modalities are denoised alone, each from its own unmasked view (paper section 3.3). In
 any other set with text only the others are, and the unmasked view of all together is their teacher, as in audio-text.
 Modalities without text among them are denoised alone, each from its own view."""
-
-LOGITS = 2**28
-"""What is kept for the backward pass at most, 1 GiB in float32. More are computed part by part, and once again then:
-they grow with the square of the batch."""
 
 
 def self_taught(modalities: Collection[str]) -> bool:
@@ -55,10 +50,4 @@ def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor,
         logits_PN = (student_PD @ teacher_ND.T).float()
         return F.cross_entropy(logits_PN, target_P, label_smoothing=spread, reduction="sum")
 
-    hidden = len(target_M)
-    if hidden * candidates <= LOGITS:
-        return total(student_MD, target_M) / max(hidden, 1)
-    rows = max(1, LOGITS // candidates)
-    parts = zip(student_MD.split(rows), target_M.split(rows), strict=True)
-    losses = [checkpoint(total, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.stack(losses).sum() / hidden
+    return summed(total, candidates, student_MD, target_M) / max(len(target_M), 1)

@@ -4,8 +4,9 @@ The first pass holds all views that learn: the students, which see only unmasked
 embeddings are contrasted. The second, without gradient, holds the teachers that are not among the first.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
+from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_contrast, sigmoid_contrast
 from onepeace_lightning.losses.denoising import denoised_alone, denoising_contrast, self_taught
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.packing import Tokens, View, to_device
@@ -39,11 +40,14 @@ class Objectives:
         keys: gradient of the contrast's keys, see ``losses.contrastive.gather``.
         smoothing: label smoothing of the denoising contrast.
         denoise: with False only the contrast is computed.
+        contrast: "softmax", the published one, or "sigmoid" (``losses.contrastive.sigmoid_contrast``), which ignores
+            ``keys``.
     """
 
     keys: Keys = "differentiable"
     smoothing: float = 0.1
     denoise: bool = True
+    contrast: ContrastChoice = "softmax"
 
 
 @dataclass
@@ -62,12 +66,24 @@ class PretrainingLoss:
     @property
     def total(self) -> Tensor:
         """The weighted sum."""
-        return torch.stack([weight(name) * value for name, value in self.terms.items()]).sum()
+        return weighted(self.terms)
+
+
+def weighted(terms: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of terms by name."""
+    return torch.stack([weight(name) * value for name, value in terms.items()]).sum()
 
 
 def weight(term: str) -> float:
     """Weight of a term named "stream/term"."""
     return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
+
+
+Embeddings = Mapping[str, Mapping[str, Tensor]]
+"""Stream to modality to (B, D) embeddings of unit length."""
+
+Contrast = Callable[[Embeddings, Tensor, Tensor | None], dict[str, Tensor]]
+"""Makes loss terms of embeddings, the inverse temperature and the bias of the logits."""
 
 
 class _Ref(NamedTuple):
@@ -83,17 +99,20 @@ class _Passes:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.views: dict[str, list[View]] = {"learn": [], "teach": []}
-        self.features: dict[str, list[dict[str, Tokens]]] = {}
+        self.features: dict[str, dict[int, dict[str, Tokens]]] = {}
 
     def add(self, run: str, tokens: View, hidden: Mapping[str, np.ndarray] | None = None) -> _Ref:
         with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
             self.views[run].append(self.backbone.view(tokens, hidden))
         return _Ref(run, len(self.views[run]) - 1)
 
-    def encode(self) -> None:
+    def encode(self, only: Collection[_Ref] | None = None) -> None:
+        """Run both passes, or with ``only`` the parts of them that hold these views."""
         for run, views in self.views.items():
+            chosen = range(len(views)) if only is None else sorted({ref.view for ref in only if ref.run == run})
             with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
-                self.features[run] = self.backbone.encode(views) if views else []
+                features = self.backbone.encode([views[view] for view in chosen]) if chosen else []
+            self.features[run] = dict(zip(chosen, features, strict=True))
 
     def __getitem__(self, ref: _Ref) -> dict[str, Tokens]:
         return self.features[ref.run][ref.view]
@@ -115,6 +134,7 @@ def pretraining_loss(
     batches: Mapping[str, Sampled],
     objectives: Objectives = Objectives(),
     without_gradient: Collection[str] = (),
+    contrast: Contrast | None = None,
 ) -> PretrainingLoss:
     """All loss terms of one step, one batch per stream.
 
@@ -123,10 +143,81 @@ def pretraining_loss(
         batches: the streams' names (usually their data types) to their batches; masks are needed only to denoise.
         objectives: how.
         without_gradient: modalities whose contrasted embeddings need none (frozen ones; text in stage 2).
+        contrast: what makes terms of the embeddings; ``contrast_terms`` by ``objectives`` where None.
 
     Raises:
         ValueError: where there is nothing to learn, or the model cannot denoise though it should.
     """
+    passes, contrasts, students = _views(model, batches, objectives, without_gradient)
+    passes.encode()
+    contrast = contrast or partial(contrast_terms, objectives=objectives)
+    embeddings = _embeddings(model, passes, contrasts)
+    result = PretrainingLoss(contrast(embeddings, model.heads.scale, model.heads.logit_bias) if contrasts else {}, {})
+    if students and model.denoiser is not None:
+        predicted = model.denoiser(
+            [passes[student.view] for student in students],
+            [student.lengths for student in students],
+            [student.masks for student in students],
+        )
+        for student, features in zip(students, predicted, strict=True):
+            for name, term in student.terms.items():
+                teacher = passes[student.teachers[name]][name]
+                result.terms[term] = _denoise(features[name], teacher, student.masks[name], objectives.smoothing)
+                result.students[term] = features[name]
+    return result
+
+
+def contrasted_embeddings(
+    model: PretrainModel,
+    batches: Mapping[str, Sampled],
+    objectives: Objectives = Objectives(),
+    without_gradient: Collection[str] = (),
+    *,
+    all_views: bool = False,
+) -> Embeddings:
+    """The embeddings that ``pretraining_loss`` contrasts, without what only the denoising needs.
+
+    Args:
+        model: as there.
+        batches: as there.
+        objectives: as there.
+        without_gradient: as there.
+        all_views: encode every view that learns, so that stochastic depth draws the same numbers as there.
+
+    Returns:
+        Stream to modality to (B, D).
+    """
+    passes, contrasts, _ = _views(model, batches, objectives, without_gradient)
+    passes.encode(None if all_views else {ref for sides in contrasts.values() for ref in sides.values()})
+    return _embeddings(model, passes, contrasts)
+
+
+def contrast_terms(
+    embeddings: Embeddings, scale: Tensor, bias: Tensor | None, *, objectives: Objectives
+) -> dict[str, Tensor]:
+    """The aligning contrasts of embeddings: "stream/contrast" to its value, of each two of three modalities or more.
+
+    Raises:
+        ValueError: the sigmoid contrast without a bias.
+    """
+    terms = {}
+    for stream, sides in embeddings.items():
+        for pair in combinations(sides, 2):
+            name = f"{stream}/contrast" if len(sides) == 2 else f"{stream}/contrast_{pair[0]}_{pair[1]}"
+            first, second = (sides[modality] for modality in pair)
+            if objectives.contrast == "softmax":
+                terms[name] = aligning_contrast(first, second, scale, objectives.keys)
+            elif bias is None:
+                raise ValueError("the sigmoid contrast needs a bias; build the model with logit_bias=True")
+            else:
+                terms[name] = sigmoid_contrast(first, second, scale, bias)
+    return terms
+
+
+def _views(
+    model: PretrainModel, batches: Mapping[str, Sampled], objectives: Objectives, without_gradient: Collection[str]
+) -> tuple[_Passes, dict[str, dict[str, _Ref]], list[_Student]]:
+    """Collect the views of a step: those to contrast, by stream and modality, and the students."""
     if objectives.denoise and model.denoiser is None:
         raise ValueError("objectives ask to denoise, but the model was built with denoise=False")
     passes = _Passes(model.backbone)
@@ -153,29 +244,17 @@ def pretraining_loss(
             f"nothing to learn from {list(batches)}: without denoising, a pair such as image-text is needed"
         )
 
-    passes.encode()
-    result = PretrainingLoss({}, {})
-    for stream, sides in contrasts.items():
-        embeddings = {name: model.heads(name, passes[ref]) for name, ref in sides.items()}
-        for first, second in combinations(embeddings, 2):
-            term = "contrast" if len(embeddings) == 2 else f"contrast_{first}_{second}"
-            one, other = (
-                embeddings[name].detach() if sides[name].run == "teach" else embeddings[name]
-                for name in (first, second)
-            )
-            result.terms[f"{stream}/{term}"] = aligning_contrast(one, other, model.heads.scale, objectives.keys)
-    if students and model.denoiser is not None:
-        predicted = model.denoiser(
-            [passes[student.view] for student in students],
-            [student.lengths for student in students],
-            [student.masks for student in students],
-        )
-        for student, features in zip(students, predicted, strict=True):
-            for name, term in student.terms.items():
-                teacher = passes[student.teachers[name]][name]
-                result.terms[term] = _denoise(features[name], teacher, student.masks[name], objectives.smoothing)
-                result.students[term] = features[name]
-    return result
+    return passes, contrasts, students
+
+
+def _embeddings(model: PretrainModel, passes: _Passes, contrasts: Mapping[str, Mapping[str, _Ref]]) -> Embeddings:
+    return {
+        stream: {
+            name: model.heads(name, passes[ref]).detach() if ref.run == "teach" else model.heads(name, passes[ref])
+            for name, ref in sides.items()
+        }
+        for stream, sides in contrasts.items()
+    }
 
 
 def _student(

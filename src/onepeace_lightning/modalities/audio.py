@@ -67,6 +67,12 @@ class Audio(Inputs):
         """Join 1-D clips of any lengths."""
         return cls(*pad(clips))
 
+    dynamic: ClassVar = {"waveforms": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
+
+    def exported(self) -> dict[str, Tensor]:
+        """The clips and their lengths."""
+        return {"waveforms": self.waveforms_BN, "lengths": torch.tensor(self.lengths)}
+
     @property
     def token_lengths(self) -> list[int]:
         """CLS and the frames."""
@@ -187,14 +193,28 @@ class AudioAdapter(Adapter):
         """Hide frames, then add convolutional positions computed on the visible ones packed together."""
         tokens = super().view(tokens, hidden_BP)
         x_BLD, valid_BL = tokens.padded()
+        positions = Tokens.of_padded(self.positions(x_BLD, valid_BL), tokens.lengths)
+        return tokens.with_values(tokens.values_TD + positions.values_TD)
+
+    def positions(self, x_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+        """(B, L, D) the learned position of CLS and convolutional ones of the frames."""
         x_BDN, valid_B1N = x_BLD[:, 1:].transpose(1, 2), valid_BL[:, None, 1:]
         for conv in self.position_convs:
             # Zeros past a clip's end, as if it were alone in the batch; an even kernel gives one frame too many.
             y_BDN = conv(x_BDN * valid_B1N)[..., : x_BDN.shape[-1]]
             x_BDN = F.gelu(F.layer_norm(y_BDN.transpose(1, 2), (y_BDN.shape[1],))).transpose(1, 2)
-        cls_B1D = self.cls_position.expand(len(x_BLD), 1, -1)
-        positions = Tokens.of_padded(torch.cat([cls_B1D, x_BDN.transpose(1, 2)], 1), tokens.lengths)
-        return tokens.with_values(tokens.values_TD + positions.values_TD)
+        cls_B1D = self.cls_position.expand(x_BLD.shape[0], 1, -1)
+        return torch.cat([cls_B1D, x_BDN.transpose(1, 2)], 1)
+
+    def padded(self, waveforms_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """[CLS; frames] + positions, and where there is a frame; ``lengths_B`` are samples."""
+        frames_B = lengths_B
+        for kernel, stride in KERNELS_AND_STRIDES:
+            frames_B = (frames_B - kernel) // stride + 1
+        x_BND = self.project(self.norm(self.features(waveforms_BN[:, None]).transpose(1, 2)))
+        x_BLD = torch.cat([self.cls_token.expand(x_BND.shape[0], 1, -1), x_BND], 1)
+        valid_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device) <= frames_B[:, None]
+        return x_BLD + self.positions(x_BLD, valid_BL), valid_BL
 
     def no_weight_decay(self) -> set[str]:
         """Vectors without the position of CLS, which the published model stores with more dimensions."""
@@ -323,6 +343,11 @@ class AudioModality(Modality):
     def collate(self, arrays: Sequence[Tensor]) -> Audio:
         """Clips filled up with zeros to the longest."""
         return Audio.pad(arrays)
+
+    def random(self, config: AdapterConfig, batch: int, rng: np.random.Generator) -> Audio:
+        """Noise of about half a second."""
+        clips = [rng.standard_normal(8000 - 400 * (row % 8)).astype(np.float32) for row in range(batch)]
+        return Audio.pad([torch.from_numpy(clip) for clip in clips])
 
     def mask(self, array: Tensor, rng: np.random.Generator) -> np.ndarray:
         """(1 + F,), mostly in spans."""

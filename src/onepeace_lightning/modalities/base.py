@@ -77,6 +77,13 @@ class Inputs:
         """Tokens of each sample, CLS included, known on the host without running the adapter."""
         raise NotImplementedError
 
+    dynamic: ClassVar[Mapping[str, Mapping[int, str]]] = {}
+    """Of the exported tensors the dimensions that vary, with a name for each; those of one name are equal."""
+
+    def exported(self) -> dict[str, Tensor]:
+        """The tensors that ``Adapter.padded`` takes, by the names that an exported model gives them."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}  # type: ignore[arg-type]
+
     def __len__(self) -> int:
         return len(self.token_lengths)
 
@@ -232,6 +239,14 @@ class Modality:
         """
         visible = None if alone is None else ~alone[1:]
         return hide(self.num_tokens(array), self.settings.fused_mask_ratio, rng, first=visible)
+
+    def random(self, config: AdapterConfig, batch: int, rng: np.random.Generator) -> Inputs:
+        """A batch of meaningless inputs of different lengths, to try a model with.
+
+        Raises:
+            NotImplementedError: unless a modality says how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what random inputs are: write its method random")
 
     # Sizes that the settings and the adapter must agree on
 

@@ -57,6 +57,8 @@ class Image(Inputs):
 
     pixels: Tensor
 
+    dynamic: ClassVar = {"pixels": {0: "batch"}}
+
     @property
     def token_lengths(self) -> list[int]:
         """CLS and the patches."""
@@ -152,7 +154,7 @@ class ImageAdapter(Adapter):
             ValueError: where the images are not of the side that the relative bias is made for, or not of a type that
                 ``Image`` names.
         """
-        batch, _, height, width = inputs.pixels.shape
+        height, width = inputs.pixels.shape[2:]
         if (height, width) != (self.config.image_size,) * 2:
             raise ValueError(
                 f"images of {height}×{width} pixels; this model takes {self.config.image_size}×{self.config.image_size}"
@@ -164,12 +166,19 @@ class ImageAdapter(Adapter):
                 f"images of {pixels.dtype} pixels; give torch.uint8, from 0 to 255, or floating-point pixels that are"
                 " normalised by CLIP's mean and standard deviation"
             )
+        return Tokens.of_padded(self.patches(pixels), inputs.token_lengths)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """(B, 1 + N, D) [CLS; patches] + positions of floating-point pixels."""
         patches_BND = self.stem(pixels.to(self.positions.dtype)).flatten(2).transpose(1, 2)
-        x_BLD = torch.cat([self.cls_token.expand(batch, 1, -1), patches_BND], 1)
+        x_BLD = torch.cat([self.cls_token.expand(pixels.shape[0], 1, -1), patches_BND], 1)
         x_BLD = x_BLD + grid_positions(self.positions, self.config.grid)
-        if self.config.type_embedding:
-            x_BLD = x_BLD + self.type_embedding
-        return Tokens.of_padded(x_BLD, [x_BLD.shape[1]] * batch)
+        return x_BLD + self.type_embedding if self.config.type_embedding else x_BLD
+
+    def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """[CLS; patches] + positions, all of them there."""
+        x_BLD = self.patches(self.pixels(Image(pixels)))
+        return x_BLD, torch.ones_like(x_BLD[..., 0], dtype=torch.bool)
 
     def pixels(self, inputs: Any) -> Tensor:
         """(B, channels, S, S) floating-point pixels, as the stem takes them."""
@@ -294,6 +303,11 @@ class ImageModality(Modality):
         """Join images."""
         # Pillow's images have their colours last. Stacking them so is one copy of plain bytes for each.
         return Image(stack([array.movedim(0, -1) for array in arrays]).movedim(-1, 1))
+
+    def random(self, config: AdapterConfig, batch: int, rng: np.random.Generator) -> Image:
+        """8-bit noise."""
+        side = config.image_size  # type: ignore[attr-defined]
+        return Image(torch.from_numpy(rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)))
 
     def sizes(self) -> dict[str, Any]:
         """The side of the images."""

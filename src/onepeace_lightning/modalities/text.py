@@ -24,7 +24,7 @@ from onepeace_lightning.modalities.base import (
     text_card,
     training_only,
 )
-from onepeace_lightning.modalities.tokenizers.base import PAD, Cleaning, Encoding, TextRules
+from onepeace_lightning.modalities.tokenizers.base import EOS, PAD, Cleaning, Encoding, TextRules
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
 from onepeace_lightning.models.flops import Flops
@@ -55,6 +55,12 @@ class Text(Inputs):
         width = max(len(row) for row in rows)
         ids_BL = torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows], dtype=torch.int64)
         return cls(ids_BL, [len(row) for row in rows])
+
+    dynamic: ClassVar = {"ids": {0: "batch", 1: "length"}}
+
+    def exported(self) -> dict[str, Tensor]:
+        """The ids, from which lengths are counted."""
+        return {"ids": self.ids_BL}
 
     @property
     def token_lengths(self) -> list[int]:
@@ -120,16 +126,21 @@ class TextAdapter(Adapter):
         Raises:
             ValueError: for more tokens than there are positions.
         """
-        batch, length = inputs.ids_BL.shape
+        length = inputs.ids_BL.shape[1]
         if length + 1 > len(self.positions):
             raise ValueError(
                 f"text of {length} tokens; at most {len(self.positions) - 1} fit: lower the tokenizer's max_length"
             )
-        cls_B1D = self.cls_token.expand(batch, 1, -1)
-        x_BLD = torch.cat([cls_B1D, self.embedding(inputs.ids_BL)], 1) + self.positions[: length + 1]
+        return Tokens.of_padded(self.padded(inputs.ids_BL)[0], inputs.token_lengths)
+
+    def padded(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """[CLS; embedding] + positions, and where there is a token."""
+        batch, length = ids_BL.shape
+        x_BLD = torch.cat([self.cls_token.expand(batch, 1, -1), self.embedding(ids_BL)], 1)
+        x_BLD = x_BLD + self.positions[: length + 1]
         if self.config.type_embedding:
             x_BLD = x_BLD + self.type_embedding
-        return Tokens.of_padded(x_BLD, inputs.token_lengths)
+        return x_BLD, torch.cat([torch.ones_like(ids_BL[:, :1], dtype=torch.bool), ids_BL != PAD], 1)
 
     def no_weight_decay(self) -> set[str]:
         """Vectors and absolute positions."""
@@ -235,6 +246,12 @@ class TextModality(Modality):
     def collate(self, arrays: Sequence[Encoding]) -> Text:
         """Rows of ids, filled up to the longest."""
         return Text.pad([array.ids for array in arrays])
+
+    def random(self, config: AdapterConfig, batch: int, rng: np.random.Generator) -> Text:
+        """Rows of ids."""
+        vocab_size, longest = config.vocab_size, min(config.positions - 1, 12)  # type: ignore[attr-defined]
+        lengths = [max(2, longest - row) for row in range(batch)]
+        return Text.pad([[*rng.integers(EOS + 1, vocab_size, length - 1).tolist(), EOS] for length in lengths])
 
     def mask(self, array: Encoding, rng: np.random.Generator) -> np.ndarray:
         """Whole words, ``ceil(ratio * words)`` of them; never CLS or eos."""

@@ -58,6 +58,16 @@ class Adapter(nn.Module):
         """Names of the adapter's own parameters that do not decay: vectors, unless a modality says otherwise."""
         return {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
 
+    def padded(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """What one view of nothing hidden gives, padded: tokens (B, L, D), and (B, L) True where there is one.
+
+        The form that is exported to other runtimes: a function of the tensors of ``Inputs.exported`` alone.
+
+        Raises:
+            NotImplementedError: unless an adapter says how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method padded, so it cannot be exported")
+
     def bias_rows(self) -> int:
         """Rows of a relative bias table."""
         raise NotImplementedError

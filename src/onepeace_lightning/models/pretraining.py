@@ -17,22 +17,25 @@ class PretrainModel(nn.Module):
     Args:
         config: sizes.
         denoise: build the denoising decoder.
+        logit_bias: learn a bias of the contrast's logits, which the sigmoid contrast needs.
     """
 
-    def __init__(self, config: ModelConfig, *, denoise: bool = True) -> None:
+    def __init__(self, config: ModelConfig, *, denoise: bool = True, logit_bias: bool = False) -> None:
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
-        self.heads = ContrastiveHeads(config.encoder.width, tuple(config.adapters), config.encoder.init_std)
+        self.heads = ContrastiveHeads(
+            config.encoder.width, tuple(config.adapters), config.encoder.init_std, biased=logit_bias
+        )
         self.denoiser = Denoiser(config) if denoise else None
 
     def trained_in_stage2(self, modalities: Collection[str]) -> set[str]:
         """Names of the parameters that train when modalities are added to a trained model (paper section 3.4).
 
-        Their own, the denoiser, the temperature, and the projection of images where there is one (unused here, but part
-        of the published list); all else stays as it is.
+        Their own, the denoiser, temperature and bias, and the projection of images where there is one (unused here, but
+        part of the published list); all else stays as it is.
         """
-        shared = ("denoiser.", "heads.logit_scale", "heads.projections.image.")
+        shared = ("denoiser.", "heads.logit_", "heads.projections.image.")
         return modality_parameters(self, modalities) | {
             name for name, _ in self.named_parameters() if name.startswith(shared)
         }

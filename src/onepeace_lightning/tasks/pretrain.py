@@ -11,7 +11,7 @@ from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
+from onepeace_lightning.losses.pretraining import Contrast, Embeddings, Objectives, pretraining_loss, weighted
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
 from onepeace_lightning.modalities.presets import Preset, preset_config
@@ -22,6 +22,7 @@ from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.training.gradient_cache import cached_loss, encode
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
@@ -88,7 +89,11 @@ class PretrainTask(TrainedModule):
         if self.model is not None:
             return
         with torch.device("meta"):
-            self.model = PretrainModel(self.config, denoise=self.objectives.denoise)
+            self.model = PretrainModel(
+                self.config,
+                denoise=self.objectives.denoise,
+                logit_bias=self.objectives.contrast == "sigmoid",
+            )
         set_attention(self.model, self.attention)
         used = {name for kind in self.data_types for name in kind.modalities}
         paired = {name for kind in self.data_types if kind.pairs for name in kind.modalities}
@@ -97,7 +102,7 @@ class PretrainTask(TrainedModule):
         for name, parameter in self.model.named_parameters():
             idle = name in unused or _unpaired(name, paired)
             parameter.requires_grad = not idle and (trained is None or name in trained)
-        entries = ("training_step", "validation_step", "embed")
+        entries = ("learn", "encode", "validation_step", "embed")
         parallelize(self, self.parallel, entries=entries, **placement(self))
         if self.init_from is not None:
             new = modality_parameters(self.model, self.trainable or ())
@@ -135,20 +140,43 @@ class PretrainTask(TrainedModule):
             ),
         ]
 
-    def training_step(self, batches: Mapping[str, Batch], batch_idx: int) -> Tensor:
-        """One batch of every stream; the sum of all weighted loss terms."""
-        model = cast(PretrainModel, self.model)
-        frozen = () if self.trainable is None else set(self.config.adapters) - set(self.trainable)
-        loss = pretraining_loss(model, batches, self.objectives, frozen)
-        total = loss.total
-        self.log_means({"train/loss": total, **{f"train/{name}": value for name, value in loss.terms.items()}})
-        self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
+    def training_step(self, batches: Mapping[str, Batch | Sequence[Batch]], batch_idx: int) -> Tensor:
+        """One batch of every stream, or several with one contrast (``gradient_cache``); the sum of weighted terms."""
+        parts = _parts(batches)
+        if len(parts) == 1:
+            terms = self.learn(parts[0])
+            total = weighted(terms)
+        else:
+            terms, total = cached_loss(self.encode, self.learn, parts, self.objectives, self._backward)
+        self.log_means({"train/loss": total, **{f"train/{name}": value for name, value in terms.items()}})
         return total
 
-    def step_flops(self, batches: Mapping[str, Batch]) -> int:
-        """Model FLOPs of one training step on this rank, for ``callbacks.Throughput``."""
-        ranks = self.trainer.world_size
-        return total_flops(step_flops(self.config, batches, self.objectives, self.trainable, ranks))
+    def learn(self, batches: Mapping[str, Batch], contrast: Contrast | None = None) -> dict[str, Tensor]:
+        """The loss terms of one batch of every stream."""
+        model = cast(PretrainModel, self.model)
+        self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
+        return pretraining_loss(model, batches, self.objectives, self._frozen(), contrast).terms
+
+    def encode(self, batches: Mapping[str, Batch]) -> tuple[Embeddings, Tensor, Tensor | None]:
+        """What of one batch of every stream enters the contrast."""
+        return encode(cast(PretrainModel, self.model), batches, self.objectives, self._frozen())
+
+    def _frozen(self) -> set[str]:
+        return set() if self.trainable is None else set(self.config.adapters) - set(self.trainable)
+
+    def _backward(self, loss: Tensor) -> None:
+        """The backward pass as Lightning's closure has it for the loss that ``training_step`` returns."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        loss = loss / self.trainer.accumulate_grad_batches
+        with torch.autocast(self.device.type, enabled=False):
+            (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def step_flops(self, batches: Mapping[str, Batch | Sequence[Batch]]) -> int:
+        """Model FLOPs of one training step on this rank, for ``callbacks.Throughput``; none for what is done again."""
+        parts = _parts(batches)
+        ranks = self.trainer.world_size * len(parts)
+        flops = (step_flops(self.config, part, self.objectives, self.trainable, ranks) for part in parts)
+        return sum(total_flops(part) for part in flops)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, dict[str, Tensor]]:
         """Embed every modality of the batch alone and add both sides to the gallery.
@@ -212,9 +240,15 @@ class PretrainTask(TrainedModule):
             raise ValueError(f"the checkpoint's model is {ours}, the configured one {self.config}")
 
 
+def _parts(batches: Mapping[str, Batch | Sequence[Batch]]) -> list[dict[str, Batch]]:
+    """A step's batches, stream to batch each, where a stream gives one or a sequence of them."""
+    listed = {name: [given] if isinstance(given, Batch) else list(given) for name, given in batches.items()}
+    return [dict(zip(listed, part, strict=True)) for part in zip(*listed.values(), strict=True)]
+
+
 def _unpaired(name: str, paired: set[str]) -> bool:
     """Whether a head's parameter is idle because no pair contrasts its modality."""
-    if name.startswith("heads.logit_scale"):
+    if name.startswith("heads.logit_"):
         return not paired
     return name.startswith("heads.projections.") and name.split(".")[2] not in paired
 

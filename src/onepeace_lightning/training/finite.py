@@ -96,13 +96,12 @@ class SkippedSteps(L.Callback):
 
 
 def keys_of(batch: Any) -> dict[str, list[str]]:
-    """Names of a batch's samples by stream; of several batches in a list, joined."""
-    parts = batch if isinstance(batch, list | tuple) else [batch]
+    """Names of a batch's samples by stream; of several batches of a stream, joined."""
     keys: dict[str, list[str]] = {}
-    for part in parts:
-        for name, stream in (part if isinstance(part, dict) else {"batch": part}).items():
-            if isinstance(stream, Batch):
-                keys.setdefault(name, []).extend(stream.keys)
+    for name, stream in (batch if isinstance(batch, dict) else {"batch": batch}).items():
+        for part in stream if isinstance(stream, list | tuple) else [stream]:
+            if isinstance(part, Batch):
+                keys.setdefault(name, []).extend(part.keys)
     return keys
 
 

@@ -51,6 +51,9 @@ class StopOnSignal(L.Callback):
         if not trainer.strategy.reduce_boolean_decision(self.told, all=False):
             return
         trainer.save_checkpoint(self.checkpoint)
+        for holder in (trainer.strategy, trainer.strategy.checkpoint_io):
+            if (background := getattr(holder, "background", None)) is not None:
+                background.wait()  # before the queue may end this job
         rank_zero_info(f"told to stop: step {trainer.global_step} is saved in {self.checkpoint}")
         if trainer.is_global_zero and (job := os.environ.get("SLURM_JOB_ID")):
             subprocess.run(["scontrol", "requeue", job], check=True)

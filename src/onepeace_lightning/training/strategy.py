@@ -1,31 +1,53 @@
 """Lightning's strategy for sharded models: all devices share the weights, checkpoints are folders of shards."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+import fsspec
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from onepeace_lightning.checkpoints.atomic import failure, partial_of, publish, remove
+from onepeace_lightning.checkpoints.atomic import Background, failure, partial_of, publish, remove
 from onepeace_lightning.checkpoints.loading import read_checkpoint
-from onepeace_lightning.checkpoints.sharded import is_sharded, read_metadata
+from onepeace_lightning.checkpoints.sharded import (
+    METADATA_FILE,
+    REST_FILE,
+    is_sharded,
+    is_url,
+    load_into,
+    open_in,
+    read_metadata,
+    read_rest,
+    saved_shapes,
+    writer,
+)
 from onepeace_lightning.training.parallelize import shard_like
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2: parameters, gradients and optimizer state are spread over the devices (``distributed.plan`` does it).
+    """FSDP2: parameters, gradients and optimizer state are spread over the devices (``parallelize`` does it).
 
     Checkpoints are folders with a file per rank (torch.distributed.checkpoint), which any number of ranks can resume.
-    A checkpoint takes its name only when it is complete. An ordinary checkpoint file can be resumed too.
+    A checkpoint takes its name only when it is complete; at a URL (``s3://…``) its ``.metadata`` come last. An ordinary
+    checkpoint file can be resumed too.
 
     Args:
         replicas: groups of devices that hold a copy of the model each (hybrid sharding); 1 shards over all devices.
@@ -43,6 +65,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
             )
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout_seconds))
         self.replicas = replicas
+        self.background: Background | None = None
+        self._files_group: dist.ProcessGroup | None = None
 
     def setup_environment(self) -> None:
         """Start the processes' group and lay the devices out.
@@ -64,21 +88,36 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Every device has its own data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
+    def save_in_background(self) -> Background:
+        """From now on write checkpoints while training goes on, from a copy in the host's memory.
+
+        Called on all ranks alike, before training.
+        """
+        if self.background is None:
+            self.background = Background()
+            self._files_group = dist.new_group(backend="gloo", timeout=self._timeout)
+        return self.background
+
+    def teardown(self) -> None:
+        """Wait for what is being written."""
+        if self.background is not None:
+            self.background.wait()
+        super().teardown()
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a folder of shards, written by any number of ranks, or a checkpoint file; no code in it is run.
 
         Raises:
             ValueError: it is incomplete or damaged.
         """
-        path = Path(self.broadcast(str(checkpoint_path)))
+        path = self.broadcast(str(checkpoint_path)).removesuffix(f"/{METADATA_FILE}")
         if is_sharded(path):
-            read_metadata(path)
-            return super().load_checkpoint(path, weights_only)
+            return self._load_sharded(path)
         # Lightning would number an optimizer's parameters as the model does, which groups of parameters do not.
         checkpoint = read_checkpoint(path)
         module = cast(LightningModule, self.lightning_module)
         own = module.state_dict()
-        state = {n: shard_like(t, own[n]) if n in own else t for n, t in checkpoint.pop("state_dict").items()}
+        state = {n: shard_like(t, own[n]) if n in own else t for n, t in checkpoint["state_dict"].items()}
         module.load_state_dict(state, strict=module.strict_loading)
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             named = _by_name(saved, optimizer, module)
@@ -86,32 +125,75 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a folder of shards beside the one that it replaces, then exchange them.
+        """Write a folder of shards beside the one that it replaces, then exchange them; at a URL replace it.
 
         Raises:
-            OSError: some rank could not write; raised on every rank.
+            OSError: some rank could not write this one, or in the background the one before; raised on every rank.
         """
-        path = Path(self.broadcast(str(filepath)))
-        partial = partial_of(path)
-        if self.is_global_zero:
-            remove(partial)
-        self.barrier()
+        path = self.broadcast(str(filepath))
+        if self.background is not None:
+            self.background.wait()
+        target = path if is_url(path) else str(partial_of(Path(path)))
+        parts = ["state_dict", "current_model_state"]
+        state = {part: checkpoint.pop(part) for part in parts if part in checkpoint}
+        for number, optimizer in enumerate(checkpoint.pop("optimizer_states", [])):
+            state[f"optimizer_{number}"] = optimizer
         problem = None
+        if self.is_global_zero:
+            try:
+                files, folder = fsspec.url_to_fs(target)
+                if files.exists(folder):
+                    files.rm(folder, recursive=True)
+                files.makedirs(folder, exist_ok=True)
+                with open_in(target, REST_FILE, "wb") as stream:
+                    torch.save(checkpoint, stream)
+            except OSError as error:
+                problem = f"rank 0: {error}"
+        self.barrier()
+        if self.background is None:
+            self._finish(partial(dcp.save, state, storage_writer=writer(target)), target, path, problem, None)
+        else:
+            saving = dcp.async_save(state, storage_writer=writer(target), process_group=self._files_group)
+            finish = partial(self._finish, cast(Future, saving).result, target, path, problem, self._files_group)
+            self.background.submit(finish)
+
+    def _finish(
+        self, write: Callable[[], object], target: str, path: str, problem: str | None, group: dist.ProcessGroup | None
+    ) -> None:
+        """Write the shards; when all ranks have, give the checkpoint its name."""
         try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
+            write()
         except CheckpointException as error:  # what all ranks together have met
             problem = "; ".join(f"rank {rank}: {reason[0]}" for rank, reason in error.failures.items())
         except OSError as error:
             problem = f"rank {self.global_rank}: {error}"
         problems: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(problems, problem)
+        dist.all_gather_object(problems, problem, group=group)
         if found := [text for text in problems if text is not None]:
-            if self.is_global_zero:
-                remove(partial)
-            raise failure(path, found[0])
-        if self.is_global_zero:
-            publish(partial, path)
-        self.barrier()
+            if self.is_global_zero and not is_url(target):
+                remove(Path(target))
+            raise failure(Path(path), found[0])
+        if self.is_global_zero and not is_url(path):
+            publish(Path(target), Path(path))
+        dist.barrier(group=group)
+
+    def _load_sharded(self, path: str) -> dict[str, Any]:
+        metadata = read_metadata(path)
+        model = cast(nn.Module, self.model)
+        own = cast(dict[str, Tensor], get_model_state_dict(model))
+        # Where weights are averaged, "state_dict" is the average (``averaging.WeightAverage``).
+        trained = saved_shapes(metadata, "current_model_state")
+        state: dict[str, Any] = {"state_dict": own}
+        if trained:
+            state["current_model_state"] = {name: torch.empty_like(own[name]) for name in trained if name in own}
+        load_into(state, path)
+        model.load_state_dict(own, strict=cast(LightningModule, self.lightning_module).strict_loading)
+        for number, optimizer in enumerate(self.optimizers):
+            part = {f"optimizer_{number}": get_optimizer_state_dict(model, optimizer)}
+            load_into(part, path)
+            options = StateDictOptions(cpu_offload=True)
+            set_optimizer_state_dict(model, optimizer, optim_state_dict=part[f"optimizer_{number}"], options=options)
+        return {**read_rest(path), **(state if trained else {})}
 
 
 def _by_name(saved: dict[str, Any], optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:

@@ -124,7 +124,8 @@ class Throughput(L.Callback):
         """The batch has come: note what it holds."""
         begin = _now(pl_module.device)
         # Reading lengths waits for the device, as the model is about to do anyway: that is why it happens here.
-        batches = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+        streams = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+        batches = [part for stream in streams for part in (stream if isinstance(stream, list | tuple) else [stream])]
         count: Callable[[Any], int] | None = getattr(pl_module, "step_flops", None)
         flops = None if count is None else count(batch)
         self._step = _Step(self._end, begin, sum(map(len, batches)), _tokens(batches), flops)

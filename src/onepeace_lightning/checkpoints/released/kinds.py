@@ -1,6 +1,7 @@
 """The table of kinds, and finding the one that a file is of."""
 
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
+from onepeace_lightning.checkpoints.released.detection import Detection
 from onepeace_lightning.checkpoints.released.fairseq import (
     AudioClassification,
     AudioQuestionAnswering,
@@ -25,6 +26,7 @@ KINDS: tuple[Kind, ...] = (
     AudioClassification(),
     ImageClassification(),
     VisionBranch(),
+    Detection(),
 )
 """Every kind of file that can be opened; of each file exactly one recognises it."""
 

@@ -130,7 +130,37 @@ SEGMENTATION = (
     | {f"decode_head.pixel_decoder.{theirs}": f"head.pixel_decoder.{ours}" for theirs, ours in _PIXEL_DECODER.items()}
     | {f"decode_head.{theirs}": f"head.mask_decoder.{ours}" for theirs, ours in _MASK_DECODER.items()}
 )
-TABLES = {"imagenet": IMAGENET, "video": VIDEO, "segmentation": SEGMENTATION}
+_DETECTION_TRUNK = {
+    name: ours
+    for name, ours in TRUNK.items()
+    if name != "image_adapter.cls_embedding"  # there is none
+} | {
+    "image_adapter.rel_pos_table.weight": "backbone.adapters.image.bias_table",
+    "encoder.layers.{i}.self_attn.rel_pos_h": "backbone.encoder.blocks.{i}.attention.rel_pos_h",
+    "encoder.layers.{i}.self_attn.rel_pos_w": "backbone.encoder.blocks.{i}.attention.rel_pos_w",
+}
+DETECTION = (
+    {f"backbone.net.{theirs}": ours for theirs, ours in _DETECTION_TRUNK.items()}
+    | {
+        "backbone.simfp_{i}.{j}.{p}": "pyramid.p{i}.{j}.{p}",
+        "backbone.simfp_{i}.{j}.norm.{p}": "pyramid.p{i}.{j}.norm.{p}",
+        "proposal_generator.rpn_head.conv.conv{i}.{p}": "proposals.convs.{i}.{p}",
+        "proposal_generator.rpn_head.objectness_logits.{p}": "proposals.objectness.{p}",
+        "proposal_generator.rpn_head.anchor_deltas.{p}": "proposals.deltas.{p}",
+        "roi_heads.box_head.{i}.fc1.{p}": "stages.{i}.hidden.{p}",
+        "roi_heads.box_predictor.{i}.cls_score.{p}": "stages.{i}.classes.{p}",
+        "roi_heads.box_predictor.{i}.bbox_pred.{p}": "stages.{i}.deltas.{p}",
+        "roi_heads.mask_head.deconv.{p}": "masks.upsample.{p}",
+        "roi_heads.mask_head.predictor.{p}": "masks.masks.{p}",
+    }
+    | {
+        f"roi_heads.{theirs}{number + 1}.{part}": f"{ours}.convs.{number}.{part}"
+        for theirs, ours in (("box_head.{i}.conv", "stages.{i}"), ("mask_head.mask_fcn", "masks"))
+        for number in range(4)
+        for part in ("weight", "norm.{p}")
+    }
+)
+TABLES = {"imagenet": IMAGENET, "video": VIDEO, "segmentation": SEGMENTATION, "detection": DETECTION}
 """Released name to ours, for each kind of file."""
 
 _FIELDS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "s": "weight|bias|running_mean|running_var"}

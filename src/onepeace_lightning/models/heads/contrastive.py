@@ -11,20 +11,33 @@ from onepeace_lightning.models.layers import Linear, PerModality
 from onepeace_lightning.models.packing import View
 
 INITIAL_TEMPERATURE = 0.07
+SIGMOID_TEMPERATURE = 0.1
+SIGMOID_BIAS = -10.0
 
 
 class ContrastiveHeads(nn.Module):
-    """L2-normalised projections of the CLS features (paper section 3.3)."""
+    """L2-normalised projections of the CLS features (paper section 3.3).
 
-    def __init__(self, width: int, modalities: Sequence[str], init_std: float) -> None:
+    Args:
+        width: of the features.
+        modalities: which have a projection.
+        init_std: of the projections' weights.
+        biased: learn a bias of the logits, for the sigmoid contrast (arXiv 2303.15343).
+    """
+
+    def __init__(self, width: int, modalities: Sequence[str], init_std: float, *, biased: bool = False) -> None:
         super().__init__()
         self.projections = PerModality({name: Linear(width, width, init_std) for name in modalities})
         self.logit_scale = nn.Parameter(torch.empty(1))  # sharding refuses 0-D parameters
+        self.logit_bias = nn.Parameter(torch.empty(1)) if biased else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the temperature to its initial 0.07."""
-        nn.init.constant_(self.logit_scale, math.log(1 / INITIAL_TEMPERATURE))
+        """Set temperature and bias to their initial values: 0.07, or with a bias 0.1 and -10."""
+        temperature = INITIAL_TEMPERATURE if self.logit_bias is None else SIGMOID_TEMPERATURE
+        nn.init.constant_(self.logit_scale, math.log(1 / temperature))
+        if self.logit_bias is not None:
+            nn.init.constant_(self.logit_bias, SIGMOID_BIAS)
 
     @torch.no_grad()
     def bound_temperature(self) -> None:

@@ -37,12 +37,13 @@ def pool(maps: Sequence[Tensor], boxes: Sequence[Tensor], side: int) -> Tensor:
     areas = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(1)
     levels_R = torch.floor(_CANONICAL_LEVEL + torch.log2(areas.sqrt() / _CANONICAL_SIDE + 1e-8))
     levels_R = levels_R.clamp(0, _POOLED_LEVELS - 1)
-    pooled = maps[0].new_zeros(len(boxes_R4), maps[0].shape[1], side, side)
+    pooled = boxes_R4.new_zeros(len(boxes_R4), maps[0].shape[1], side, side)
     for level in range(_POOLED_LEVELS):
         index = (levels_R == level).nonzero()[:, 0]
         regions = torch.cat([image, boxes_R4], 1)[index]
-        features = roi_align(maps[level], regions.to(maps[level].dtype), side, 1 / STRIDES[level], aligned=True)
-        pooled = pooled.index_put((index,), features.to(pooled.dtype))
+        # in float32, also under autocast: boxes are pixels of large images
+        features = roi_align(maps[level].float(), regions, side, 1 / STRIDES[level], aligned=True)
+        pooled = pooled.index_put((index,), features)
     return pooled
 
 

@@ -16,7 +16,8 @@ from torchvision.ops import StochasticDepth
 
 from onepeace_lightning.models.block import GeGLU
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
-from onepeace_lightning.models.layers import ChannelNorm, Linear, PerModality, init_normal_, layer_scale_of
+from onepeace_lightning.models.layers import Linear, PerModality, init_normal_, layer_scale_of
+from onepeace_lightning.models.patches import PATCH, patch_stem
 
 LOGITS_AT_ONCE = 2**27
 """Attention logits that are held at once; more are computed a few rows of queries after the other."""
@@ -60,13 +61,12 @@ class WindowAttention(nn.Module):
             projection(x_WND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        whole = toeplitz(table_HRR, self.side)
         rows = max(1, LOGITS_AT_ONCE // (q.shape[0] * self.heads * self.side**3))
         parts = []
         for first in range(0, self.side, rows):
             part = slice(first, min(first + rows, self.side))
             q_WHyXC = q.unflatten(2, (self.side, self.side))[:, :, part]
-            bias = self._bias(q_WHyXC, whole[:, part], part)
+            bias = self._bias(q_WHyXC, toeplitz(table_HRR, self.side, part), part)
             parts.append(F.scaled_dot_product_attention(q_WHyXC.flatten(2, 3), k, v, attn_mask=bias))
         attended_WND = torch.cat(parts, 2).transpose(1, 2).flatten(2)
         return from_windows(self.out(self.norm(attended_WND)), self.side, size)
@@ -116,15 +116,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, width: int, heads: int, grid: int, table_grid: int, init_std: float) -> None:
         super().__init__()
         self.init_std, self.table_grid = init_std, table_grid
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 4, 4),
-            ChannelNorm(width // 4),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width // 4, 2, 2),
-            ChannelNorm(width // 4),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width, 2, 2),
-        )
+        self.stem = patch_stem(3, width)
         self.positions = nn.Parameter(torch.empty(1 + grid**2, width))
         self.bias_table = nn.Parameter(torch.empty((2 * table_grid - 1) ** 2 + 3, heads))
         self.reset_parameters()
@@ -170,7 +162,7 @@ class DetectionTrunk(nn.Module):
         if image.grid % window:
             raise ValueError(
                 f"image_size is {image.image_size}, {image.grid} patches; it must be a multiple of the window of"
-                f" {window} patches, {16 * window} pixels"
+                f" {window} patches, {PATCH * window} pixels"
             )
         sizes, self.image_size = config.encoder, image.image_size
         rates = torch.linspace(0.0, sizes.drop_path, sizes.depth, device="cpu").tolist()
@@ -205,11 +197,17 @@ class DetectionTrunk(nn.Module):
         return x_BYXD.permute(0, 3, 1, 2)
 
 
-def toeplitz(table_HRR: Tensor, side: int) -> Tensor:
-    """(H, n, n, n, n) the entry for the distance in rows and columns of any two patches, the query's first."""
+def toeplitz(table_HRR: Tensor, side: int, rows: slice) -> Tensor:
+    """(H, y, n, n, n) the entry for the distances in rows and columns of any two patches, the query's first.
+
+    Args:
+        table_HRR: an entry for each distance.
+        side: n.
+        rows: of the queries; y of them.
+    """
     # Mirrored, the entries that one query reads are neighbours: windows of the table, which need no gathering.
     windows = table_HRR.flip(1, 2).unfold(1, side, 1).unfold(2, side, 1)
-    return windows.flip(1, 2)
+    return windows[:, side - rows.stop : side - rows.start].flip(1, 2)
 
 
 def to_windows(x_BYXD: Tensor, side: int) -> Tensor:

@@ -1,0 +1,311 @@
+"""``onepeace export``: a model for other runtimes, as ONNX or in PyTorch's own format, checked against it.
+
+B = samples, L = tokens, D = width, H = heads.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.base import Inputs, Preprocessing
+from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.models.attention.padded import attend
+from onepeace_lightning.models.backbone import Backbone
+from onepeace_lightning.models.heads.classifier import ClassifyModel
+from onepeace_lightning.models.pretraining import PretrainModel
+from onepeace_lightning.models.relative_bias import MAX_POSITIONS
+
+Format = Literal["onnx", "pt2"]
+
+TOLERANCE = 1e-4
+"""Greatest difference to the model that an exported one may have."""
+
+BATCH = 3  # of the inputs that are traced; sizes of 0 and 1 would be taken for constants
+
+
+@dataclass(frozen=True)
+class Padded:
+    """One modality's features with padding, as ``PoolingHead`` and ``ContrastiveHeads`` read them."""
+
+    x_BLD: Tensor
+    valid_BL: Tensor
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Features (B, L, D), and (B, L) True where there is a token."""
+        return self.x_BLD, self.valid_BL
+
+    @property
+    def cls(self) -> Tensor:
+        """(B, D) features of CLS."""
+        return self.x_BLD[:, 0]
+
+
+class PlainEncoder(nn.Module):
+    """Adapters and fusion encoder as a function of tensors alone: one padded view, its relative bias written out."""
+
+    def __init__(self, backbone: Backbone, modalities: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone, self.modalities = backbone, tuple(modalities)
+        for name in modalities:
+            buckets = backbone.adapter(name).buckets(MAX_POSITIONS)
+            self.register_buffer(f"buckets_{name}", buckets.to(torch.int32), persistent=False)
+
+    def forward(self, tensors: Sequence[Sequence[Tensor]]) -> dict[str, Padded]:
+        """Features by modality, of the tensors of each modality's ``Inputs.exported``."""
+        parts = [self.backbone.adapter(n).padded(*given) for n, given in zip(self.modalities, tensors, strict=True)]
+        lengths = [part.shape[1] for part, _ in parts]
+        x_BLD, valid_BL = (torch.cat(side, 1) for side in zip(*parts, strict=True))
+        encoder = self.backbone.encoder
+        for index, block in enumerate(encoder.blocks):
+            bias = self._bias(index, lengths)
+
+            def mix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor = bias) -> Tensor:
+                heads = (part.unflatten(-1, (encoder.heads, -1)).transpose(1, 2) for part in (q, k, v))
+                return attend(*heads, bias, valid_BL).transpose(1, 2).flatten(2)
+
+            x_BLD = x_BLD + block.gamma_1 * block.attention(block.norm_attention(x_BLD), mix)
+            split = block.norm_ffn(x_BLD).split(lengths, 1)
+            x_BLD = x_BLD + block.gamma_2 * torch.cat(
+                [block.ffns[name](part) for name, part in zip(self.modalities, split, strict=True)], 1
+            )
+        ends = zip(self.modalities, x_BLD.split(lengths, 1), valid_BL.split(lengths, 1), strict=True)
+        return {name: Padded(encoder.norms[name](x), valid) for name, x, valid in ends}
+
+    def _bias(self, block: int, lengths: list[int]) -> Tensor:
+        """(1, H, L, L) zero between modalities."""
+        total, start, rows = sum(lengths), 0, []
+        for name, length in zip(self.modalities, lengths, strict=True):
+            tables = self.backbone.adapter(name).bias_tables
+            index = torch.arange(length, device=tables[0].device)
+            buckets = getattr(self, f"buckets_{name}")[index[:, None], index]
+            part = F.embedding(buckets, tables[block if len(tables) > 1 else 0]).permute(2, 0, 1)
+            rows.append(F.pad(part, (start, total - start - length)))
+            start += length
+        return torch.cat(rows, 1)[None]
+
+
+class EmbeddingGraph(nn.Module):
+    """One modality's embedding."""
+
+    def __init__(self, model: PretrainModel, modality: str) -> None:
+        super().__init__()
+        self.encoder, self.heads, self.modality = PlainEncoder(model.backbone, [modality]), model.heads, modality
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """(B, D) of unit length."""
+        return self.heads(self.modality, self.encoder([tensors]))
+
+
+class AnswerGraph(nn.Module):
+    """The logits of a pooling head over modalities that are seen together."""
+
+    def __init__(self, model: ClassifyModel, counts: Mapping[str, int]) -> None:
+        super().__init__()
+        self.encoder, self.head = PlainEncoder(model.backbone, list(counts)), model.head
+        self.counts = list(counts.values())
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """(B, outputs)."""
+        given = iter(tensors)
+        parts = [[next(given) for _ in range(count)] for count in self.counts]
+        return self.head(self.encoder(parts)[self.head.config.modality])
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What one file holds.
+
+    Attributes:
+        path: the file.
+        inputs: the names of its inputs.
+        difference: the greatest one to the model, over other inputs than those that were traced.
+    """
+
+    path: Path
+    inputs: list[str]
+    difference: float
+
+
+def export_graph(
+    graph: nn.Module,
+    reference: Callable[[Mapping[str, Inputs]], Tensor],
+    draw: Callable[[int, int], dict[str, Inputs]],
+    output: str,
+    path: Path,
+) -> Exported:
+    """Write one graph and compare it with the model.
+
+    Args:
+        graph: a function of tensors.
+        reference: what the model itself gives for the same inputs.
+        draw: random inputs by modality, of a batch size and a seed.
+        output: name of what comes out.
+        path: ends in ``.onnx`` or ``.pt2``.
+
+    Raises:
+        ValueError: the exported graph differs from the model.
+    """
+    first = draw(BATCH, 0)
+    tensors = _tensors(first)
+    dims: dict[str, Any] = {}
+    shapes = tuple(
+        {dim: dims.setdefault(name, torch.export.Dim.DYNAMIC) for dim, name in part.dynamic.get(key, {}).items()}
+        for part in first.values()
+        for key in part.exported()
+    )
+    graph.eval()
+    with torch.no_grad():
+        if path.suffix == ".pt2":
+            program = torch.export.export(graph, tuple(tensors.values()), dynamic_shapes=(shapes,))
+            torch.export.save(program, path)
+        else:
+            torch.onnx.export(
+                graph, tuple(tensors.values()), str(path), input_names=list(tensors), output_names=[output],
+                dynamic_shapes=(shapes,), dynamo=True, external_data=False, verbose=False, optimize=True,
+            )  # fmt: skip
+    run = runner(path)
+    differences = []
+    for seed, batch in enumerate((1, 2, 5), 1):
+        inputs = draw(batch, seed)
+        with torch.no_grad():
+            expected = reference(inputs)
+        differences.append(float((run(_tensors(inputs)) - expected).abs().max()))
+    if not (worst := max(differences)) <= TOLERANCE:
+        raise ValueError(f"{path} differs from the model by {worst:.2g}, more than {TOLERANCE:g}; it is not to be used")
+    return Exported(path, list(tensors), worst)
+
+
+def runner(path: Path) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """What runs an exported file: tensors by name to its output."""
+    if path.suffix == ".pt2":
+        module = torch.export.load(path).module()
+        return lambda tensors: module(*tensors.values())
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(tensors: Mapping[str, Tensor]) -> Tensor:
+        known = {entry.name for entry in session.get_inputs()}
+        return torch.from_numpy(session.run(None, {k: v.numpy() for k, v in tensors.items() if k in known})[0])
+
+    return run
+
+
+def quantise(path: Path, draw: Callable[[int, int], dict[str, Inputs]]) -> tuple[Path, float, float]:
+    """Write the int8 form of an ONNX file beside it.
+
+    Returns:
+        Its path, the mean cosine of its outputs to those of the full one, and how many times faster it is here.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    small = path.with_suffix(".int8.onnx")
+    quantize_dynamic(str(path), str(small), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    tensors = _tensors(draw(8, 7))
+    full, quick = runner(path), runner(small)
+    cosine = float(F.cosine_similarity(full(tensors), quick(tensors), dim=-1).mean())
+    return small, cosine, _seconds(full, tensors) / _seconds(quick, tensors)
+
+
+def _seconds(run: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], times: int = 5) -> float:
+    """Median seconds of a call."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run(tensors)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def _tensors(inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+    """The inputs of a graph by name, with the modality in front where there are several."""
+    several = len(inputs) > 1
+    return {
+        f"{name}_{key}" if several else key: tensor
+        for name, part in inputs.items()
+        for key, tensor in part.exported().items()
+    }
+
+
+def _draw(
+    config: Any, preprocessing: Preprocessing, tokenizer: Tokenizer | None, names: Sequence[str]
+) -> Callable[[int, int], dict[str, Inputs]]:
+    def draw(batch: int, seed: int) -> dict[str, Inputs]:
+        rng = np.random.default_rng(seed)
+        return {
+            name: preprocessing.modality(name, tokenizer).random(config.adapters[name], batch, rng) for name in names
+        }
+
+    return draw
+
+
+def export(*, model: str, out: str, format: Format = "onnx", int8: bool = False, bpe_dir: str | None = None) -> None:
+    """Export the embedding of each modality, or the answers of a task, and compare them with the model.
+
+    Args:
+        model: a model that embeds (a folder, a checkpoint, a name on the hub), or a task's checkpoint.
+        out: folder to write; one file for each modality (``text.onnx`` …), or ``answer.onnx`` of a task.
+        format: onnx, or pt2 for ``torch.export.load``.
+        int8: also write ONNX files with weights of 8 bits, and say how near they are and how much faster.
+        bpe_dir: folder with the vocabulary, for the original's checkpoints.
+
+    Raises:
+        ValueError: the model has nothing that can be exported, or an exported graph differs from it.
+    """
+    if format not in ("onnx", "pt2"):
+        raise ValueError(f"--format is {format}; give onnx or pt2")
+    if int8 and format != "onnx":
+        raise ValueError("--int8 is for --format onnx")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for graph, reference, draw, output, name in _graphs(model, bpe_dir):
+        done = export_graph(graph, reference, draw, output, folder / f"{name}.{format}")
+        print(f"{done.path}: {', '.join(done.inputs)} → {output}; differs from the model by {done.difference:.1e}")
+        if int8:
+            small, cosine, faster = quantise(done.path, draw)
+            print(f"{small}: cosine to the full one {cosine:.4f}, {faster:.2f} times its speed here")
+
+
+def _graphs(model: str, bpe_dir: str | None) -> list[tuple[Any, ...]]:
+    """What a model can be exported to: graph, reference, random inputs, name of the output, name of the file."""
+    from onepeace_lightning.tasks import load_task  # Lightning is only needed for these
+
+    try:
+        onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device="cpu", dtype="float32")
+    except ValueError as error:
+        if not Path(model).is_file():
+            raise
+        task, config = load_task(model), None
+        network = task.model
+        if not isinstance(network, ClassifyModel):
+            raise ValueError(f"the answers of {type(task).__name__} cannot be exported ({error})") from error
+        config = network.config
+        preprocessing, tokenizer = task.preprocessing, task.tokenizer
+    else:
+        network, config = onepeace.model, onepeace.config
+        preprocessing, tokenizer = onepeace.preprocessing, onepeace.tokenizer
+    network.eval().requires_grad_(False)
+    if isinstance(network, PretrainModel):
+        return [
+            (
+                EmbeddingGraph(network, name),
+                lambda inputs, name=name: network.heads(name, network.backbone(inputs)),
+                _draw(config, preprocessing, tokenizer, [name]),
+                "embeddings",
+                name,
+            )
+            for name in config.adapters
+        ]
+    if isinstance(network, ClassifyModel) and network.head.config.images == 1:
+        draw = _draw(config, preprocessing, tokenizer, list(config.adapters))
+        counts = {name: len(part.exported()) for name, part in draw(1, 0).items()}
+        return [(AnswerGraph(network, counts), network, draw, "logits", "answer")]
+    raise ValueError(f"{model} is a {type(network).__name__}; a model that embeds or classifies can be exported")

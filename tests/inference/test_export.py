@@ -1,0 +1,76 @@
+"""Exported graphs give what the model gives, for other sizes than those that were traced."""
+
+import numpy as np
+import pytest
+import torch
+
+from onepeace_lightning import OnePeace
+from onepeace_lightning.inference import export as module
+from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from tests.inference.conftest import tiny_onepeace
+from tests.tiny import randomised
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="an extra: pip install onepeace-lightning[export]")
+
+
+@pytest.fixture(scope="module")
+def exported(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    module.export(model=str(model_folder), out=str(folder), int8=True)
+    return folder
+
+
+def test_every_branch_runs_in_onnxruntime_on_batches_and_lengths_of_any_size(exported, model_folder):
+    model = OnePeace.from_pretrained(model_folder, device="cpu")
+    text = ["dog", "a small dog that barks at the cow"]
+    ids = model.modality("text").collate([model.modality("text").read(item) for item in text]).ids_BL
+    session = onnxruntime.InferenceSession(str(exported / "text.onnx"))
+    [rows] = session.run(None, {"ids": ids.numpy()})
+    assert np.abs(rows - model.embed(text=text).numpy()).max() < 1e-4
+
+    rng = np.random.default_rng(1)
+    audio = [(rng.standard_normal(samples).astype(np.float32), 16000) for samples in (4000, 9999, 700)]
+    inputs = model.modality("audio").collate([model.modality("audio").read(item) for item in audio])
+    session = onnxruntime.InferenceSession(str(exported / "audio.onnx"))
+    [rows] = session.run(None, {name: tensor.numpy() for name, tensor in inputs.exported().items()})
+    assert np.abs(rows - model.embed(audio=audio).numpy()).max() < 1e-4
+
+    images = [rng.integers(0, 256, (50, 40, 3), dtype=np.uint8) for _ in range(4)]
+    inputs = model.modality("image").collate([model.modality("image").read(item) for item in images])
+    for name, nearness in (("image.onnx", 0.999999), ("image.int8.onnx", 0.99)):
+        [rows] = onnxruntime.InferenceSession(str(exported / name)).run(None, {"pixels": inputs.pixels.numpy()})
+        assert (rows * model.embed(image=images).numpy()).sum(1).min() > nearness
+
+
+def test_a_pooling_head_s_answers_over_fused_modalities_are_exported(tmp_path):
+    model = tiny_onepeace()
+    network = randomised(ClassifyModel(model.config, PoolingConfig(outputs=7, modality="text", pooler=True))).eval()
+    draw = module._draw(model.config, model.preprocessing, model.tokenizer, ["text", "image", "audio"])
+    counts = {name: len(part.exported()) for name, part in draw(1, 0).items()}
+    graph = module.AnswerGraph(network, counts)
+    done = module.export_graph(graph, network, draw, "logits", tmp_path / "answer.pt2")
+    assert done.difference < 1e-4
+    assert done.inputs == ["text_ids", "image_pixels", "audio_waveforms", "audio_lengths"]
+    inputs = draw(4, 99)
+    tensors = module._tensors(inputs)
+    again = module.runner(tmp_path / "answer.pt2")(tensors)
+    with torch.no_grad():
+        assert (again - network(inputs)).abs().max() < 1e-4
+
+
+def test_a_graph_that_differs_is_refused(tmp_path):
+    model = tiny_onepeace()
+    draw = module._draw(model.config, model.preprocessing, model.tokenizer, ["text"])
+
+    def wrong(inputs):
+        return model.model.heads("text", model.model.backbone(inputs)) + 0.01
+
+    graph = module.EmbeddingGraph(model.model.eval(), "text")
+    with pytest.raises(ValueError, match=r"differs from the model by 0\.01"):
+        module.export_graph(graph, wrong, draw, "embeddings", tmp_path / "text.pt2")
+
+
+@pytest.mark.parametrize("options", [{"format": "tflite"}, {"format": "pt2", "int8": True}])
+def test_options_that_make_no_sense_are_refused(options, tmp_path):
+    with pytest.raises(ValueError, match=r"--format|--int8"):
+        module.export(model="m", out=str(tmp_path), **options)
