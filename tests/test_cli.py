@@ -70,7 +70,7 @@ def test_a_checkpoint_carries_its_tokenizer_and_sizes(checkout):
     saved = checkpoint["onepeace"]
     folder = checkout / "data/toy/tokenizer"
     assert saved["tokenizer"] == {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert saved["preprocessing"]["min_audio_seconds"] == 0.4
+    assert saved["preprocessing"]["audio"]["min_seconds"] == 0.4
     config = config_from_dict(saved["config"])
     assert config.adapters["image"].image_size == 96
     assert config.adapters["text"].vocab_size == len(

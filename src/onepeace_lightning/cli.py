@@ -1,6 +1,7 @@
 """The ``onepeace`` command: ``fit | validate | test`` by configuration, and the commands of ``COMMANDS``."""
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,11 +18,11 @@ from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.from_coco import from_coco
 from onepeace_lightning.data.from_tsv import from_tsv
 from onepeace_lightning.data.shards import read_manifest
-from onepeace_lightning.inference.convert import convert
 from onepeace_lightning.inference.embed import embed
-from onepeace_lightning.inference.predict import predict
 from onepeace_lightning.inference.search import bracketed, search
 from onepeace_lightning.modalities.base import modalities
+from onepeace_lightning.tasks.convert import convert
+from onepeace_lightning.tasks.predict import predict
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 
@@ -116,7 +117,8 @@ def run_command(name: str, words: Sequence[str]) -> None:
     """Run one of ``COMMANDS``; what is wrong with the user's files ends it in words, a traceback would bury them."""
     try:
         options = list(_options(bracketed(words) if name == "search" else words, _flags(COMMANDS[name])))
-        options = [_by_modality(name, option) for option in options]
+        if name in ("embed", "shards"):
+            options = _by_modality(name, options)
         auto_cli(COMMANDS[name], args=options, as_positional=True, prog=f"onepeace {name}")
     except (ValueError, OSError) as error:
         sys.exit(f"onepeace {name}: {error}")
@@ -155,14 +157,21 @@ def _options(words: Sequence[str], flags: set[str]) -> Iterator[str]:
         yield f"--{name}{equals}{value}" + ("=true" if name in flags and not equals and following[:2] == "--" else "")
 
 
-def _by_modality(command: str, option: str) -> str:
-    """``--image=FOLDER`` and ``--image_col=NAME`` as entries of the argument that maps modalities."""
-    name, equals, value = option.removeprefix("--").partition("=")
-    if option.startswith("--") and command == "embed" and name in modalities():
-        return f"--items.{name}{equals}{value}"
-    if option.startswith("--") and command == "shards" and name.endswith("_col"):
-        return f"--columns.{name.removesuffix('_col')}{equals}{value}"
-    return option
+def _by_modality(command: str, options: Sequence[str]) -> list[str]:
+    """``--image FOLDER`` and ``--image-col NAME`` as entries of the one argument that maps modalities."""
+    given: dict[str, str] = {}
+    others: list[str] = []
+    words = iter(options)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        key = name if command == "embed" else name.removesuffix("_col")
+        mapped = name in modalities() if command == "embed" else key != name
+        if word.startswith("--") and mapped:
+            given[key] = value if equals else next(words, "")
+        else:
+            others.append(word)
+    argument = {"embed": "items", "shards": "columns"}[command]
+    return [*others, f"--{argument}={json.dumps(given)}"] if given else others
 
 
 if __name__ == "__main__":

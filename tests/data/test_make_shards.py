@@ -167,7 +167,7 @@ def test_wrong_columns_are_told_with_those_there_are(tmp_path):
         make(table, tmp_path / "out", columns={"image": "file"})
     with pytest.raises(ValueError, match=r"0\.PNG: as audio a file named \*\.flac"):
         make(table, tmp_path / "out", columns={"audio": "path"})
-    with pytest.raises(ValueError, match="samples of nothing"):
+    with pytest.raises(ValueError, match="no column is named"):
         make(table, tmp_path / "out", columns={"image": None, "text": None})
 
 

@@ -51,7 +51,7 @@ def test_a_folder_gives_what_the_model_gives(here, model_folder, ending):
     assert embeddings.dtype == torch.float32
     about = read_about(Path(f"out.{ending}"))
     assert about["modality"] == "image"
-    assert about["preprocessing"] == {"image_size": 48}
+    assert about["preprocessing"] == {"size": 48}
     assert about["found"] == {"kind": "files", "root": str(here / "photos")}
     assert not Path(f"out.{ending}.partial").exists()
 
@@ -336,7 +336,7 @@ def test_a_source_of_bad_files_only_leaves_no_file(here, model_folder):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "one of --image, --audio and --text, not none"),
+        ([], "give one modality, such as --image FOLDER, not none"),
         (["--image", "photos", "--audio", "sounds"], "not image, audio"),
         (["--image", "nowhere"], r"there is no nowhere; accepted are a folder, a glob"),
         (["--image", "sounds"], r"hold no file that ends in jpg, jpeg, png, webp, but 5 with \.wav"),

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.inference import export as module
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.tasks import export as module
 from tests.inference.conftest import tiny_onepeace
 from tests.tiny import randomised
 

@@ -179,7 +179,7 @@ def test_encode_gives_fused_features_of_every_token(onepeace, pictures):
         (lambda model: model.encode(text=[]), r"at least 1.*\{'text': 0\}"),
         (lambda model: model.similarity(text=TEXT), "two of text, image, audio, not text"),
         (lambda model: model.similarity(text=TEXT, video=TEXT), "not text, video"),
-        (lambda model: model.set_image_size(50), "size is 50"),
+        (lambda model: model.set_image_size(50), "image_size is 50"),
     ],
 )
 def test_wrong_calls_say_what_is_right(onepeace, call, says):
@@ -411,7 +411,7 @@ def test_another_image_size_travels_with_the_model(tokenizer, pictures, tmp_path
     assert (after - before).abs().max() > 1e-3
     onepeace.save_pretrained(tmp_path)
     loaded = OnePeace.from_pretrained(tmp_path)
-    assert loaded.preprocessing.image_size == loaded.config.adapters["image"].image_size == 80
+    assert loaded.preprocessing["image"].size == loaded.config.adapters["image"].image_size == 80
     assert torch.equal(loaded.embed(image=pictures), after)
 
 

@@ -63,7 +63,7 @@ def test_a_weighted_sum_of_a_sound_and_a_text(indexed, model_folder, capsys):
     words = ["--audio", "sounds/1.wav", "--text", "at night", "--weights", 0.7, 0.3]
     search(model_folder, "photos.parquet", *words)
     printed = capsys.readouterr().out
-    assert "0.3 × text 'at night' + 0.7 × audio 'sounds/1.wav'" in printed
+    assert "0.7 × audio 'sounds/1.wav' + 0.3 × text 'at night'" in printed
     onepeace = OnePeace.from_pretrained(model_folder)
     query = 0.7 * onepeace.embed(audio=["sounds/1.wav"]) + 0.3 * onepeace.embed(text=["at night"])
     keys = sorted(path.relative_to("photos").as_posix() for path in Path("photos").rglob("*.*g"))
@@ -192,7 +192,7 @@ def test_a_damaged_index_is_refused(indexed, model_folder):
 def test_words_in_any_order_reach_the_parser():
     typed = ["--model", "m", "--audio=a.wav", "one.npz", "--text", "at night", "--weights", "-0.5", "1", "two.npz"]
     assert bracketed(typed) == [
-        '["one.npz", "two.npz"]', "--model=m", "--audio=a.wav", "--text=at night",
+        '["one.npz", "two.npz"]', '--queries={"audio": "a.wav", "text": "at night"}', "--model=m",
         "--weights.audio=-0.5", "--weights.text=1",
     ]  # fmt: skip
     assert bracketed(["one.npz", "--weights.text", "2", "--help"]) == ['["one.npz"]', "--weights.text=2", "--help"]

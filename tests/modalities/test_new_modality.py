@@ -3,19 +3,25 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.modalities import base
 from onepeace_lightning.modalities.base import Inputs, Modality, config_from_dict, register, stack
+from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.models import Adapter, AdapterConfig, ModelConfig, PretrainModel, Tokens
 from onepeace_lightning.models.layers import Linear
 from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
+from onepeace_lightning.tasks import PretrainTask
+from onepeace_lightning.training.optimizer import Optimization
 from onepeace_lightning.training.param_groups import parameter_groups
-from tests.tiny import drawn, masks, randomised, texts, tiny_config
+from tests.tiny import IMAGE_SIZE, audios, batches, drawn, images, masks, randomised, texts, tiny_config
 
 
 @dataclass
@@ -142,3 +148,44 @@ def test_a_fourth_modality_is_seen_together_with_any_other():
     assert (together["imu"].values_TD - alone["imu"].values_TD).abs().max() > 1e-3
     with pytest.raises(ValueError, match="no 'smell' modality; it has text, image, audio, imu"):
         model.backbone({"smell": inputs["imu"]})
+
+
+def fitted(task, batch, folder):
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(task, DataLoader([batch] * 2, batch_size=None))
+    return trainer
+
+
+def test_stage_2_without_text_leaves_every_other_embedding_and_its_fingerprint(tmp_path):
+    SentencePieceTokenizer.train(["a cow"], 300).save(tmp_path / "tokenizer")
+    settings = {
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "optimization": Optimization(lr=1e-2, total_steps=2, warmup_steps=1),
+        "preprocessing": {"image": {"size": IMAGE_SIZE}},
+    }
+    first = PretrainTask(data_types=["image-text"], **settings)
+    first.configure_model()
+    trainer = fitted(first, batches(first.model, "image-text"), tmp_path)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    raw = {"text": texts(9, 5), "image": images(2), "audio": audios(3600, 2000)}
+    before = OnePeace(first.model)
+    embedded = {name: before.embed_inputs(name, inputs) for name, inputs in raw.items()}
+
+    second = PretrainTask(
+        modalities=["text", "image", "audio", "imu"], data_types=["image-imu"], trainable=["imu"],
+        init_from=str(tmp_path / "first.ckpt"), **settings,
+    )  # fmt: skip
+    second.configure_model()
+    untrained = second.model.backbone.adapters["imu"].project.weight.detach().clone()
+    inputs = {"image": images(3), "imu": Imu(torch.randn(3, 24, 6, generator=drawn(0)))}
+    alone, fused = ({name: masks(part.token_lengths, share, last=True, seed=1) for name, part in inputs.items()}
+                    for share in (0.5, 0.4))  # fmt: skip
+    fitted(second, {"image-imu": Batch(["a", "b", "c"], inputs, alone, fused)}, tmp_path)
+    assert not torch.equal(second.model.backbone.adapters["imu"].project.weight, untrained)
+    after = OnePeace(second.model)
+    for name, inputs in raw.items():
+        assert torch.equal(after.embed_inputs(name, inputs), embedded[name]), name
+        assert after.fingerprint(name) == before.fingerprint(name), name

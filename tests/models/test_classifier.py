@@ -132,14 +132,14 @@ def test_type_embeddings_start_at_zero_and_their_matrices_decay():
 def test_the_number_of_images_must_be_the_heads(made_for, given):
     ours = model(PoolingConfig(outputs=2, modality="text", images=made_for), with_types(tiny_config()))
     second = {"second_image": images(2)} if given == 2 else {}
-    with pytest.raises(ValueError, match=rf"{given} image\(s\) per sample; this head is made for {made_for}"):
+    with pytest.raises(ValueError, match=rf"{given} item.s. of a modality per sample.*made for {made_for}"):
         ours({"text": texts(5, 3), "image": images(2), **second})
 
 
 def test_a_second_image_needs_type_embeddings():
     ours = model(PoolingConfig(outputs=2, modality="text", images=2))
     with pytest.raises(ValueError, match="type_embedding=True"):
-        ours({"text": texts(5, 3), "image": images(2)}, images(2))
+        ours({"text": texts(5, 3), "image": images(2), "second_image": images(2)})
 
 
 def test_a_head_on_a_modality_that_is_not_there_is_refused():

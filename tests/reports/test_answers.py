@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from onepeace_lightning.reports.answers import COLUMNS, AnswersGallery, render_html, render_sheet
+from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.reports.pages import RIGHT, WRONG
 from onepeace_lightning.reports.sheets import wrapped
-from onepeace_lightning.tasks.drawing import Drawn
 
 
 def drawn(number, pictures=1, height=160, right=None):

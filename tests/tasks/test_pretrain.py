@@ -64,8 +64,11 @@ def test_stage_2_leaves_text_and_pictures_without_gradient(tokenizer):
 
 
 def test_wrong_settings_are_all_reported_at_once(tokenizer):
-    with pytest.raises(ValueError, match="'video-text' is none of") as error:
-        built(tokenizer, data_types=["video-text"], modalities=["text", "image"], trainable=["audio"])
+    with pytest.raises(ValueError, match="'smell' is no modality") as error:
+        built(tokenizer, data_types=["smell-text", "image-label"])
+    assert "'image-label' has an answer" in str(error.value)
+    with pytest.raises(ValueError, match="'audio-text' needs a modality out of") as error:
+        built(tokenizer, data_types=["audio-text"], modalities=["text", "image"], trainable=["audio"])
     assert "trainable names 'audio'" in str(error.value)
     with pytest.raises(ValueError, match="'image' teaches nothing without denoising"):
         built(tokenizer, data_types=["image", "image-text"], objectives=Objectives(denoise=False))
@@ -91,7 +94,7 @@ def test_a_checkpoint_opens_with_the_arguments_it_was_made_with(tokenizer, tmp_p
     trainer.save_checkpoint(tmp_path / "task.ckpt")
     again = PretrainTask.load_from_checkpoint(
         tmp_path / "task.ckpt", tokenizer=tokenizer, optimization=Optimization(total_steps=1, warmup_steps=0),
-        image_size=task.config.adapters["image"].image_size,
+        preprocessing={"image": {"size": task.config.adapters["image"].image_size}},
     )  # fmt: skip
     for name, tensor in task.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name

@@ -4,8 +4,8 @@ import torch
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.text import Text
+from onepeace_lightning.reports.drawing import GUESS, TRUE
 from onepeace_lightning.tasks import VisualGroundingTask, load_task
-from onepeace_lightning.tasks.drawing import GUESS, TRUE
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import BOXES, as_json, pointed_at, scene, write
 from tests.tasks.conftest import learn
@@ -104,7 +104,7 @@ def test_what_cannot_be_answered_is_refused(trainer, tmp_path, words, reading):
     sample = {"png": scene(BOXES[0], "red"), "txt": b"a red square", "json": as_json(box=[4, 4, 61, 20])}
     stream = StreamConfig(str(write(tmp_path / "odd", "image-box", [sample])), 1)
     odd = DataModule(stream, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
-    with pytest.raises(ValueError, match=r"box is \[4, 4, 61, 20\] in a picture of 60×40"):
+    with pytest.raises(ValueError, match=r"box is \[4, 4, 61, 20\] in an image of 60×40"):
         trainer().validate(task, odd, verbose=False)
 
 
@@ -119,5 +119,5 @@ def test_the_published_result_is_the_corpus_s_own(trainer, tmp_path, words, read
 
 
 def test_a_square_of_other_size_is_refused(trainer, reading, data):
-    with pytest.raises(ValueError, match=f"side of {IMAGE_SIZE} pixels"):
+    with pytest.raises(ValueError, match=f"size of image is {IMAGE_SIZE}, the model takes {2 * IMAGE_SIZE}"):
         trainer(max_steps=1).fit(VisualGroundingTask(reading, preprocessing={"image": {"size": 2 * IMAGE_SIZE}}), data)

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.checkpoints.foreign import Refused, read_foreign
-from onepeace_lightning.checkpoints.sharded import is_sharded, load_into, read_metadata, read_sharded, saved_shapes
-from onepeace_lightning.training.parallelize import shard_like
+from onepeace_lightning.checkpoints.sharded import (
+    is_sharded,
+    load_into,
+    read_metadata,
+    read_sharded,
+    saved_shapes,
+    shard_like,
+)
 
 _log = logging.getLogger(__name__)
 

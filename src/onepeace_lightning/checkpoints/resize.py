@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onepeace_lightning.modalities.image import ImageAdapter, ImageConfig
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.denoiser import DecoderInput
+from onepeace_lightning.models.patches import grid_positions
 from onepeace_lightning.models.relative_bias import grid_rows
 
 _CLS_ROWS = 3
@@ -77,7 +78,7 @@ def fit_tables(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str,
     """Make a checkpoint's relative bias tables those that a model needs.
 
     A table shared by all blocks is copied to each block where the model has one per block; image tables are resized
-    where the model's images have another side.
+    where the model's images have another side, and learned positions where the model stores those of its own grid.
 
     Args:
         model: that is to be filled.
@@ -93,6 +94,13 @@ def fit_tables(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str,
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     adapters = dict(model.named_modules())
     for name, shape in own.items():
+        adapter, _, parameter = name.rpartition(".")
+        table = fitted.get(name)
+        if parameter == "positions" and isinstance(adapters[adapter], ImageAdapter) and table is not None:
+            grid = cast(ImageAdapter, adapters[adapter]).config.grid
+            if table.shape[1:] == shape[1:] and len(table) != shape[0] == 1 + grid**2:
+                fitted[name] = grid_positions(table, grid)
+                changes.append(f"{name} is resized from {len(table)} to {shape[0]} rows, for a grid of {grid} × {grid}")
         if not (found := _TABLE.fullmatch(name)):
             continue
         first, second = (f"{found['adapter']}.bias_tables.{block}" for block in (0, 1))

@@ -13,11 +13,13 @@ from typing import IO, Any
 
 import fsspec
 import torch
+from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 METADATA_FILE = ".metadata"
 REST_FILE = "meta.pt"
@@ -168,6 +170,19 @@ class _SafeMetadata:
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def shard_like(whole: Tensor, example: Tensor) -> Tensor:
+    """What this rank holds of a tensor that every rank has: all of it, or its shard if the example is sharded.
+
+    Args:
+        whole: any shape.
+        example: of the same global shape.
+    """
+    if not isinstance(example, DTensor):
+        return whole
+    whole = whole.to(example.device)
+    return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
 
 
 class _Reader(_SafeMetadata, dcp.FileSystemReader):

@@ -21,9 +21,9 @@ from onepeace_lightning.data.shards import Manifest, ShardError, ShardReaders, r
 
 log = logging.getLogger(__name__)
 
-Prepare = Callable[[dict[str, Any], np.random.Generator], Any]
-"""A raw sample ``{"__key__", "__shard__", extension: bytes}`` to what ``Collate`` joins; raises ``BadSample``."""
-Collate = Callable[[list[Any]], Batch]
+ReadSample = Callable[[dict[str, Any], np.random.Generator], Any]
+"""A raw sample ``{"__key__", "__shard__", extension: bytes}`` to what ``JoinExamples`` joins; raises ``BadSample``."""
+JoinExamples = Callable[[list[Any]], Batch]
 
 JUDGED_EVERY = 100
 """Batches after which all ranks add up their bad samples; they do at the end of an epoch and in a checkpoint too."""
@@ -82,8 +82,8 @@ class TrainLoader:
         self,
         path: str | Path | Sequence[Source],
         batch_size: int,
-        prepare: Prepare,
-        collate: Collate,
+        prepare: ReadSample,
+        collate: JoinExamples,
         *,
         steps_per_epoch: int | None = None,
         rank: int = 0,
@@ -304,8 +304,8 @@ class EvalLoader:
         self,
         folder: str | Path,
         batch_size: int,
-        prepare: Prepare,
-        collate: Collate,
+        prepare: ReadSample,
+        collate: JoinExamples,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -402,7 +402,9 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
 class _EvalBatches(IterableDataset[Batch]):
     """A rank's part of the folder in ``steps`` batches; worker w makes every W-th of them."""
 
-    def __init__(self, manifest: Manifest, positions: range, steps: int, prepare: Prepare, collate: Collate) -> None:
+    def __init__(
+        self, manifest: Manifest, positions: range, steps: int, prepare: ReadSample, collate: JoinExamples
+    ) -> None:
         self.manifest, self.positions, self.steps = manifest, positions, steps
         self.prepare, self.collate = prepare, collate
 

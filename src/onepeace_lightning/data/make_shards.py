@@ -72,7 +72,7 @@ def from_csv(
     csv_path: str,
     *,
     out: str,
-    columns: dict[str, str],
+    columns: dict[str, str] | None = None,
     root: str | None = None,
     val_fraction: float = 0.0,
     samples_per_shard: int = 1000,

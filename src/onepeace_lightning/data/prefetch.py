@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 Prepared = TypeVar("Prepared")
 
 WORKERS = 2
@@ -13,7 +13,7 @@ WORKERS = 2
 
 
 def ahead(
-    batches: Iterable[Sequence[Item]], prepare: Callable[[Item], Prepared], workers: int = WORKERS
+    batches: Iterable[Sequence[T]], prepare: Callable[[T], Prepared], workers: int = WORKERS
 ) -> Iterator[list[Prepared]]:
     """Prepare every item, the items of one batch in advance of the batch that is handed out.
 

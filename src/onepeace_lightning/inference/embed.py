@@ -20,7 +20,7 @@ def embed(
     *,
     model: str,
     out: str,
-    items: dict[str, str],
+    items: dict[str, str] | None = None,
     column: str | None = None,
     root: str | None = None,
     bpe_dir: str | None = None,
@@ -54,6 +54,7 @@ def embed(
         ValueError: not exactly one modality, nothing to embed, bad items, or an ``out`` that was begun otherwise.
         FileNotFoundError: where something is missing.
     """
+    items = items or {}
     if len(items) != 1:
         raise ValueError(f"give one modality, such as --image FOLDER, not {', '.join(items) or 'none'}")
     if batch_size < 1 or chunk_size < 1:

@@ -257,7 +257,6 @@ class OnePeace:
         Raises:
             ValueError: for an impossible side, or a model without images.
         """
-        Preprocessing({"image": {"size": side}})  # refuses an impossible side
         set_image_size(self.model, side)
         self.preprocessing = self.preprocessing.fitting(self.config)
 

@@ -148,14 +148,16 @@ def bracketed(words: Sequence[str]) -> list[str]:
         else:
             index.append(word)
     known = modalities()
-    queries = [name[2:] for name, *_ in options if name[2:] in known]
+    queries = {name[2:]: "".join(values) for name, *values in options if name[2:] in known}
     typed = [json.dumps(index)] if index else []
+    typed += [f"--queries={json.dumps(queries)}"] if queries else []
     for name, *values in options:
+        if name[2:] in known:
+            continue
         if name != "--weights":
-            option = f"--queries.{name[2:]}" if name[2:] in known else name
-            typed.append("=".join([option, *values]))
+            typed.append("=".join([name, *values]))
         elif len(values) != len(queries):
-            raise ValueError(f"{len(values)} weights ({' '.join(values)}) for {len(queries)} queries, {queries}")
+            raise ValueError(f"{len(values)} weights ({' '.join(values)}) for {len(queries)} queries, {list(queries)}")
         else:
             typed += [f"--weights.{query}={value}" for query, value in zip(queries, values, strict=True)]
     return typed

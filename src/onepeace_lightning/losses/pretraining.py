@@ -16,12 +16,13 @@ from torch import Tensor
 
 from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_contrast, sigmoid_contrast
 from onepeace_lightning.losses.denoising import denoised_alone, denoising_contrast, self_taught
+from onepeace_lightning.modalities.base import modality
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.packing import Tokens, View, to_device
 from onepeace_lightning.models.pretraining import PretrainModel
 
-WEIGHTS = {"contrast": 1.0, "text": 0.5, "fused": 0.5}
-"""Of the loss terms by kind; a modality that is not named (image, audio, a new one) weighs 1."""
+WEIGHTS = {"contrast": 1.0, "fused": 0.5}
+"""Of the loss terms by kind; that of a modality denoised alone is its ``denoising_weight``."""
 
 
 class Sampled(Protocol):
@@ -76,7 +77,8 @@ def weighted(terms: Mapping[str, Tensor]) -> Tensor:
 
 def weight(term: str) -> float:
     """Weight of a term named "stream/term"."""
-    return WEIGHTS.get(term.rpartition("/")[2].partition("_")[0], 1.0)
+    kind = term.rpartition("/")[2].partition("_")[0]
+    return WEIGHTS[kind] if kind in WEIGHTS else modality(kind).denoising_weight
 
 
 Embeddings = Mapping[str, Mapping[str, Tensor]]

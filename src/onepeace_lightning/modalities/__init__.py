@@ -4,8 +4,9 @@ from onepeace_lightning.modalities.audio import Audio, AudioConfig
 from onepeace_lightning.modalities.base import Inputs, Modality, Preprocessing, Settings, modalities, modality, register
 from onepeace_lightning.modalities.image import Image, ImageConfig
 from onepeace_lightning.modalities.text import Text, TextConfig
+from onepeace_lightning.modalities.video import Video, VideoConfig
 
 __all__ = [
     "Audio", "AudioConfig", "Image", "ImageConfig", "Inputs", "Modality", "Preprocessing", "Settings", "Text",
-    "TextConfig", "modalities", "modality", "register",
+    "TextConfig", "Video", "VideoConfig", "modalities", "modality", "register",
 ]  # fmt: skip

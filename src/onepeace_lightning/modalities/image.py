@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -213,12 +213,15 @@ class ImageSettings(Settings):
 
     Attributes:
         size: side of the square image in pixels, a multiple of 16.
+        resize: in evaluation, "square" resizes to the square whatever the proportions; "crop" keeps them, resizes the
+            shorter side and cuts out the middle: 224/256 of it up to 224 pixels, all of it above (ImageNet).
         crop_scale: smallest and largest fraction of a training image's area that a random crop keeps.
         mask_ratio: fraction of the patches, rounded down.
         fused_mask_ratio: the same beside another modality; first those that were visible alone.
     """
 
     size: int = 256
+    resize: Literal["square", "crop"] = "square"
     crop_scale: tuple[float, float] = training_only((0.9, 1.0))
     mask_ratio: float = training_only(0.75)
     fused_mask_ratio: float = training_only(0.6875)
@@ -229,6 +232,8 @@ class ImageSettings(Settings):
         if self.size < PATCH or self.size % PATCH:
             below = max(self.size // PATCH, 1) * PATCH
             problems.append(f"size is {self.size}; give a multiple of {PATCH}, such as {below} or {below + PATCH}")
+        if self.resize not in ("square", "crop"):
+            problems.append(f"resize is {self.resize!r}; give 'square' or 'crop'")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             problems.append(f"crop_scale is {self.crop_scale}; give two fractions of the area, 0 < low <= high <= 1")
@@ -280,8 +285,12 @@ class ImageModality(Modality):
         )
 
     def transform(self, item: Pillow.Image) -> Tensor:
-        """(3, S, S) uint8; resized to the square, not cropped."""
+        """(3, S, S) uint8, resized to the square or, where the settings say so, the middle of the image."""
         side = self.settings.size
+        if self.settings.resize == "crop":
+            shorter = side if side > 224 else int(side * 256 / 224)
+            resized = tvf.resize(item, [shorter], interpolation=InterpolationMode.BICUBIC)
+            return tvf.pil_to_tensor(tvf.center_crop(resized, [side, side]))
         return tvf.pil_to_tensor(tvf.resize(item, [side, side], interpolation=InterpolationMode.BICUBIC))
 
     def augment(self, item: Pillow.Image, rng: np.random.Generator) -> Tensor:
@@ -320,7 +329,8 @@ class ImageModality(Modality):
 
     def describe(self) -> str:
         """Resizing and normalisation."""
-        return f"images {self.settings.size}×{self.settings.size} bicubic, CLIP mean and std"
+        how = "bicubic" if self.settings.resize == "square" else "cut from the middle, bicubic"
+        return f"images {self.settings.size}×{self.settings.size} {how}, CLIP mean and std"
 
     def sample(self, inputs: Image, row: int) -> Pillow.Image:
         """The image of a row, square as the model sees it."""

@@ -200,6 +200,7 @@ class TextModality(Modality):
     config_type = TextConfig
     settings_type = TextSettings
     reads_text = True
+    denoising_weight = 0.5
 
     def decode(self, data: bytes) -> str:
         """The text of a UTF-8 file, with or without a byte order mark.

@@ -3,6 +3,8 @@
 B = images, C = channels, S = side of a square image, D = width.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +19,23 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of each colour, from 0 to 1, over CLIP's training images."""
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of each colour over CLIP's training images."""
+
+
+@dataclass
+class Pixels:
+    """RGB images (B, 3, S, S) for an image adapter: uint8, or floating-point and normalised already."""
+
+    pixels: Tensor
+
+    @property
+    def token_lengths(self) -> list[int]:
+        """CLS and the patches of each image."""
+        batch, _, height, width = self.pixels.shape
+        return [1 + (height // PATCH) * (width // PATCH)] * batch
+
+    def normalised(self) -> Tensor:
+        """Floating-point pixels, see ``normalised``."""
+        return normalised(self.pixels)
 
 
 def normalised(pixels_B3SS: Tensor) -> Tensor:

@@ -15,15 +15,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
 
 from onepeace_lightning.modalities.base import image_html
+from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, page
 from onepeace_lightning.reports.sheets import wrapped
-from onepeace_lightning.tasks.drawing import GUESS, SIDE, TRUE, Drawn
 
 
 class AnswersGallery(L.Callback):
     """Writes ``answers.html`` and ``answers.png``: the first samples of every validation stream with their answers.
 
-    The task draws them by its method ``draw(batch, outputs, row)``, which gives a ``tasks.drawing.Drawn``, from what
+    The task draws them by its method ``draw(batch, outputs, row)``, which gives a ``reports.drawing.Drawn``, from what
     its ``validation_step`` returned. The page stands alone: pictures are inside. Made once, when ``fit`` (from its last
     validation) or ``validate`` ends; the picture also goes to TensorBoard. Under several processes the samples are rank
     zero's first ones.

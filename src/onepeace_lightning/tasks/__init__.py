@@ -10,6 +10,7 @@ from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import AudioTextRetrievalTask, ImageTextRetrievalTask
 from onepeace_lightning.tasks.saved import load_task
 from onepeace_lightning.tasks.semantic_segmentation import SemanticSegmentationTask
+from onepeace_lightning.tasks.video_classification import VideoClassificationTask
 from onepeace_lightning.tasks.visual_grounding import VisualGroundingTask
 from onepeace_lightning.tasks.visual_question_answering import VisualQuestionAnsweringTask
 from onepeace_lightning.tasks.visual_reasoning import VisualReasoningTask
@@ -28,6 +29,7 @@ __all__ = [
     "Optimization",
     "PretrainTask",
     "SemanticSegmentationTask",
+    "VideoClassificationTask",
     "VisualGroundingTask",
     "VisualQuestionAnsweringTask",
     "VisualReasoningTask",

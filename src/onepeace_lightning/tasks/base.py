@@ -25,7 +25,7 @@ from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
-from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_source
+from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_backbone
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
@@ -98,7 +98,7 @@ class FinetuneTask(TrainedModule):
         super().__init__()
         _check_trainable(trainable, self.modalities, lora)
         given = None if preprocessing is None else Preprocessing(preprocessing)
-        self.source = open_source(backbone, tokenizer, given)
+        self.source = open_backbone(backbone, tokenizer, given)
         self.config: ModelConfig = finetune_config(
             self.source.config, self.modalities, name=self.source.name, preprocessing=given, drop_path=drop_path,
             per_block_tables=per_block_tables, type_embedding=self.type_embedding,

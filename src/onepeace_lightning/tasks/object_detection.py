@@ -24,8 +24,8 @@ from onepeace_lightning.metrics.detection import CocoAP
 from onepeace_lightning.modalities.image import ImageConfig, ImageItem
 from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
+from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.tasks.vocabulary import vocabulary
 from onepeace_lightning.training.optimizer import Optimization

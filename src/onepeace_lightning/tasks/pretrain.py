@@ -98,7 +98,7 @@ class PretrainTask(TrainedModule):
         used = {name for kind in self.data_types for name in kind.modalities}
         paired = {name for kind in self.data_types if kind.pairs for name in kind.modalities}
         unused = modality_parameters(self.model, set(self.config.adapters) - used)
-        trained = None if self.trainable is None else self.model.trained_in_stage2(self.trainable)
+        trained = None if self.trainable is None else self._stage2(self.model, self.trainable)
         for name, parameter in self.model.named_parameters():
             idle = name in unused or _unpaired(name, paired)
             parameter.requires_grad = not idle and (trained is None or name in trained)
@@ -108,6 +108,12 @@ class PretrainTask(TrainedModule):
             new = modality_parameters(self.model, self.trainable or ())
             load_pretrained(self.model, self.init_from, new.__contains__)
             self.model.heads.reset_parameters()
+
+    def _stage2(self, model: PretrainModel, trainable: Sequence[str]) -> set[str]:
+        """Names of the parameters that train; no embedding of a modality that is not named depends on them."""
+        others = modality_parameters(model, set(self.config.adapters) - set(trainable))
+        kept = {name for name in others if not name.startswith("denoiser.")}
+        return model.trained_in_stage2(trainable) - kept
 
     def setup(self, stage: str) -> None:
         """Make one recall metric per validation gallery.

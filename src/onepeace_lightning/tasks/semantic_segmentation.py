@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
+from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
 from onepeace_lightning.modalities.image import Image, ImageItem
 from onepeace_lightning.modalities.items import batched
@@ -30,9 +31,10 @@ from onepeace_lightning.models.vision.segmentation import (
     class_scores,
 )
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
+from onepeace_lightning.reports.drawing import SIDE, Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.drawing import SIDE, Drawn
-from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.tasks.lora import merged
+from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
 from onepeace_lightning.tasks.vocabulary import vocabulary
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -109,6 +111,8 @@ class SemanticSegmentationTask(FinetuneTask):
                 f"head is {head!r} and step {step}; give {' or '.join(get_args(Head))}, and a step of 1 to {self.side}"
             )
         self.head: Head = head
+        if head == "published":
+            self.config = with_own_positions(self.config)
         self.queries, self.decoder_layers, self.decoder_width = queries, decoder_layers, decoder_width
         self.decoder_heads, self.decoder_inner, self.pixel_layers = decoder_heads, decoder_inner, pixel_layers
         self.adapter_channels, self.adapter_heads = adapter_channels, adapter_heads
@@ -156,6 +160,18 @@ class SemanticSegmentationTask(FinetuneTask):
     def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
         self.classes = vocabulary(self.classes, data.names("classes"), "classes")
+
+    @property
+    def backbone(self) -> OnePeace:
+        """A copy of the image branch; of the published head without final norm.
+
+        Raises:
+            ValueError: the task has not been built yet.
+        """
+        if self.head == "light":
+            return super().backbone
+        branch = merged(self._built().backbone.as_backbone())
+        return OnePeace(branch, tokenizer=self.tokenizer, preprocessing=self.preprocessing)
 
     def build(self) -> SegmentationModel | LightSegmentationModel:
         """The image branch with pixel decoder and mask decoder."""

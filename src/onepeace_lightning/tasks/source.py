@@ -23,7 +23,7 @@ or sizes alone (a model from scratch)."""
 
 
 @dataclass(frozen=True)
-class Source:
+class BackboneWeights:
     """A backbone before it is fitted to a task.
 
     Attributes:
@@ -43,7 +43,9 @@ class Source:
     whole: bool = False
 
 
-def open_source(backbone: BackboneSource, tokenizer: str | None, preprocessing: Preprocessing | None) -> Source:
+def open_backbone(
+    backbone: BackboneSource, tokenizer: str | None, preprocessing: Preprocessing | None
+) -> BackboneWeights:
     """Find out what a backbone is; weights in a file are mapped, not read.
 
     Args:
@@ -62,7 +64,7 @@ def open_source(backbone: BackboneSource, tokenizer: str | None, preprocessing: 
     if isinstance(backbone, ModelConfig):
         if given is not None:
             backbone = _sized(backbone, {text_modality(): {"vocab_size": given.vocab_size}}, kept=False)
-        return Source(backbone, None, given, Preprocessing().fitting(backbone), "a model from scratch")
+        return BackboneWeights(backbone, None, given, Preprocessing().fitting(backbone), "a model from scratch")
     if isinstance(backbone, OnePeace):
         name = "the given model"
         pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer)
@@ -74,7 +76,7 @@ def open_source(backbone: BackboneSource, tokenizer: str | None, preprocessing: 
             f"{name} was trained with another tokenizer than {tokenizer}: its ids would mean other words; "
             "give the data the model's own tokenizer"
         )
-    return Source(
+    return BackboneWeights(
         pretrained.model.config, named(pretrained.model).state_dict(), own or given, pretrained.preprocessing, name
     )
 
@@ -123,7 +125,18 @@ def _sized(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]], *, kept:
     return replace(config, adapters=adapters)
 
 
-def load_source(model: nn.Module, source: Source, parts: Sequence[str]) -> LoadReport:
+def with_own_positions(config: ModelConfig, **encoder: Any) -> ModelConfig:
+    """Sizes of a vision model: learned positions are resized to the images' grid once and stored so.
+
+    Args:
+        config: of a model of images.
+        **encoder: other sizes of the encoder.
+    """
+    image = replace(config.adapters["image"], position_grid=None)  # type: ignore[call-arg]
+    return replace(config, encoder=replace(config.encoder, **encoder), adapters={**config.adapters, "image": image})
+
+
+def load_source(model: nn.Module, source: BackboneWeights, parts: Sequence[str]) -> LoadReport:
     """Fill a task's model with what its source has of some parts, bias tables copied and resized; the rest is new.
 
     Args:

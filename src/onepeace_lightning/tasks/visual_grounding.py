@@ -14,8 +14,8 @@ from onepeace_lightning.metrics.boxes import THRESHOLD, overlap
 from onepeace_lightning.modalities.image import ImageItem
 from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.reports.drawing import GUESS, TRUE, Drawn, draw_box, picture_of
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.drawing import GUESS, TRUE, Drawn, draw_box, picture_of
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
 

@@ -13,8 +13,8 @@ from onepeace_lightning.losses.answers import soft_score_bce
 from onepeace_lightning.modalities.image import ImageItem
 from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.reports.drawing import Drawn, picture_of
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.drawing import Drawn, picture_of
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.tasks.vocabulary import likeliest, vocabulary
 from onepeace_lightning.training.optimizer import Optimization

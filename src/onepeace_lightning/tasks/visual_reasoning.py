@@ -7,8 +7,8 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.image import ImageItem
 from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.reports.drawing import Drawn, picture_of
 from onepeace_lightning.tasks.classification import ClassificationTask
-from onepeace_lightning.tasks.drawing import Drawn, picture_of
 from onepeace_lightning.tasks.vocabulary import likeliest, vocabulary
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from onepeace_lightning.checkpoints.sharded import shard_like
 from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.encoder import compile_blocks
 from onepeace_lightning.models.vision.detection_trunk import WindowBlock
@@ -117,19 +118,6 @@ def materialise(module: nn.Module, device: torch.device) -> None:
         owner._parameters.update(sharded)
         for name, tensor in sharded.items():
             tensor.copy_(shard_like(whole[name], tensor))
-
-
-def shard_like(whole: Tensor, example: Tensor) -> Tensor:
-    """What this rank holds of a tensor that every rank has: all of it, or its shard if the example is sharded.
-
-    Args:
-        whole: any shape.
-        example: of the same global shape.
-    """
-    if not isinstance(example, DTensor):
-        return whole
-    whole = whole.to(example.device)
-    return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
 
 
 def _own(module: nn.Module) -> Iterator[Tensor]:

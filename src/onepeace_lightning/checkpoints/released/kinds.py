@@ -13,6 +13,9 @@ from onepeace_lightning.checkpoints.released.fairseq import (
     VisualQuestionAnswering,
     VisualReasoning,
 )
+from onepeace_lightning.checkpoints.released.imagenet import ImageNet
+from onepeace_lightning.checkpoints.released.segmentation import Segmentation
+from onepeace_lightning.checkpoints.released.video import Video
 from onepeace_lightning.checkpoints.released.vision_branch import VisionBranch
 
 KINDS: tuple[Kind, ...] = (
@@ -27,6 +30,9 @@ KINDS: tuple[Kind, ...] = (
     ImageClassification(),
     VisionBranch(),
     Detection(),
+    ImageNet(),
+    Video(),
+    Segmentation(),
 )
 """Every kind of file that can be opened; of each file exactly one recognises it."""
 

@@ -1,6 +1,7 @@
 """Image classification as published for ImageNet: mean over the patches' features, LayerNorm, Linear."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,12 +50,15 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, config: ModelConfig, classes: int) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = Backbone(config)
-        # The released classifiers have none: the mean is over what the last block gives.
-        self.backbone.encoder.norms["image"] = nn.Identity()
+        # The published classifier has no final norm: the mean is over what the last block gives.
+        self.config = replace(config, encoder=replace(config.encoder, final_norm=False))
+        self.backbone = Backbone(self.config)
         self.head = MeanHead(config.encoder.width, classes, config.encoder.init_std)
 
     def forward(self, inputs: Mapping[str, Any], second: None = None) -> Tensor:
         """(B, classes) logits of {"image": …}."""
         return self.head(self.backbone(inputs)["image"])
+
+    def lr_scale(self, name: str, layer_decay: float) -> float | None:
+        """The bias table belongs to the adapter, as published."""
+        return layer_decay ** (self.config.encoder.depth + 1) if ".bias_tables." in name else None

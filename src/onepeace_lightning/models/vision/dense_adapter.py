@@ -10,13 +10,14 @@ B = images, g = patches along a side, N = g² patches, M = 21·g²/4 tokens of c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image, ImageConfig
 from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
 from onepeace_lightning.models.vision.trunk import Trunk, drop_path
 
@@ -154,6 +155,12 @@ class Interaction(nn.Module):
         self.injector = Injector(width, config)
         self.extractors = nn.ModuleList(Extractor(width, config) for _ in range(1 + extra))
 
+    def extract(self, c_BMD: Tensor, at_M2: Tensor, x_BND: Tensor, grid: int, sizes: Sequence[Size]) -> Tensor:
+        """(B, M, D) tokens of c after all extractors."""
+        for extractor in self.extractors:
+            c_BMD = extractor(c_BMD, at_M2, x_BND, grid, sizes)
+        return c_BMD
+
 
 class Levels(nn.Module):
     """A learned vector for each of some maps."""
@@ -184,7 +191,7 @@ class DenseAdapter(nn.Module):
         depth, width = config.encoder.depth, config.encoder.width
         image, value_width = config.adapters["image"], int(width * adapter.value_fraction)
         problems = []
-        if isinstance(image, ImageConfig) and image.image_size % 32:
+        if image is not None and image.image_size % 32:
             problems.append(f"image_size is {image.image_size}, must be a multiple of 32")
         if depth % adapter.groups:
             problems.append(f"depth {depth} is not a multiple of the {adapter.groups} groups")
@@ -201,7 +208,7 @@ class DenseAdapter(nn.Module):
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(adapter.groups))
 
-    def forward(self, trunk: Trunk, image: Image) -> list[Tensor]:
+    def forward(self, trunk: Trunk, image: Pixels) -> list[Tensor]:
         """Four maps (B, D, …) of strides 4, 8, 16 and 32, of (B, 3, S, S) images through the given image branch."""
         x_BLD, biases = trunk.embed(image), trunk.biases()
         cls_B1D, x_BND = x_BLD[:, :1], x_BLD[:, 1:]
@@ -210,14 +217,13 @@ class DenseAdapter(nn.Module):
         c_BMD = torch.cat([part.flatten(2).mT + self.levels.table[i] for i, part in enumerate(maps)], 1)
         at_N2, at_M2 = centres([(grid, grid)], x_BND.device), centres(sizes, x_BND.device)
         patches = []
-        for index, step in enumerate(self.interactions):
+        for index, step in enumerate(cast(Sequence[Interaction], self.interactions)):
             x_BND = step.injector(x_BND, at_N2, c_BMD, sizes)
             x_BLD = torch.cat([cls_B1D, x_BND], 1)
             for number in range(index * self.group, (index + 1) * self.group):
                 x_BLD = trunk.blocks[number](x_BLD, biases[number])
             cls_B1D, x_BND = x_BLD[:, :1], x_BLD[:, 1:]
-            for extractor in step.extractors:
-                c_BMD = extractor(c_BMD, at_M2, x_BND, grid, sizes)
+            c_BMD = step.extract(c_BMD, at_M2, x_BND, grid, sizes)
             patches.append(x_BND.mT.unflatten(2, (grid, grid)))
         parts = c_BMD.split([y * x for y, x in sizes], 1)
         coarse = [part.mT.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]

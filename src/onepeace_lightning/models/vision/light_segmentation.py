@@ -8,15 +8,15 @@ B = images, D = the encoder's width, E = width of the head, S = side of an image
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image, ImageAdapter
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.layers import ChannelNorm
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.segmentation import MaskHeadConfig
 
@@ -94,9 +94,9 @@ class LightSegmentationModel(nn.Module):
         self.backbone = Backbone(config)
         self.head = LightMaskHead(config.encoder.width, head)
 
-    def forward(self, image: Image) -> list[MaskPrediction]:
+    def forward(self, image: Pixels) -> list[MaskPrediction]:
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
-        adapter = cast(ImageAdapter, self.backbone.adapter("image"))
+        adapter = cast(Any, self.backbone.adapter("image"))
         features = self.backbone({"image": image})["image"].values_TD
         # Images are all of one size: nothing is padded.
         x_BLD = features.unflatten(0, (len(image.pixels), -1))
@@ -104,7 +104,7 @@ class LightSegmentationModel(nn.Module):
         return self.head(x_BDYX, stem_maps(adapter, image))
 
 
-def stem_maps(adapter: ImageAdapter, image: Image) -> list[Tensor]:
+def stem_maps(adapter: Any, image: Pixels) -> list[Tensor]:
     """Maps (B, D/4, S/4, S/4) and (B, D/4, S/8, S/8): the stem's convolutions after their activations.
 
     They are computed again: next to the blocks they cost nothing, and ``embed`` need not know of them.

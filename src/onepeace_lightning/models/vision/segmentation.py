@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapter, DenseAdapterConfig
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.pixel_decoder import DeformablePixelDecoder
@@ -108,9 +108,22 @@ class SegmentationModel(nn.Module):
         self.adapter = DenseAdapter(config, segmentation.adapter)
         self.head = MaskHead(config.encoder.width, segmentation.head)
 
-    def forward(self, image: Image) -> list[MaskPrediction]:
+    def forward(self, image: Pixels) -> list[MaskPrediction]:
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
         return self.head(self.adapter(self.backbone, image))
+
+    def lr_scale(self, name: str, layer_decay: float) -> float | None:
+        """What mask and class are made of has the rate of the first layer, as published."""
+        lowest = name.startswith(tuple(f"head.mask_decoder.{part}." for part in _LOWEST_RATE))
+        return layer_decay ** (self.config.encoder.depth + 1) if lowest else None
+
+    def no_weight_decay(self) -> set[str]:
+        """Vectors; CLS and positions do decay, unlike elsewhere, as published."""
+        vectors = {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+        return vectors - {"backbone.adapters.image.cls_token"}
+
+
+_LOWEST_RATE = ("to_masks", "to_classes", "levels", "queries")
 
 
 def class_scores(prediction: MaskPrediction, side: int) -> Tensor:

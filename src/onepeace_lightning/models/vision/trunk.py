@@ -4,16 +4,18 @@ Module names are those of ``Backbone``: its weights fit. B = images, L = tokens 
 """
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image, ImageAdapter, ImageConfig
+from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.layers import PerModality, layer_scale_of
+from onepeace_lightning.models.patches import Pixels
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -74,12 +76,12 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig, block: type[VisionBlock] = VisionBlock) -> None:
         super().__init__()
         image = config.adapters.get("image")
-        if not isinstance(image, ImageConfig):
+        if image is None:
             raise ValueError(f"a vision model needs the 'image' modality; this one has {', '.join(config.adapters)}")
         if config.encoder.layer_scale is None:
             raise ValueError("layer_scale is None; the vision models' blocks have LayerScale, give its initial value")
         self.config = config
-        self.adapters = PerModality({"image": ImageAdapter(image, config)})
+        self.adapters = PerModality({"image": image.build(config)})
         rates = torch.linspace(0.0, config.encoder.drop_path, config.encoder.depth, device="cpu").tolist()
         self.encoder = nn.ModuleDict({"blocks": nn.ModuleList(block(config.encoder, rate) for rate in rates)})
 
@@ -88,9 +90,9 @@ class Trunk(nn.Module):
         return layer_scale_of(name, self.config.encoder.depth, layer_decay)
 
     @property
-    def adapter(self) -> ImageAdapter:
+    def adapter(self) -> Any:
         """Patch embedding, positions and bias tables."""
-        return cast(ImageAdapter, self.adapters["image"])
+        return cast(Any, self.adapters["image"])
 
     @property
     def blocks(self) -> Sequence[VisionBlock]:
@@ -102,7 +104,7 @@ class Trunk(nn.Module):
         """Patches along a side."""
         return self.adapter.config.grid
 
-    def embed(self, image: Image) -> Tensor:
+    def embed(self, image: Pixels) -> Tensor:
         """(B, L, D) [CLS; patches] with positions."""
         return self.adapter.embed(image).values_TD.unflatten(0, (len(image.pixels), -1))
 
@@ -110,7 +112,15 @@ class Trunk(nn.Module):
         """The relative bias of each block in one pass."""
         return Biases(self.adapter)
 
-    def forward(self, image: Image) -> Tensor:
+    def as_backbone(self) -> Backbone:
+        """The same weights, not copied, as a backbone without final norm."""
+        config = replace(self.config, encoder=replace(self.config.encoder, final_norm=False))
+        with torch.device("meta"):
+            backbone = Backbone(config)
+        backbone.load_state_dict(self.state_dict(), assign=True)
+        return backbone.train(self.training)
+
+    def forward(self, image: Pixels) -> Tensor:
         """(B, L, D) the last block's output, not normed."""
         x_BLD, biases = self.embed(image), self.biases()
         for index, block in enumerate(self.blocks):
@@ -121,7 +131,7 @@ class Trunk(nn.Module):
 class Biases:
     """(H, L, L) relative bias of any block; one that all blocks share is written out once for a pass."""
 
-    def __init__(self, adapter: ImageAdapter) -> None:
+    def __init__(self, adapter: Any) -> None:
         self.relative = adapter.relative_bias(1 + adapter.config.grid**2)
         shared = len(self.relative.tables_RH) == 1
         self.shared = self._write(self.relative.table(0)) if shared else None

@@ -6,23 +6,26 @@ its one attention is used twice, over the frames of every token and over the tok
 B = clips, T = frames of a clip, N = B·T, L = tokens of a frame (CLS first), D = width, K = classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.config import ModelConfig, raise_all
 from onepeace_lightning.models.layers import Linear
+from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.trunk import Trunk, VisionBlock
 
 FFN_ADAPTER_SCALE = 0.5
 """What the output of a block's feed-forward adapter is multiplied by."""
 
+ADAPTER_RATE = 0.1
+"""Learning rate of adapters and frame positions as a fraction of the head's."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig:
+class VideoClassifierConfig:
     """What a video classifier has besides the image branch.
 
     Attributes:
@@ -128,7 +131,7 @@ class VideoClassifier(nn.Module):
         video: classes and frames.
     """
 
-    def __init__(self, config: ModelConfig, video: VideoConfig) -> None:
+    def __init__(self, config: ModelConfig, video: VideoClassifierConfig) -> None:
         super().__init__()
         self.config, self.video = config, video
         width = config.encoder.width
@@ -142,7 +145,7 @@ class VideoClassifier(nn.Module):
         """(B, T, D) the normed CLS of every frame.
 
         Args:
-            frames_BT: (B, T, 3, S, S) pixels, as ``Image`` takes them.
+            frames_BT: (B, T, 3, S, S) pixels, as ``Pixels`` takes them.
 
         Raises:
             ValueError: for another number of frames than the model's.
@@ -151,7 +154,7 @@ class VideoClassifier(nn.Module):
         if frames_BT.shape[1] != count:
             raise ValueError(f"clips of {frames_BT.shape[1]} frames; this model takes {count}: sample as many")
         biases = self.backbone.biases()
-        x_NLD = self.frame_positions(self.backbone.embed(Image(frames_BT.flatten(0, 1))))
+        x_NLD = self.frame_positions(self.backbone.embed(Pixels(frames_BT.flatten(0, 1))))
         for index, (block, adapters) in enumerate(zip(self.backbone.blocks, self.adapters, strict=True)):
             x_NLD = block(x_NLD, biases[index], count, adapters)
         return self.norm(x_NLD[:, 0]).unflatten(0, (-1, count))
@@ -164,3 +167,22 @@ class VideoClassifier(nn.Module):
         """(B, K) mean over views of each view's softmax, from (B, V, T, 3, S, S) clips."""
         logits_NK = self(views_BV.flatten(0, 1)).float()
         return logits_NK.softmax(-1).unflatten(0, (len(views_BV), -1)).mean(1)
+
+    def set_frames(self, frames: int) -> None:
+        """Take clips of another number of frames; positions in time are then new, and zero, as published.
+
+        Call this before an optimizer is made.
+        """
+        if frames != self.video.frames:
+            self.video = replace(self.video, frames=frames)
+            positions = FramePositions(frames, self.config.encoder.width)
+            self.frame_positions = positions.to(self.norm.weight.device)
+
+    def lr_scale(self, name: str, layer_decay: float) -> float | None:
+        """A tenth for the adapters and frame positions, as published; none is by layer."""
+        return ADAPTER_RATE if name.startswith(("adapters.", "frame_positions.")) else 1.0
+
+    def no_weight_decay(self) -> set[str]:
+        """The final norm, as published; biases of the adapters and the head do decay."""
+        vectors = {name for name, parameter in self.backbone.named_parameters(prefix="backbone") if parameter.dim() < 2}
+        return vectors | {"norm.weight", "norm.bias", "backbone.adapters.image.positions"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.models.patches import Pixels
 
 LONGEST = 4
 """Longest side of a resized image, as a multiple of what its shorter side should have."""
@@ -149,7 +149,7 @@ def image_views(pixels: Tensor, side: int, scale: float, flip: bool) -> Iterator
     resized = resize(resized, (-(-rows // MULTIPLE) * MULTIPLE, -(-columns // MULTIPLE) * MULTIPLE))
     content = (resized.shape[1], resized.shape[2])
     for mirrored in (False, True)[: 1 + flip]:
-        normalised = Image((resized.flip(-1) if mirrored else resized)[None]).normalised()[0]
+        normalised = Pixels((resized.flip(-1) if mirrored else resized)[None]).normalised()[0]
         # Normalised pixels: what is filled up has the mean colour.
         filled = F.pad(normalised, (0, max(side - content[1], 0), 0, max(side - content[0], 0)))
         yield View(filled, content, size, mirrored)

@@ -85,11 +85,11 @@ def _inputs(task: Any) -> dict[str, str | None]:
     return kinds
 
 
-Batch = tuple[list[dict[str, Any]], dict[str, list[Any]]]
+Rows = tuple[list[dict[str, Any]], dict[str, list[Any]]]
 """What to write beside the answers, and what the task is given."""
 
 
-def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: str | None, size: int) -> Iterator[Batch]:
+def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: str | None, size: int) -> Iterator[Rows]:
     if path.suffix.lower() in (*TABLES, JSON_LINES):
         rows = list(_table(path))
         if not rows:
@@ -121,7 +121,7 @@ def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: st
     [(name, kind)] = inputs.items()
     kind = kind or text_modality()
     found = find_items(kind, source, root=root)
-    batch: Batch = ([], {name: []})
+    batch: Rows = ([], {name: []})
     for key, read in found.items(0):
         try:
             batch[1][name].append(modality(kind)().decode(read()))
