@@ -42,12 +42,12 @@ def convert(
             on the hub.
         out: a folder for what embeds, a .ckpt file for what answers, or a .pt file in the original's format.
         to: folder (config.json, model.safetensors, the vocabulary), task (.ckpt, for onepeace predict and load_task) or
-            original (.pt, which the original's hub and evaluation read); as the name of ``out`` says if null.
+            original (.pt, which the original's hub and evaluation read); by default as the name of ``out`` says.
         bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for the original's files.
         labels: file with the names of classes or answers, for the original's files (.txt, .json, .csv or .tsv).
-        dtype: float32, bfloat16 or float16; as it is if null.
+        dtype: float32, bfloat16 or float16; as it is by default.
         image_size: side of the images in pixels, a multiple of 16, for which relative positions are resized; as it
-            is if null. Not for tasks.
+            is by default. Not for tasks.
         overwrite: replace what is at ``out``.
 
     Raises:

@@ -45,9 +45,9 @@ def predict(
         out: the .jsonl file to write. Masks are written as PNG files beside it, in a folder of the same name.
         bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for released files that read text.
         labels: file with the names of classes or answers, for released files (.txt, .json, .csv or .tsv).
-        root: folder that a table's paths are relative to; the table's own if null.
+        root: folder that a table's paths are relative to; the table's own by default.
         batch_size: items that run through the model together.
-        device: where to compute, such as cuda; a GPU where there is one if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
 
     Raises:
         ValueError: the checkpoint is no task's, a column is missing, or an item cannot be read.
