@@ -10,8 +10,8 @@ TOY := data/toy/tokenizer/sentencepiece.model
 .PHONY: fit env toy test lint types docs bench
 
 fit: $(CORE) $(TOY)
-	$(BIN)/onepeace fit --config configs/pretrain/toy.yaml
-	$(BIN)/onepeace validate --config configs/pretrain/toy.yaml --ckpt_path runs/toy/checkpoints/best.ckpt --verbose false
+	$(BIN)/onepeace fit --config pretrain/toy
+	$(BIN)/onepeace validate --config pretrain/toy --ckpt_path best
 	@echo "results: runs/toy/results.json   retrieved pictures: runs/toy/gallery.html, runs/toy/gallery.png"
 
 env: $(READY)

@@ -18,20 +18,21 @@ the memory free for them.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jsonargparse import auto_cli
 
 from benchmarks.packed import make_batch
+from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.chunks import LOGITS
+from onepeace_lightning.losses.plan import plan_step
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.models import ModelConfig, PretrainModel
 from onepeace_lightning.models.block import Block
 from onepeace_lightning.models.config import TransformerConfig
-from onepeace_lightning.training.pretraining_flops import StepViews, step_views
 
 SAMPLES = 256
 """Image-text pairs of ``benchmarks.packed`` that tokens are averaged over."""
@@ -96,38 +97,46 @@ class Work:
     """A step's work for one sample.
 
     Attributes:
-        learn: tokens of the learning pass.
+        with_grad: tokens of the pass with gradient.
         decode: tokens that the decoder sees.
         pairs: hidden tokens times candidates over all denoising terms; for B samples it is B² as many.
         terms: denoising terms.
-        learn_views: views of the learning pass.
-        teach_views: of the pass without gradient.
+        with_grad_views: views of the pass with gradient.
+        without_grad_views: of the pass without.
         decode_views: of the decoder.
     """
 
-    learn: float
+    with_grad: float
     decode: float
     pairs: float
     terms: int
-    learn_views: int
-    teach_views: int
+    with_grad_views: int
+    without_grad_views: int
     decode_views: int
 
 
-def work(views: StepViews, samples: int) -> Work:
+def work(batches: Mapping[str, Batch], samples: int) -> Work:
     """Averages over a batch."""
+    plan = plan_step(batches)
+    lengths = {
+        stream: {name: inputs.token_lengths for name, inputs in batch.inputs.items()}
+        for stream, batch in batches.items()
+    }
 
     def tokens(group: list) -> float:
         return sum(sum(lengths) for view in group for lengths in view.values()) / samples
 
+    with_grad = [view.visible(lengths) for view in plan.views if view.with_grad]
+    students = [plan.views[student.view] for student in plan.students]
+    unmasked = [student.whole(lengths) for student in students]
     pairs = sum(
-        (sum(whole[name]) - sum(view[name])) * (sum(whole[name]) - samples)
-        for view, whole in zip(views.students, views.unmasked, strict=True)
-        for name in view
+        (sum(whole[name]) - sum(student.visible(lengths)[name])) * (sum(whole[name]) - samples)
+        for student, whole in zip(students, unmasked, strict=True)
+        for name in whole
     )
-    terms = sum(map(len, views.students))
-    counts = (terms, len(views.learn), len(views.teach), len(views.students))
-    return Work(tokens(views.learn), tokens(views.unmasked), pairs / samples**2, *counts)
+    terms = sum(map(len, unmasked))
+    counts = (terms, len(with_grad), len(plan.views) - len(with_grad), len(students))
+    return Work(tokens(with_grad), tokens(unmasked), pairs / samples**2, *counts)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def working_bytes(sizes: Parameters, gpus: int) -> int:
 def activation_bytes(config: ModelConfig, step: Work, samples: float, *, checkpointing: bool) -> float:
     """What autograd keeps of encoder, decoder and stem for ``samples`` pairs, without the denoising logits."""
     total = float(stem_bytes(_image(config), config.encoder.width))
-    for transformer, tokens in ((config.encoder, step.learn), (config.decoder.transformer, step.decode)):
+    for transformer, tokens in ((config.encoder, step.with_grad), (config.decoder.transformer, step.decode)):
         each = checkpointed_bytes(transformer) if checkpointing else transformer.depth * block_bytes(transformer)
         total += each * tokens
     return samples * total
@@ -213,7 +222,7 @@ def gathered_bytes(sizes: Parameters, step: Work, *, packed: bool) -> int:
     A block's bfloat16 weights are gathered for every forward pass through it and once more for each that has a backward
     pass; the root's float32 weights once.
     """
-    learn, teach, decode = (1, 1, 1) if packed else (step.learn_views, step.teach_views, step.decode_views)
+    learn, teach, decode = (1, 1, 1) if packed else (step.with_grad_views, step.without_grad_views, step.decode_views)
     return 2 * sizes.encoder * (2 * learn + teach) + 2 * sizes.decoder * 2 * decode + 4 * sizes.rest
 
 
@@ -237,14 +246,14 @@ def run(
         raise ValueError(f"modalities is {list(modalities)}; the arithmetic is of image-text pairs: name both")
     config = preset_config(preset, modalities=modalities)
     sizes = parameters(config)
-    step = work(step_views({"image-text": make_batch(SAMPLES, _image(config).image_size, seed=0)}), SAMPLES)
+    step = work({"image-text": make_batch(SAMPLES, _image(config).image_size, seed=0)}, SAMPLES)
     print(
         f"{preset!r} of {', '.join(modalities)}: {sizes.total / 1e9:.3f} billion parameters "
         f"({sizes.encoder / 1e9:.3f} in encoder blocks, {sizes.decoder / 1e6:.1f} million in decoder blocks, "
         f"{sizes.rest / 1e6:.1f} million outside of blocks)"
     )
     print(
-        f"an image-text pair: {step.learn:.0f} tokens in {step.learn_views} learning views, "
+        f"an image-text pair: {step.with_grad:.0f} tokens in {step.with_grad_views} views with gradient, "
         f"{step.decode:.0f} in {step.decode_views} decoder views"
     )
     for name, kept in (("no checkpointing", False), ("checkpointing", True)):

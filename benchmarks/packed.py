@@ -25,7 +25,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
-from onepeace_lightning.cli import best_precision
+from onepeace_lightning.cli.trainer import best_precision
 from onepeace_lightning.data.batch import Batch, Collate, Example
 from onepeace_lightning.data.readers.aligned import draw_masks
 from onepeace_lightning.losses.pretraining import pretraining_loss

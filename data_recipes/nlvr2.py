@@ -51,7 +51,7 @@ def read_split(job: Job) -> Part:
         items.append(
             Item(
                 shard_key(identifier),
-                (("image", pictures / f"{pair}-img0.png"), ("second", pictures / f"{pair}-img1.png")),
+                (("image", pictures / f"{pair}-img0.png"), ("second_image", pictures / f"{pair}-img1.png")),
                 entry(record, "sentence", str, place),
                 {"labels": [label]},
             )

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from onepeace_lightning.cli import best_precision, command_line, main
+from onepeace_lightning.cli import main
+from onepeace_lightning.cli.runs import refuse_used
+from onepeace_lightning.cli.trainer import best_precision, command_line
 from onepeace_lightning.modalities.base import config_from_dict
 
 ROOT = Path(__file__).parent.parent
@@ -107,7 +109,8 @@ def test_stage_2_trains_audio_and_leaves_the_rest_bit_for_bit(checkout):
     main(["fit", *one_stage, *validation, pairs.replace("KIND", "image-text"), monitor.replace("CKPT", "one"),
           "--model.init_args.modalities=[text, image]"])  # fmt: skip
     main(["fit", *one_stage, *validation, pairs.replace("KIND", "audio-text"), monitor.replace("CKPT", "two"),
-          "--model.init_args.init_from=one/last.ckpt", "--model.init_args.trainable=[audio]"])  # fmt: skip
+          "--run=second", "--model.init_args.init_from=one/last.ckpt",
+          "--model.init_args.trainable=[audio]"])  # fmt: skip
     first, second = weights(checkout / "one/last.ckpt"), weights(checkout / "two/last.ckpt")
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert all(name.startswith(("model.denoiser.", "model.heads.logit_scale")) for name in changed)
@@ -123,30 +126,45 @@ def test_shipped_configurations_parse_and_everything_linked_arrives(name, checko
     cli = command_line([f"--config=configs/pretrain/{name}.yaml", tokenizer, *local], run=False)
     task, data = cli.model, cli.datamodule
     assert task.tokenizer.fingerprint() == data.tokenizer.fingerprint()
-    assert task.config.adapters["image"].image_size == data.preprocessing.image_size
-    assert task.optimization.total_steps == cli.trainer.max_steps
-    assert set(task.data_types) == set(data.train)
+    assert not data.preprocessing.misfits(task.config)
+    assert {str(kind) for kind in task.data_types} == set(data.train)
     published = {"stage1_4b": (5e-4, 3000, 200_000, None), "stage2_4b": (2e-4, 781, 7812, ["audio"])}
     if name in published:
         settings = task.optimization
-        assert (settings.lr, settings.warmup_steps, settings.total_steps, task.trainable) == published[name]
+        assert (settings.lr, settings.warmup_steps, cli.trainer.max_steps, task.trainable) == published[name]
         assert (settings.min_lr, settings.weight_decay, settings.betas, settings.eps) == (1e-6, 0.05, (0.9, 0.98), 1e-8)
         assert task.config.encoder.drop_path == 0.4
         assert cli.trainer.gradient_clip_val == 3.0
         assert task.config.encoder.depth == 40
 
 
-def test_an_unknown_configuration_key_is_named(checkout, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *TOY, "--model.init_args.learning_rate=1"])
-    assert stop.value.code == 2
-    assert "learning_rate" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model.init_args.learning_rate=1"], r"Option 'learning_rate' is not accepted"),
+        (["--trainer.max_steps=abc"], r'"trainer.max_steps":\n.*abc'),
+        (["--data.init_args.preprocessing={image: {size: 100}}"], r"100.*multiple of 16"),
+        (["--data.init_args.train.image-text.path=nowhere"], r"train.image-text: there is no folder nowhere"),
+        (["--data.init_args.tokenizer=nowhere"], r"nowhere holds no tokenizer"),
+        (["--config=pretrain/toi"], r"neither a file pretrain/toi .* did you mean pretrain/toy"),
+        (["--import=no_such_module"], r"--import no_such_module: there is no such module"),
+        (["--run=s3://bucket/run"], r"--run is s3://bucket/run; a run's folder is local"),
+    ],
+)
+def test_what_is_wrong_is_said_on_one_screen_and_leaves_no_run(checkout, words, says):
+    with pytest.raises(SystemExit, match=says) as stop:
+        main(["fit", *TOY, *words])
+    message = str(stop.value)
+    assert message.startswith("onepeace fit: ")
+    assert len(message.splitlines()) < 12
+    assert "Traceback" not in message
+    refuse_used(Path("runs/toy"))  # nothing stands in the way of the next try
 
 
-def test_an_image_side_that_is_no_multiple_of_16_is_refused(checkout, capsys):
-    with pytest.raises((SystemExit, ValueError)) as stop:
-        main(["fit", *TOY, "--data.init_args.preprocessing={image: {size: 100}}"])
-    assert "100" in capsys.readouterr().err + str(stop.value)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told_in_words(checkout):
+    with pytest.raises(SystemExit, match=r"gpu backend.*--trainer\.accelerator cpu"):
+        main(["fit", *TOY, "--trainer.accelerator=gpu"])
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(checkout):
@@ -154,7 +172,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(checkout):
     checkpoint = torch.load("runs/toy/checkpoints/last.ckpt", weights_only=True)
     checkpoint["onepeace"]["tokenizer"]["sentencepiece.model"] += b"x"
     torch.save(checkpoint, "other.ckpt")
-    with pytest.raises(ValueError, match="another tokenizer"):
+    with pytest.raises(SystemExit, match="another tokenizer"):
         main(["validate", *TOY, "--ckpt_path=other.ckpt"])
 
 
@@ -166,11 +184,6 @@ def test_the_data_must_use_the_model_s_tokenizer(checkout, toy_root):
     cli.datamodule.tokenizer_folder = checkout / "other"
     with pytest.raises(ValueError, match="same folder"):
         cli.trainer.fit(cli.model, cli.datamodule)
-
-
-def test_missing_shards_stop_the_run_before_the_model_is_built(checkout):
-    with pytest.raises(ValueError, match="nowhere"):
-        main(["fit", *TOY, "--data.init_args.train.image-text.path=nowhere"])
 
 
 def test_shards_from_csv(checkout, capsys):
@@ -217,3 +230,87 @@ def test_precision_is_the_one_that_the_processor_is_fast_at(abilities, precision
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: abilities)
     assert best_precision() == precision
+
+
+# ---------------------------------------------------------------- the run's folder
+
+
+def test_a_run_keeps_everything_in_its_folder_and_is_never_overwritten(checkout, capsys):
+    main(["fit", *TOY, "--run=mine"])
+    folder = Path("runs/mine")
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints", "config.yaml", "gallery.html", "gallery.png", "logs", "results.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert [path.name for path in Path("runs").iterdir()] == ["mine"]
+    printed = capsys.readouterr().out
+    assert "M parameters, all trained, 32-true, 1 CPU; 4 steps; written to runs/mine" in printed
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match=r"runs/mine holds a run already.*--ckpt_path last.*--run mine-2"):
+        main(["fit", *TOY, "--run=runs/mine"])
+    with pytest.raises(SystemExit, match=r"have their random initial values.*--ckpt_path best"):
+        main(["validate", *TOY, "--run=mine"])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    # its own configuration makes the same run again, and the run goes on
+    main(["fit", "--config=runs/mine/config.yaml", "--run=again"])
+    assert json.loads(Path("runs/again/results.json").read_text()) == json.loads((folder / "results.json").read_text())
+    main(["fit", *TOY, "--run=mine", "--ckpt_path=last", "--trainer.max_steps=6"])
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    (folder / "results.json").unlink()
+    main(["validate", *TOY, "--run=mine", "--ckpt_path=best"])
+    assert (folder / "results.json").is_file()
+    with pytest.raises(SystemExit, match=r"no runs/toy/checkpoints/best.ckpt; it has none. Say which run with --run"):
+        main(["validate", *TOY, "--ckpt_path=best"])
+
+
+def test_a_later_configuration_changes_one_stream_and_keeps_the_others(checkout):
+    Path("over.yaml").write_text("data: {init_args: {train: {image-text: {batch_size: 2}, text: null}}}")
+    cli = command_line([*TOY[:1], "--config=over.yaml", "--trainer.accelerator=cpu"], run=False)
+    assert {name: stream.batch_size for name, stream in cli.datamodule.train.items()} == {
+        "image-text": 2, "audio-text": 32, "image": 4, "audio": 4,
+    }  # fmt: skip
+    assert cli.datamodule.train["image-text"].path == "data/toy/train/image-text"
+    assert {str(kind) for kind in cli.model.data_types} == {"image-text", "audio-text", "image", "audio"}
+
+
+def test_several_streams_of_one_type_and_names_that_are_other_types(checkout):
+    Path("streams.yaml").write_text(
+        "data: {init_args: {train: {image-text: null, audio-text: null, text: null, audio: null,"
+        " laion: {path: data/toy/train/image-text, batch_size: 4, data_type: image-text},"
+        " image: {path: data/toy/train/image-text, batch_size: 4, data_type: image-text}},"
+        " val: {audio-text: null, audio-image: null, image-text: null,"
+        " coco: {path: data/toy/val/image-text, batch_size: 8, data_type: image-text}}}}"
+    )
+    words = [*TOY[:1], "--config=streams.yaml", *TINY[:-5], "--run=streams"]
+    cli = command_line(words, run=False)
+    assert [str(kind) for kind in cli.model.data_types] == ["image-text"]
+    main(["fit", *words])
+    assert Path("runs/streams/checkpoints/best.ckpt").exists()
+    state = weights(Path("runs/streams/checkpoints/last.ckpt"))
+    start = command_line(words, run=False).model
+    start.configure_model()
+    changed = [name for name, value in start.state_dict().items() if not torch.equal(value, state[name])]
+    assert any(".text." in name for name in changed)
+
+
+def test_training_by_epochs_knows_its_number_of_steps(checkout):
+    epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=3",
+              "--trainer.val_check_interval=1.0", "--trainer.limit_val_batches=1"]  # fmt: skip
+    main(["fit", *TOY, *epochs, "--run=linked"])
+    main(["fit", *TOY, *epochs, "--run=given", "--model.init_args.optimization.total_steps=100"])
+    last = [torch.load(f"runs/{run}/checkpoints/last.ckpt", weights_only=True) for run in ("linked", "given")]
+    assert [checkpoint["global_step"] for checkpoint in last] == [6, 6]
+    rates = [checkpoint["lr_schedulers"][0]["_last_lr"][0] for checkpoint in last]
+    assert rates[0] == pytest.approx(1e-5)  # the cosine ends with the run
+    assert rates[1] > 9e-4
+
+
+def test_a_module_of_the_user_is_imported_before_its_names_are_read(checkout, monkeypatch):
+    Path("my_tasks.py").write_text(
+        "from onepeace_lightning.tasks import PretrainTask\n\n\nclass MyTask(PretrainTask):\n    pass\n"
+    )
+    Path("mine.yaml").write_text("import: [my_tasks]\nmodel: {class_path: MyTask}\n")
+    for words in (["--config=mine.yaml"], ["--import=my_tasks", "--model=MyTask"]):
+        config = [*TOY[:1], *words, "--model.init_args.optimization={lr: 1e-3, min_lr: 1e-5, warmup_steps: 1}"]
+        cli = command_line([*config, "--trainer.accelerator=cpu"], run=False)
+        assert type(cli.model).__name__ == "MyTask"

@@ -1,12 +1,14 @@
 """Every trainer configuration over every run's configuration: what each says arrives, and nothing else changes."""
 
+import csv
 from pathlib import Path
 
 import pytest
 import yaml
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from onepeace_lightning.cli import OnePeaceCLI, command_line, main
+from onepeace_lightning.cli import main
+from onepeace_lightning.cli.trainer import OnePeaceCLI, command_line
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 from onepeace_lightning.training.throughput import Throughput
 
@@ -123,8 +125,8 @@ def test_a_run_with_a_trainer_file_trains_and_logs_its_throughput(checkout, tmp_
         ]
     )  # fmt: skip
     (path,) = (tmp_path / "logs").rglob("metrics.csv")
-    header, row = (line.split(",") for line in path.read_text().splitlines()[:2])
-    logged = {name: float(value) for name, value in zip(header, row, strict=True) if value}
+    with path.open(newline="") as file:
+        logged = {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
     assert {name for name in logged if name.startswith("throughput/")} == {
         f"throughput/{name}"
         for name in (

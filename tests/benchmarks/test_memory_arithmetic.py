@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +17,6 @@ from onepeace_lightning.modalities.presets import preset_config
 from onepeace_lightning.models import Tokens
 from onepeace_lightning.models.config import TransformerConfig
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.training.pretraining_flops import step_views
 from tests.tiny import batches, images, tiny_config, tiny_model
 
 CONFIG = TransformerConfig(width=128, depth=1, heads=2, ffn_width=384, layer_scale=0.5)
@@ -136,24 +136,31 @@ def test_the_state_is_that_of_a_trained_model():
 def test_work_is_counted_from_the_masks():
     model = tiny_model()
     batch = batches(model, "image-text")
-    step = arithmetic.work(step_views(batch), 3)
+    step = arithmetic.work(batch, 3)
     (one,) = batch.values()
-    text, image = one.inputs["text"].lengths + 1, 10
+    text, image = np.array(one.inputs["text"].token_lengths), 10
     whole = int(text.sum()) + 3 * image
     hidden = {name: int(mask.sum()) for name, mask in one.masks.items()}
     fused = {name: int(mask.sum()) for name, mask in one.fused_masks.items()}
-    assert (step.terms, step.learn_views, step.teach_views, step.decode_views) == (4, 5, 1, 3)
+    assert (step.terms, step.with_grad_views, step.without_grad_views, step.decode_views) == (4, 5, 1, 3)
     # each alone, each masked, both masked
-    assert 3 * step.learn == pytest.approx(3 * whole - sum(hidden.values()) - sum(fused.values()))
+    assert 3 * step.with_grad == pytest.approx(3 * whole - sum(hidden.values()) - sum(fused.values()))
     assert 3 * step.decode == pytest.approx(2 * whole)
     candidates = {"text": int(text.sum()) - 3, "image": 3 * (image - 1)}
     pairs = sum((hidden[name] + fused[name]) * candidates[name] for name in candidates)
     assert 9 * step.pairs == pytest.approx(pairs)
 
 
+def work(**counts: float) -> arithmetic.Work:
+    """That of an image-text step."""
+    return arithmetic.Work(**counts, terms=4, with_grad_views=5, without_grad_views=1, decode_views=3)
+
+
 def test_the_packed_pass_gathers_blocks_three_times_and_view_by_view_for_every_view():
     sizes = arithmetic.Parameters(encoder=1000, decoder=100, rest=10, block=250)
-    step = arithmetic.Work(learn=1, decode=1, pairs=1, terms=4, learn_views=5, teach_views=1, decode_views=3)
+    step = arithmetic.Work(
+        with_grad=1, decode=1, pairs=1, terms=4, with_grad_views=5, without_grad_views=1, decode_views=3
+    )
     assert arithmetic.gathered_bytes(sizes, step, packed=True) == 2 * (3 * 1000 + 2 * 100) + 4 * 10
     assert arithmetic.gathered_bytes(sizes, step, packed=False) == 2 * (11 * 1000 + 6 * 100) + 4 * 10
 
@@ -163,7 +170,9 @@ def test_the_packed_pass_gathers_blocks_three_times_and_view_by_view_for_every_v
 def test_the_largest_batch_fits_and_one_more_does_not(checkpointing, pairs):
     config = preset_config("4b")
     assert isinstance(config.adapters["image"], ImageConfig)
-    step = arithmetic.Work(learn=450, decode=550, pairs=pairs, terms=4, learn_views=5, teach_views=1, decode_views=3)
+    step = arithmetic.Work(
+        with_grad=450, decode=550, pairs=pairs, terms=4, with_grad_views=5, without_grad_views=1, decode_views=3
+    )
 
     def needed(samples: int) -> float:
         kept = arithmetic.activation_bytes(config, step, samples, checkpointing=checkpointing)

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO, partial_of, publish
-from onepeace_lightning.cli import command_line
+from onepeace_lightning.cli.trainer import command_line
 from onepeace_lightning.training.failures import is_lost
 from onepeace_lightning.training.seeding import seed_step
 from onepeace_lightning.training.strategy import FullyShardedStrategy, placement

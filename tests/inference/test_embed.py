@@ -449,3 +449,9 @@ def test_a_byte_order_mark_is_no_part_of_a_text(here, model_folder):
     Path("t/b.txt").write_bytes(b"a red cow")
     embed(model_folder, "--text", "t", "--out", "t.parquet")
     assert content("t.parquet")[2] == ["a red cow", "a red cow"]
+
+
+def test_several_processes_do_not_write_one_file(here, model_folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails("--image", "photos", "--out", "a.parquet", model=model_folder, says="2 processes would write one file")
+    assert not Path("a.parquet.partial").exists()

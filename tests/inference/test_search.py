@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
-from onepeace_lightning.inference.search import bracketed
 from tests.inference.conftest import CAPTIONS, tiny_onepeace
 from tests.reports.test_gallery import Page
 
@@ -60,7 +59,7 @@ def test_a_text_finds_what_the_model_finds(indexed, model_folder, capsys):
 
 
 def test_a_weighted_sum_of_a_sound_and_a_text(indexed, model_folder, capsys):
-    words = ["--audio", "sounds/1.wav", "--text", "at night", "--weights", 0.7, 0.3]
+    words = ["--audio", "sounds/1.wav", "--text", "at night", "--weights", "audio=0.7", "text=0.3"]
     search(model_folder, "photos.parquet", *words)
     printed = capsys.readouterr().out
     assert "0.7 × audio 'sounds/1.wav' + 0.3 × text 'at night'" in printed
@@ -164,9 +163,8 @@ def test_an_index_outlives_what_its_modality_does_not_use(indexed, model_folder)
         (["--text", "dog"], "index"),
         (["nowhere.parquet", "--text", "dog"], r"there is no file of embeddings nowhere\.parquet"),
         (["pairs.csv", "--text", "dog"], r"pairs\.csv is no file of embeddings"),
-        (["photos.parquet", "--text", "dog", "--weights", 1, 2], "2 weights .* for 1 queries"),
-        (["photos.parquet", "--text", "dog", "--weights", 0], "add up to nothing"),
-        (["photos.parquet", "--text", "dog", "--weights.audio", 1], "weights of audio do not fit queries of text"),
+        (["photos.parquet", "--text", "dog", "--weights", "text=0"], "add up to nothing"),
+        (["photos.parquet", "--text", "dog", "--weights", "audio=1"], "weights of audio do not fit queries of text"),
         (["photos.parquet", "--text", "dog", "--top", 0], "top is 0"),
         (["photos.parquet", "--text", "dog", "--out", "page.pdf"], "the page ends in .html"),
         (["photos.parquet", "--text", "?"], "no words"),
@@ -189,15 +187,16 @@ def test_a_damaged_index_is_refused(indexed, model_folder):
     fails("sounds.npz", "--text", "dog", model=model_folder, says="not written by")
 
 
-def test_words_in_any_order_reach_the_parser():
-    typed = ["--model", "m", "--audio=a.wav", "one.npz", "--text", "at night", "--weights", "-0.5", "1", "two.npz"]
-    assert bracketed(typed) == [
-        '["one.npz", "two.npz"]', '--queries={"audio": "a.wav", "text": "at night"}', "--model=m",
-        "--weights.audio=-0.5", "--weights.text=1",
-    ]  # fmt: skip
-    assert bracketed(["one.npz", "--weights.text", "2", "--help"]) == ['["one.npz"]', "--weights.text=2", "--help"]
-    with pytest.raises(ValueError, match="1 weights"):
-        bracketed(["--weights", "1"])
+@pytest.mark.parametrize("text", ["#sunset", "null", "~ dog", "12", "[dog", "true", "- a: b"])
+def test_a_text_is_taken_as_it_is_typed(indexed, model_folder, capsys, text):
+    search(model_folder, "texts.parquet", f"--text={text}", "photos.parquet", "--top", 2)
+    assert repr(text) in capsys.readouterr().out
+
+
+def test_wrong_weights_are_told(indexed, model_folder, capsys):
+    with pytest.raises(SystemExit):
+        search(model_folder, "photos.parquet", "--text", "dog", "--weights", 1)
+    assert "'1' is not NAME=NUMBER, such as text=0.5" in capsys.readouterr().err
 
 
 def test_shards_with_upper_case_extensions_show_their_pictures(here, model_folder):

@@ -5,8 +5,8 @@ import torch
 
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models import PretrainModel
-from onepeace_lightning.models.config import DecoderConfig
-from onepeace_lightning.models.denoiser import DecoderInput, Denoiser
+from onepeace_lightning.models.config import AdapterConfig
+from onepeace_lightning.models.denoiser import DecoderInput
 from onepeace_lightning.models.packing import Tokens
 from onepeace_lightning.models.patches import grid_positions
 from tests.models import reference
@@ -90,7 +90,7 @@ def test_nothing_hidden_predicts_nothing_and_passes_a_gradient_of_zero():
 
 
 def test_more_positions_than_the_decoder_has_are_refused():
-    entry = DecoderInput(8, 4, 0.02, positions=5, grid=None)
+    entry = DecoderInput(8, 4, 0.02, positions=5, adapter=tiny_config().adapters["text"])
     tokens = Tokens.of_padded(torch.randn(1, 6, 8), [6])
     with pytest.raises(ValueError, match="6 positions; the decoder has 5: shorten"):
         entry(tokens, [6])
@@ -110,6 +110,8 @@ def test_the_decoders_image_positions_follow_the_grid():
 
 
 def test_a_modality_without_decoder_positions_is_named():
-    decoder = DecoderConfig(transformer=tiny_config().decoder.transformer, positions={"text": 32})
-    with pytest.raises(ValueError, match="positions does not say how many rows modality 'audio' needs"):
-        Denoiser(tiny_config(decoder=decoder))
+    class Silent(AdapterConfig):
+        modality = "radar"
+
+    with pytest.raises(ValueError, match="positions does not say how many rows modality 'radar' needs"):
+        Silent().decoder_rows()

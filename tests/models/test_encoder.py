@@ -32,11 +32,12 @@ def raw_inputs() -> dict:
 def select(raw: dict, rows: list[int]) -> dict:
     """The named samples as a batch of their own, with no more padding than they need."""
     ids, audio = raw["text"].ids_BL[rows], raw["audio"]
-    longest, samples = int((ids != 1).sum(1).max()), int(audio.lengths[rows].max())
+    lengths = [audio.lengths[row] for row in rows]
+    longest, samples = int((ids != 1).sum(1).max()), max(lengths)
     return {
         "text": Text(ids[:, :longest]),
         "image": Image(raw["image"].pixels[rows]),
-        "audio": Audio(audio.waveforms_BN[rows, :samples], audio.lengths[rows]),
+        "audio": Audio(audio.waveforms_BN[rows, :samples], lengths),
     }
 
 

@@ -247,5 +247,5 @@ def test_from_the_command_line_with_epochs_and_from_scratch(tmp_path, monkeypatc
         "--data.train={path: train, batch_size: 6}", "--data.val={val: {path: train, batch_size: 4}}",
         "--data.preprocessing={audio: {min_seconds: 0.2, max_seconds: 1.0}}",
     ])  # fmt: skip
-    [checkpoint] = tmp_path.rglob("*.ckpt")
+    checkpoint = tmp_path / "runs/run/checkpoints/last.ckpt"
     assert load_task(checkpoint).classes == ["low", "middle", "high"]

@@ -32,9 +32,9 @@ def convert(
         out: the folder to write, or the .pt file.
         to: folder (config.json, model.safetensors, the vocabulary) or original (one .pt file without a vocabulary).
         bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for the original's checkpoints.
-        dtype: float32, bfloat16 or float16; as it is if null.
+        dtype: float32, bfloat16 or float16; as it is by default.
         image_size: side of the images in pixels, a multiple of 16, for which relative positions are resized; as it
-            is if null.
+            is by default.
         overwrite: replace what is at ``out``.
 
     Raises:

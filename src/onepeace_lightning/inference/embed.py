@@ -1,5 +1,6 @@
 """``onepeace embed``: a file of embeddings from a folder, a glob, a table or shards."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,12 @@ def embed(
         items: one modality to its source, on the command line ``--image SOURCE``, ``--text SOURCE`` and so on: a folder
             with its files, a glob in quotes, a table of paths (or of texts), or a folder of shards.
         column: of a table (.csv, .tsv): where the paths or texts are.
-        root: folder that a table's paths are relative to; the table's own if null.
+        root: folder that a table's paths are relative to; the table's own by default.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
         batch_size: items that run through the model together.
         chunk_size: items that are kept together.
-        device: where to compute, such as cuda; a GPU where there is one if null.
-        dtype: float32, bfloat16 or float16; the weights' own if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
+        dtype: float32, bfloat16 or float16; the weights' own by default.
         skip_bad: leave out items that cannot be read, naming them, instead of stopping.
 
     Raises:
@@ -57,6 +58,11 @@ def embed(
     items = items or {}
     if len(items) != 1:
         raise ValueError(f"give one modality, such as --image FOLDER, not {', '.join(items) or 'none'}")
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"{processes} processes would write one file: run onepeace embed without torchrun, or give each process a"
+            " part of the source and a file of its own (onepeace search takes several)"
+        )
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
     [(name, given)] = items.items()

@@ -3,7 +3,6 @@
 N = items, d = embedding width.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +17,6 @@ from rich.text import Text
 from onepeace_lightning.inference.embedding_files import read_about, read_embeddings
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.sources import read_item
-from onepeace_lightning.modalities.base import modalities
 from onepeace_lightning.reports.pages import answer_row, figure, page
 
 
@@ -62,12 +60,12 @@ def search(
         model: a folder, a checkpoint, or a name on the hub.
         queries: modality to what to search with, a sentence or a file; on the command line ``--text "a cow"``,
             ``--image cow.jpg`` and so on.
-        weights: of the queries, in the order in which they are given; 1 each if null. Negative ones lead away.
+        weights: of the queries, such as audio=0.7 text=0.3; 1 each by default. Negative ones lead away.
         top: items to show.
         out: the page to write, with all that was found in it.
         root: where the indexed files are now, if they were moved.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
-        device: where to compute, such as cuda; a GPU where there is one if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
 
     Raises:
         ValueError: no query, weights that do not fit, or an index of another model.
@@ -127,48 +125,6 @@ def nearest(query_d: np.ndarray, paths: Sequence[Path], abouts: Sequence[Mapping
             ]
             best = sorted(best, key=lambda hit: -hit.cosine)[:top]
     return best
-
-
-def bracketed(words: Sequence[str]) -> list[str]:
-    """A command line as it is typed to what the parser takes: lists in brackets, weights by the name of their query.
-
-    ``a.parquet b.parquet --audio siren.wav --text "at night" --weights 0.7 0.3`` gives the recording 0.7.
-
-    Raises:
-        ValueError: where there are not as many weights as queries.
-    """
-    index: list[str] = []
-    options: list[list[str]] = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            options.append([name, value] if equals else [name])
-        elif options and (len(options[-1]) == 1 or (options[-1][0] == "--weights" and _is_number(word))):
-            options[-1].append(word)
-        else:
-            index.append(word)
-    known = modalities()
-    queries = {name[2:]: "".join(values) for name, *values in options if name[2:] in known}
-    typed = [json.dumps(index)] if index else []
-    typed += [f"--queries={json.dumps(queries)}"] if queries else []
-    for name, *values in options:
-        if name[2:] in known:
-            continue
-        if name != "--weights":
-            typed.append("=".join([name, *values]))
-        elif len(values) != len(queries):
-            raise ValueError(f"{len(values)} weights ({' '.join(values)}) for {len(queries)} queries, {list(queries)}")
-        else:
-            typed += [f"--weights.{query}={value}" for query, value in zip(queries, values, strict=True)]
-    return typed
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -440,8 +440,8 @@ def serve(
         api_key: what clients must send as ``Authorization: Bearer KEY``; needed to listen on another address.
         batch_size: inputs that go through the model together.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
-        device: where to compute, such as cuda.
-        dtype: float32, bfloat16 or float16; the weights' own if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
+        dtype: float32, bfloat16 or float16; the weights' own by default.
 
     Raises:
         ValueError: an index of another model, or an address that others reach without a key.

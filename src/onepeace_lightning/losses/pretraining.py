@@ -1,21 +1,22 @@
 """The two pretraining tasks over batches of any data types, in two passes through the encoder (paper section 3.3).
 
-The first pass holds all views that learn: the students, which see only unmasked tokens, and the unmasked views whose
-embeddings are contrasted. The second, without gradient, holds the teachers that are not among the first.
+The first pass holds all views with gradient: the students, which see only unmasked tokens, and the unmasked views whose
+embeddings are contrasted. The second, without gradient, holds the teachers that are not among the first. Which they are
+says ``losses.plan``.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_contrast, sigmoid_contrast
-from onepeace_lightning.losses.denoising import denoised_alone, denoising_contrast, self_taught
+from onepeace_lightning.losses.denoising import denoising_contrast
+from onepeace_lightning.losses.plan import Sampled, StepPlan, plan_step
 from onepeace_lightning.modalities.base import modality
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.packing import Tokens, View, to_device
@@ -23,14 +24,6 @@ from onepeace_lightning.models.pretraining import PretrainModel
 
 WEIGHTS = {"contrast": 1.0, "fused": 0.5}
 """Of the loss terms by kind; that of a modality denoised alone is its ``denoising_weight``."""
-
-
-class Sampled(Protocol):
-    """What the losses need of a batch: ``data.batch.Batch``."""
-
-    inputs: dict[str, Any]
-    masks: dict[str, np.ndarray]
-    fused_masks: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,10 +52,12 @@ class PretrainingLoss:
         terms: "stream/term" to its value before weighting; terms are contrast, a modality, or fused_<modality>. Of
             three modalities or more each two have a contrast, ``contrast_<modality>_<modality>``.
         students: the same denoising terms to the (M, D) features predicted for the hidden tokens.
+        plan: the views that were encoded.
     """
 
     terms: dict[str, Tensor]
     students: dict[str, Tensor]
+    plan: StepPlan
 
     @property
     def total(self) -> Tensor:
@@ -88,49 +83,6 @@ Contrast = Callable[[Embeddings, Tensor, Tensor | None], dict[str, Tensor]]
 """Makes loss terms of embeddings, the inverse temperature and the bias of the logits."""
 
 
-class _Ref(NamedTuple):
-    """A view by the pass that encodes it ("learn" or "teach") and its place there."""
-
-    run: str
-    view: int
-
-
-class _Passes:
-    """The views of the learning pass and of the teaching pass, collected before either runs."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.views: dict[str, list[View]] = {"learn": [], "teach": []}
-        self.features: dict[str, dict[int, dict[str, Tokens]]] = {}
-
-    def add(self, run: str, tokens: View, hidden: Mapping[str, np.ndarray] | None = None) -> _Ref:
-        with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
-            self.views[run].append(self.backbone.view(tokens, hidden))
-        return _Ref(run, len(self.views[run]) - 1)
-
-    def encode(self, only: Collection[_Ref] | None = None) -> None:
-        """Run both passes, or with ``only`` the parts of them that hold these views."""
-        for run, views in self.views.items():
-            chosen = range(len(views)) if only is None else sorted({ref.view for ref in only if ref.run == run})
-            with torch.set_grad_enabled(run == "learn" and torch.is_grad_enabled()):
-                features = self.backbone.encode([views[view] for view in chosen]) if chosen else []
-            self.features[run] = dict(zip(chosen, features, strict=True))
-
-    def __getitem__(self, ref: _Ref) -> dict[str, Tokens]:
-        return self.features[ref.run][ref.view]
-
-
-@dataclass
-class _Student:
-    """A masked view: the terms it gives by modality, what it hides, how long it was before, and who teaches it."""
-
-    view: _Ref
-    terms: dict[str, str]
-    masks: Mapping[str, np.ndarray]
-    lengths: dict[str, list[int]]
-    teachers: Mapping[str, _Ref]
-
-
 def pretraining_loss(
     model: PretrainModel,
     batches: Mapping[str, Sampled],
@@ -150,23 +102,21 @@ def pretraining_loss(
     Raises:
         ValueError: where there is nothing to learn, or the model cannot denoise though it should.
     """
-    passes, contrasts, students = _views(model, batches, objectives, without_gradient)
-    passes.encode()
-    contrast = contrast or partial(contrast_terms, objectives=objectives)
-    embeddings = _embeddings(model, passes, contrasts)
-    result = PretrainingLoss(contrast(embeddings, model.heads.scale, model.heads.logit_bias) if contrasts else {}, {})
-    if students and model.denoiser is not None:
-        predicted = model.denoiser(
-            [passes[student.view] for student in students],
-            [student.lengths for student in students],
-            [student.masks for student in students],
-        )
-        for student, features in zip(students, predicted, strict=True):
-            for name, term in student.terms.items():
-                teacher = passes[student.teachers[name]][name]
-                result.terms[term] = _denoise(features[name], teacher, student.masks[name], objectives.smoothing)
-                result.students[term] = features[name]
-    return result
+    if objectives.denoise and model.denoiser is None:
+        raise ValueError("objectives ask to denoise, but the model was built with denoise=False")
+    plan = plan_step(batches, denoise=objectives.denoise, without_gradient=without_gradient)
+    features = encode_views(model.backbone, batches, plan)
+    terms: dict[str, Tensor] = {}
+    if plan.contrasts:
+        contrast = contrast or partial(contrast_terms, objectives=objectives)
+        terms |= contrast(_embeddings(model, features, plan), model.heads.scale, model.heads.logit_bias)
+    predicted = _predict(model, features, plan)
+    for student in plan.students:
+        masks = plan.views[student.view].masks
+        for name, term in student.terms.items():
+            teacher = features[student.teachers[name]][name]
+            terms[term] = _denoise(predicted[term], teacher, masks[name], objectives.smoothing)
+    return PretrainingLoss(terms, predicted, plan)
 
 
 def contrasted_embeddings(
@@ -189,9 +139,10 @@ def contrasted_embeddings(
     Returns:
         Stream to modality to (B, D).
     """
-    passes, contrasts, _ = _views(model, batches, objectives, without_gradient)
-    passes.encode(None if all_views else {ref for sides in contrasts.values() for ref in sides.values()})
-    return _embeddings(model, passes, contrasts)
+    plan = plan_step(batches, denoise=objectives.denoise, without_gradient=without_gradient)
+    contrasted = {view for sides in plan.contrasts.values() for view in sides.values()}
+    features = encode_views(model.backbone, batches, plan, None if all_views else contrasted)
+    return _embeddings(model, features, plan)
 
 
 def contrast_terms(
@@ -216,59 +167,57 @@ def contrast_terms(
     return terms
 
 
-def _views(
-    model: PretrainModel, batches: Mapping[str, Sampled], objectives: Objectives, without_gradient: Collection[str]
-) -> tuple[_Passes, dict[str, dict[str, _Ref]], list[_Student]]:
-    """Collect the views of a step: those to contrast, by stream and modality, and the students."""
-    if objectives.denoise and model.denoiser is None:
-        raise ValueError("objectives ask to denoise, but the model was built with denoise=False")
-    passes = _Passes(model.backbone)
-    contrasts: dict[str, dict[str, _Ref]] = {}
-    students: list[_Student] = []
-    for stream, batch in batches.items():
-        tokens = model.backbone.embed(batch.inputs)
-        alone: dict[str, _Ref] = {}
-        if pair := len(tokens) > 1:
-            for name in tokens:
-                alone[name] = passes.add("teach" if name in without_gradient else "learn", {name: tokens[name]})
-            contrasts[stream] = alone
-        if not objectives.denoise:
-            continue
-        together = dict.fromkeys(tokens, passes.add("teach", tokens))
-        from_itself = self_taught(list(tokens))
-        for name in denoised_alone(list(tokens)):
-            teachers = {name: alone[name] if pair and from_itself else together[name]}
-            students.append(_student(passes, {name: tokens[name]}, batch.masks, stream + "/", teachers))
-        if pair:
-            students.append(_student(passes, tokens, batch.fused_masks, stream + "/fused_", together))
-    if not contrasts and not students:
-        raise ValueError(
-            f"nothing to learn from {list(batches)}: without denoising, a pair such as image-text is needed"
-        )
+def encode_views(
+    backbone: Backbone, batches: Mapping[str, Sampled], plan: StepPlan, only: Collection[int] | None = None
+) -> dict[int, dict[str, Tokens]]:
+    """Features of a plan's views by their index: those with gradient in one pass, the others in a second without.
 
-    return passes, contrasts, students
-
-
-def _embeddings(model: PretrainModel, passes: _Passes, contrasts: Mapping[str, Mapping[str, _Ref]]) -> Embeddings:
-    return {
-        stream: {
-            name: model.heads(name, passes[ref]).detach() if ref.run == "teach" else model.heads(name, passes[ref])
-            for name, ref in sides.items()
+    Args:
+        backbone: adapters and encoder.
+        batches: what was planned for.
+        plan: the views.
+        only: indices of the views that are encoded; None: all.
+    """
+    tokens = {stream: backbone.embed(batch.inputs) for stream, batch in batches.items()}
+    features: dict[int, dict[str, Tokens]] = {}
+    for with_grad in (True, False):
+        chosen = {
+            index: view
+            for index, view in enumerate(plan.views)
+            if view.with_grad == with_grad and (only is None or index in only)
         }
-        for stream, sides in contrasts.items()
-    }
+        with torch.set_grad_enabled(with_grad and torch.is_grad_enabled()):
+            views = [
+                backbone.view({name: tokens[view.stream][name] for name in view.modalities}, view.masks)
+                for view in chosen.values()
+            ]
+            features |= dict(zip(chosen, backbone.encode(views) if views else [], strict=True))
+    return features
 
 
-def _student(
-    passes: _Passes, tokens: View, masks: Mapping[str, np.ndarray], prefix: str, teachers: Mapping[str, _Ref]
-) -> _Student:
-    return _Student(
-        view=passes.add("learn", tokens, masks),
-        terms={name: prefix + name for name in tokens},
-        masks=masks,
-        lengths={name: part.lengths for name, part in tokens.items()},
-        teachers=teachers,
+def _embeddings(model: PretrainModel, features: Mapping[int, View], plan: StepPlan) -> Embeddings:
+    embeddings: dict[str, dict[str, Tensor]] = {}
+    for stream, sides in plan.contrasts.items():
+        for name, view in sides.items():
+            found_BD = model.heads(name, features[view])
+            embeddings.setdefault(stream, {})[name] = found_BD if plan.views[view].with_grad else found_BD.detach()
+    return embeddings
+
+
+def _predict(model: PretrainModel, features: Mapping[int, View], plan: StepPlan) -> dict[str, Tensor]:
+    """The (M, D) features of hidden tokens, by term."""
+    if not plan.students or model.denoiser is None:
+        return {}
+    predicted = model.denoiser(
+        [features[student.view] for student in plan.students],
+        [{name: features[view][name].lengths for name, view in student.teachers.items()} for student in plan.students],
+        [plan.views[student.view].masks for student in plan.students],
     )
+    return {
+        term: found[name]
+        for student, found in zip(plan.students, predicted, strict=True)
+        for name, term in student.terms.items()
+    }
 
 
 def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: np.ndarray, smoothing: float) -> Tensor:

@@ -29,17 +29,17 @@ class AnswersGallery(L.Callback):
     zero's first ones.
 
     Args:
-        folder: where both files go; made where it does not exist, older files are replaced.
+        folder: where both files go, the trainer's ``default_root_dir`` if None; older files are replaced.
         samples: how many of each stream.
 
     Raises:
         ValueError: for less than one sample.
     """
 
-    def __init__(self, folder: str, samples: int = 24) -> None:
+    def __init__(self, folder: str | None = None, samples: int = 24) -> None:
         if samples < 1:
             raise ValueError(f"samples is {samples}; a gallery shows at least 1")
-        self.folder = Path(folder)
+        self.folder = folder
         self.samples = samples
         self._drawn: dict[str, list[Drawn]] = {}
 
@@ -90,9 +90,10 @@ class AnswersGallery(L.Callback):
             rank_zero_warn("no validation sample was answered: there is no gallery of answers to write")
             return
         sheet = render_sheet(self._drawn)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.folder / "answers.png")
-        (self.folder / "answers.html").write_text(render_html(self._drawn), encoding="utf-8")
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / "answers.png")
+        (folder / "answers.html").write_text(render_html(self._drawn), encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("answers", np.asarray(sheet), trainer.global_step, dataformats="HWC")

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -116,15 +115,15 @@ class RetrievalGallery(L.Callback):
     also goes to TensorBoard. Under several processes queries and candidates are rank zero's part.
 
     Args:
-        folder: where both files go; made where it does not exist, older files are replaced.
+        folder: where both files go, the trainer's ``default_root_dir`` if None; older files are replaced.
         queries: how many of each stream to show, with distinct captions.
         top: candidates retrieved for each.
     """
 
-    def __init__(self, folder: str, queries: int = 8, top: int = 5) -> None:
+    def __init__(self, folder: str | None = None, queries: int = 8, top: int = 5) -> None:
         if queries < 1 or top < 1:
             raise ValueError(f"queries is {queries} and top is {top}: a gallery shows at least 1 of each")
-        self.folder = Path(folder)
+        self.folder = folder
         self.queries = queries
         self.top = top
         self._examples: dict[int, RetrievalExamples] = {}
@@ -169,13 +168,13 @@ class RetrievalGallery(L.Callback):
         if not trainer.is_global_zero:
             return
         examples = list(self._examples.values())
-        if not examples:
-            rank_zero_warn("no validation stream held several modalities: there is no gallery to write")
+        if not examples:  # no validation stream held several modalities
             return
         sheet = render_sheet(examples, self.top)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.folder / "gallery.png")
-        (self.folder / "gallery.html").write_text(render_html(examples, self.top), encoding="utf-8")
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / "gallery.png")
+        (folder / "gallery.html").write_text(render_html(examples, self.top), encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("gallery", np.asarray(sheet), trainer.global_step, dataformats="HWC")

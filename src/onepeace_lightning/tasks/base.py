@@ -202,7 +202,10 @@ class FinetuneTask(TrainedModule):
             whole = {}
         parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
         if whole is None:
-            self.load_source()
+            report, scratch = self.load_source(), self.source.weights is None
+            self.untrained = sum(
+                p.numel() for name, p in self.model.named_parameters() if scratch or name in report.missing
+            )
         elif whole:
             fill(self.model, whole, self.source.name)
         if self.lora is not None:
@@ -235,7 +238,7 @@ class FinetuneTask(TrainedModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with layer decay, over what trains."""
-        return adamw(self.model, self.optimization, self._total_steps())
+        return adamw(self.model, self.optimization, self.total_steps())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that the task and its backbone can be opened from."""
@@ -357,16 +360,6 @@ class FinetuneTask(TrainedModule):
             self.log_dict({prefix + key: value for key, value in percent.items()})
             scores.append(self.score(percent))
         self.log(f"{split}/score", torch.stack(scores).mean(), prog_bar=True)
-
-    def _total_steps(self) -> int | None:
-        """Optimizer steps that the trainer's settings amount to; nothing is loaded to find out."""
-        trainer = self.trainer
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        data = getattr(trainer, "datamodule", None)
-        if trainer.max_epochs is None or trainer.max_epochs < 0 or not isinstance(data, DataModule):
-            return None
-        return max(1, trainer.max_epochs * data.steps_per_epoch // trainer.accumulate_grad_batches)
 
 
 def _named(where: str, corpora: Iterable[str]) -> str | None:

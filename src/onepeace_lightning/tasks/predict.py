@@ -41,9 +41,9 @@ def predict(
             question; choices are a JSON list. For tasks that take one thing also a folder, a glob in quotes, a file, or
             a folder of shards.
         out: the .jsonl file to write. Masks are written as PNG files beside it, in a folder of the same name.
-        root: folder that a table's paths are relative to; the table's own if null.
+        root: folder that a table's paths are relative to; the table's own by default.
         batch_size: items that run through the model together.
-        device: where to compute, such as cuda; a GPU where there is one if null.
+        device: where to compute, such as cuda; by default a GPU where there is one.
 
     Raises:
         ValueError: the checkpoint is no task's, a column is missing, or an item cannot be read.

@@ -108,6 +108,16 @@ class PretrainTask(TrainedModule):
             new = modality_parameters(self.model, self.trainable or ())
             load_pretrained(self.model, self.init_from, new.__contains__)
             self.model.heads.reset_parameters()
+        else:
+            self.untrained = sum(parameter.numel() for parameter in self.model.parameters())
+
+    def monitor(self, data: Any) -> str | None:
+        """``val/mean_R@1``, where the validation data have pairs of a trained type."""
+        try:
+            kinds = [data.data_type(stream) for stream in getattr(data, "val", {}).values()]
+        except (OSError, ValueError):  # the data's own set-up says what is wrong with them
+            return None
+        return f"val/mean_{SCORE}" if any(kind.pairs and kind in self.data_types for kind in kinds) else None
 
     def _stage2(self, model: PretrainModel, trainable: Sequence[str]) -> set[str]:
         """Names of the parameters that train; no embedding of a modality that is not named depends on them."""
@@ -220,7 +230,7 @@ class PretrainTask(TrainedModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over parameter groups and the schedule, stepped by optimizer step."""
-        return adamw(cast(PretrainModel, self.model), self.optimization)
+        return adamw(cast(PretrainModel, self.model), self.optimization, self.total_steps())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the model's sizes, the tokenizer's files and the data's preprocessing, which the weights depend on."""

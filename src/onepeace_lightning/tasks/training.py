@@ -22,6 +22,24 @@ class TrainedModule(L.LightningModule):
     """
 
     optimization: Optimization
+    untrained: int = 0
+    """Numbers of the built model that have random initial values; a checkpoint is needed to measure it."""
+
+    def monitor(self, data: Any) -> str | None:
+        """The logged score to choose checkpoints by, more is better; None where the data give none."""
+        return "val/score" if getattr(data, "val", None) else None
+
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the run: as configured, or what the trainer's settings amount to; nothing is loaded."""
+        if self.optimization.total_steps is not None:
+            return self.optimization.total_steps
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        steps = getattr(getattr(trainer, "datamodule", None), "steps_per_epoch", None)
+        if steps is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+            return None
+        return max(1, trainer.max_epochs * steps // trainer.accumulate_grad_batches)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Count steps that are skipped."""

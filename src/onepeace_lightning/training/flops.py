@@ -11,16 +11,14 @@ F = inner width of a feed-forward network, L = tokens of a sequence, one block's
 and a backward pass the same once more for the gradient of each product's weights and once for that of its input
 (attention: of either factor), where those are needed: frozen weights have no gradient, and raw input has none.
 
-A whole pretraining step is in ``losses.flops``.
+A whole pretraining step is in ``training.pretraining_flops``.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
+from onepeace_lightning.losses.plan import Lengths
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.flops import Flops, product
-
-Lengths = Mapping[str, Sequence[int]]
-"""A view by its sizes: modality to the number of tokens of each sample, CLS included."""
 
 
 def encoder_flops(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
@@ -27,11 +28,11 @@ class ResultsTable(L.Callback):
     ``fit``, ``validate`` or ``test`` ends, on rank zero.
 
     Args:
-        folder: where ``results.json`` goes; made where it does not exist, an older file is replaced.
+        folder: where ``results.json`` goes, the trainer's ``default_root_dir`` if None; an older file is replaced.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
         self._measured = False
         self._scores: dict[str, float] = {}
 
@@ -39,6 +40,24 @@ class ResultsTable(L.Callback):
         """Forget an earlier run's scores."""
         self._measured = False
         self._scores = {}
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse to measure weights that nothing has trained.
+
+        Raises:
+            ValueError: parts of the model have their initial values, and no checkpoint was given.
+        """
+        if trainer.state.fn == TrainerFn.FITTING or trainer.ckpt_path:
+            return
+        if untrained := getattr(pl_module, "untrained", None):
+            raise ValueError(
+                f"{untrained} of the model's weights have their random initial values, so there is nothing to measure:"
+                " give a checkpoint, such as --ckpt_path best"
+            )
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As before a validation."""
+        self.on_validation_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the scores: the last validation's are the ones to show."""
@@ -62,8 +81,9 @@ class ResultsTable(L.Callback):
             console.print(table)
         for line in getattr(pl_module, "score_context", []):
             console.print(line, markup=False, highlight=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "results.json"
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "results.json"
         path.write_text(json.dumps(self._scores, indent=2) + "\n", encoding="utf-8")
         console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
 
