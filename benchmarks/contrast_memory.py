@@ -94,9 +94,9 @@ def largest(points: Sequence[tuple[int, int]], limit: float) -> tuple[int, float
 def run(
     preset: Preset = "small",
     memory_gib: float = 24.0,
-    batch_size: int = 8,
-    plain: tuple[int, ...] = (4, 8, 16),
-    batches: tuple[int, ...] = (2, 6, 12),
+    batch_size: int = 4,
+    plain: tuple[int, ...] = (4, 8),
+    batches: tuple[int, ...] = (2, 8),
 ) -> None:
     """Measure and extrapolate.
 

@@ -50,4 +50,4 @@ def test_every_sample_of_training_and_evaluation_is_read(name, tokenizer, tmp_pa
     read = [key for batch in data.val_dataloader()[other] for key in batch.keys]
     assert len(set(read)) == read_manifest(streams[other]).samples
     if "classes" in read_manifest(streams["train"]).about:
-        assert data.vocabulary("classes") == read_manifest(streams["train"]).about["classes"]
+        assert data.names("classes") == read_manifest(streams["train"]).about["classes"]

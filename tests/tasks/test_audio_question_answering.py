@@ -19,7 +19,6 @@ def data(tmp_path, words, reading) -> DataModule:
         {"val": StreamConfig(str(with_choices(tmp_path / "val", 6, first=100)), 4)},
         tokenizer=words,
         preprocessing=reading.preprocessing,
-        choices=3,
     )
 
 
@@ -113,7 +112,3 @@ def test_what_cannot_be_answered_is_refused(trainer, tmp_path, words, reading):
     (tmp_path / "no.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match=r"audio 0 .*no\.wav"):
         task.predict([tmp_path / "no.wav"], ASKED, [["a", "b"]])
-    stream = StreamConfig(str(with_choices(tmp_path / "three", 3)), 3)
-    four = DataModule(stream, {"val": stream}, tokenizer=words, preprocessing=reading.preprocessing)
-    with pytest.raises(ValueError, match="4 texts are expected"):
-        trainer().validate(task, four, verbose=False)

@@ -159,7 +159,7 @@ def test_augmented_and_mixed_training_pictures(trainer, tmp_path):
     augmentation = LabelAugmentation(crop_scale=(0.5, 1.0), erase=0.5)
     data = image_data(tmp_path, augmentation=augmentation)
     task = ImageClassificationTask(OnePeace(tiny_model()), FAST, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
-    run = trainer(max_steps=60)
+    run = trainer(max_steps=150)
     run.fit(task, data)
     assert run.validate(task, data, verbose=False)[0]["val/accuracy"] == 100.0
 

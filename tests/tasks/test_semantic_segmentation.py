@@ -106,7 +106,7 @@ def test_scores_are_of_all_pixels_together_and_at_several_scales(trainer, folder
 
 def test_a_head_alone_may_train(trainer, data):
     task = SemanticSegmentationTask(OnePeace(tiny_model()), FAST, trainable="head", points=200, **SMALL)
-    task.classes = data.vocabulary("classes")
+    task.classes = data.names("classes")
     task.configure_model()
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
     trainer(max_steps=2).fit(task, data)
@@ -117,7 +117,7 @@ def test_a_head_alone_may_train(trainer, data):
 
 
 def test_picture_truth_and_answer_are_drawn_side_by_side(data):
-    task = SemanticSegmentationTask(OnePeace(tiny_model()), classes=data.vocabulary("classes"), **SMALL)
+    task = SemanticSegmentationTask(OnePeace(tiny_model()), classes=data.names("classes"), **SMALL)
     data.setup("validate")
     batch = next(iter(data.val_dataloader()["val"]))
     truth = torch.from_numpy(batch.targets["classes"][0].astype(np.int64))
@@ -184,9 +184,9 @@ CLASSES = ["ground", "red", "green", "blue"]
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mask.png": as_png(np.zeros((40, 59), np.uint8))}, "mask has 59×40 pixels, its picture 60×40"),
+        ({"mask.png": as_png(np.zeros((40, 59), np.uint8))}, "mask has 59×40 pixels, its image 60×40"),
         ({"mask.png": as_png(np.full((40, 60), 4, np.uint8))}, "mask holds 4; there are 4 classes, 0 to 3"),
-        ({"mask.png": as_png(np.zeros((40, 60), np.uint8), "P")}, "mode is 'P'; give a grey picture of 8 bits"),
+        ({"mask.png": as_png(np.zeros((40, 60), np.uint8), "P")}, "mode is 'P'; give a grey image of 8 bits"),
         ({"mask.png": as_png(np.zeros((40, 60), np.uint16))}, "mode is 'I"),
         ({"mask.png": b"no picture"}, "cannot decode the mask"),
         ({"mask.png": GOOD["mask.png"][:-40]}, "cannot decode the mask"),

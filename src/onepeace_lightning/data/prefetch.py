@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,14 +13,18 @@ WORKERS = 2
 
 
 def ahead(
-    batches: Iterable[Sequence[T]], prepare: Callable[[T], Prepared], workers: int = WORKERS
+    batches: Iterable[Sequence[T]],
+    prepare: Callable[[T], Prepared],
+    pool: Executor | None = None,
 ) -> Iterator[list[Prepared]]:
     """Prepare every item, the items of one batch in advance of the batch that is handed out.
+
+    ``pool`` are the processes or threads that do it, ``WORKERS`` threads if None; it is shut down at the end.
 
     An error of ``prepare`` is raised where its batch would have been handed out.
     """
     waiting: deque[list[Future[Prepared]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool:
+    with pool or ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare") as pool:
         try:
             for batch in batches:
                 waiting.append([pool.submit(prepare, item) for item in batch])

@@ -1,20 +1,30 @@
-"""``onepeace embed``: a file of embeddings from a folder, a glob, a table or shards."""
+"""``onepeace embed``: a file or a folder of embeddings from a folder, a glob, a table or shards."""
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional as F
 
 from onepeace_lightning.data.prefetch import ahead
-from onepeace_lightning.inference.embedding_files import Chunk, Output
+from onepeace_lightning.inference.embedding_files import ENDINGS, Chunk, Output
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.inference.parts import Parts, in_chunks
 from onepeace_lightning.inference.sources import Items, Read, find_items
 from onepeace_lightning.modalities.base import Modality, modality
 
+Storage = Literal["float32", "float16", "int8"]
+
 _SHOWN = 10
+_TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1"}
+"""Variables that torchrun sets, and what they mean without it."""
 
 
 def embed(
@@ -30,8 +40,13 @@ def embed(
     device: str | None = None,
     dtype: str | None = None,
     skip_bad: bool = False,
+    workers: int = 0,
+    dim: int | None = None,
+    storage: Storage | None = None,
 ) -> None:
     """Embed the items of one modality of a source, such as ``--image FOLDER``.
+
+    Started by torchrun, each of its processes writes its own parts of a folder, on its own GPU.
 
     A stopped run goes on where it stopped when the same command is given again: at most the last chunk is embedded
     anew. The file holds ids (paths relative to the source, ``shard/key``, or ``table#row`` for texts of a table),
@@ -39,7 +54,8 @@ def embed(
 
     Args:
         model: a folder, a checkpoint, or a name on the hub.
-        out: the file to write, .parquet or .npz (which is put together in memory).
+        out: the file to write, .parquet or .npz (which is put together in memory); or, without an ending, a folder of
+            Parquet files with ``chunk_size`` items each, which any number of processes write and go on with.
         items: one modality to its source, on the command line ``--image SOURCE``, ``--text SOURCE`` and so on: a folder
             with its files, a glob in quotes, a table of paths (or of texts), or a folder of shards.
         column: of a table (.csv, .tsv): where the paths or texts are.
@@ -50,6 +66,9 @@ def embed(
         device: where to compute, such as cuda; by default a GPU where there is one.
         dtype: float32, bfloat16 or float16; the weights' own by default.
         skip_bad: leave out items that cannot be read, naming them, instead of stopping.
+        workers: processes that decode; 0 decodes in two threads.
+        dim: keep the first so many numbers of each embedding, made of unit length again; all if null.
+        storage: float32, float16 or int8 (times 127); float16 in a folder and float32 in a file if null.
 
     Raises:
         ValueError: not exactly one modality, nothing to embed, bad items, or an ``out`` that was begun otherwise.
@@ -58,31 +77,46 @@ def embed(
     items = items or {}
     if len(items) != 1:
         raise ValueError(f"give one modality, such as --image FOLDER, not {', '.join(items) or 'none'}")
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    path, as_file = Path(out), Path(out).suffix in ENDINGS
+    rank, world_size = (int(os.environ.get(variable, default)) for variable, default in _TORCHRUN.items())
+    if world_size > 1 and as_file:
         raise ValueError(
-            f"{processes} processes would write one file: run onepeace embed without torchrun, or give each process a"
-            " part of the source and a file of its own (onepeace search takes several)"
+            f"{world_size} processes would write one file: give --out a folder (a name without ending), in which each"
+            " writes its own parts, or run onepeace embed without torchrun"
         )
+    if path.suffix and not as_file:
+        raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(ENDINGS)}, or a folder")
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
     [(name, given)] = items.items()
     modality(name)
     source = find_items(name, given, column, root)
+    if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=dtype)
     onepeace.check_embeds(name)
-    output = Output(Path(out), describe(onepeace, name), source)
+    width = onepeace.config.encoder.width
+    if workers < 0 or not 1 <= (dim or width) <= width:
+        raise ValueError(f"workers is {workers}, must be 0 or more; dim is {dim}, from 1 to {width}")
+    work = _Work(onepeace, onepeace.modality(name), source, batch_size, skip_bad, workers, dim or width)
+    about = {**describe(onepeace, name), "width": dim or width}
+    if (kind := storage or ("float32" if as_file else "float16")) != "float32":
+        about["storage"] = kind
+    if not as_file:
+        _embed_parts(work, Parts(path, about, source, chunk_size, rank, world_size))
+        return
+    output = Output(path, about, source)
     if output.finished:
         print(f"{out}: finished already, {_counts(output)}; delete it to embed everything anew")
         return
     if output.done:
         print(f"{out}: going on after {output.done} of {len(source)} items")
-    work = _Work(onepeace, onepeace.modality(name), source, batch_size, skip_bad)
     try:
         _embed_all(work, output, chunk_size)
     finally:
         _name(output.skipped)
     output.finish()
-    print(f"{out}: {_counts(output)}, {onepeace.config.encoder.width} numbers each")
+    print(f"{out}: {_counts(output)}, {dim or width} numbers each")
 
 
 def describe(onepeace: OnePeace, modality: str) -> dict[str, Any]:
@@ -99,17 +133,31 @@ def describe(onepeace: OnePeace, modality: str) -> dict[str, Any]:
 class _Work:
     """Batches of a source, read ahead, in the order of its items."""
 
-    def __init__(self, onepeace: OnePeace, modality: Modality, source: Items, batch_size: int, skip_bad: bool) -> None:
+    def __init__(
+        self,
+        onepeace: OnePeace,
+        modality: Modality,
+        source: Items,
+        batch_size: int,
+        skip_bad: bool,
+        workers: int,
+        width: int,
+    ) -> None:
         self.onepeace, self.modality, self.source = onepeace, modality, source
-        self.batch_size, self.skip_bad = batch_size, skip_bad
+        self.batch_size, self.skip_bad, self.workers, self.width = batch_size, skip_bad, workers, width
 
-    def batches(self, start: int) -> Iterator[Chunk]:
-        """Embed the items from a number on, a batch at a time.
+    def batches(self, chunks: Sequence[range]) -> Iterator[Chunk]:
+        """Embed the items of chunks, a batch at a time, none of which reaches from one chunk into the next.
 
         Raises:
             ValueError: naming the items of a batch that cannot be read, unless they may be skipped.
         """
-        for rows in ahead(self._batched(start), self._read):
+        read = partial(_read, self.modality)
+        pool = None
+        if self.workers:
+            # Not forked: a process that has used a GPU or threads cannot be.
+            pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _one_thread)
+        for rows in ahead(in_chunks(self.source, chunks, self.batch_size), read, pool):
             good = [(key, content, inputs) for key, content, inputs, _ in rows if inputs is not None]
             chunk = Chunk(skipped={key: error for key, _, inputs, error in rows if inputs is None})
             if chunk.skipped and not self.skip_bad:
@@ -121,28 +169,40 @@ class _Work:
             if good:
                 inputs = self.modality.collate([inputs for _, _, inputs in good])
                 chunk.ids = [key for key, _, _ in good]
-                chunk.embeddings = list(self.onepeace.embed_inputs(self.modality.name, inputs).numpy())
+                embeddings_BD = self.onepeace.embed_inputs(self.modality.name, inputs)[:, : self.width]
+                chunk.embeddings = list(F.normalize(embeddings_BD, dim=1).numpy())
                 chunk.texts = [content for _, content, _ in good] if self.modality.reads_text else []
             yield chunk
 
-    def _batched(self, start: int) -> Iterator[list[tuple[str, Read]]]:
-        batch = []
-        for item in self.source.items(start):
-            batch.append(item)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
 
-    def _read(self, item: tuple[str, Read]) -> tuple[str, str, Any, str]:
-        """The id, the text where it is one, the model's input or None, and what was wrong."""
-        key, read = item
-        try:
-            content = self.modality.decode(read())
-            return key, content if isinstance(content, str) else "", self.modality.transform(content), ""
-        except (ValueError, OSError) as error:
-            return key, "", None, str(error)
+def _read(modality: Modality, item: tuple[str, Read]) -> tuple[str, str, Any, str]:
+    """The id, the text where it is one, the model's input or None, and what was wrong."""
+    key, read = item
+    try:
+        content = modality.decode(read())
+        return key, content if isinstance(content, str) else "", modality.transform(content), ""
+    except (ValueError, OSError) as error:
+        return key, "", None, str(error)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _embed_parts(work: _Work, parts: Parts) -> None:
+    started, waiting, chunk = parts.done, iter(parts.missing), Chunk()
+    if started:
+        print(f"{parts.folder}: going on after {started} of this process's items")
+    current = next(waiting, None)
+    try:
+        for batch in work.batches(parts.missing):
+            chunk.extend(batch)
+            if current is not None and len(chunk) == len(current):
+                parts.add(current, chunk)
+                current, chunk = next(waiting, None), Chunk()
+    finally:
+        _name(parts.skipped)
+    print(f"{parts.folder}: {parts.done - len(parts.skipped)} embeddings by this process, {work.width} numbers each")
 
 
 def _embed_all(work: _Work, output: Output, chunk_size: int) -> None:
@@ -153,11 +213,8 @@ def _embed_all(work: _Work, output: Output, chunk_size: int) -> None:
         task = progress.add_task(work.modality.name, total=total, completed=output.done, rate="")
         chunk = Chunk()
         try:
-            for batch in work.batches(output.done):
-                chunk.ids += batch.ids
-                chunk.embeddings += batch.embeddings
-                chunk.texts += batch.texts
-                chunk.skipped |= batch.skipped
+            for batch in work.batches([range(output.done, total)]):
+                chunk.extend(batch)
                 speed = progress.tasks[task].speed
                 progress.update(task, advance=len(batch), rate=f"{speed:.1f} items/s" if speed else "")
                 if len(chunk) >= chunk_size:

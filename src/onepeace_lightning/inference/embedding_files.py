@@ -1,12 +1,14 @@
 """Files of embeddings: ids, embeddings and what made them, as ``.parquet`` or ``.npz``, written in chunks.
 
+A folder of ``part-….parquet`` (``inference.parts``) is read as one file is.
+
 N = items, d = embedding width.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from pyarrow import parquet
 from onepeace_lightning.inference.sources import Items
 
 ENDINGS = (".parquet", ".npz")
+INT8 = 127
+"""What 1 is stored as in int8."""
 FORMAT_VERSION = 1
 """Of what is written; raised when older readers would misread it."""
 
@@ -43,6 +47,13 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.skipped)
+
+    def extend(self, other: "Chunk") -> None:
+        """Add the items that follow."""
+        self.ids += other.ids
+        self.embeddings += other.embeddings
+        self.texts += other.texts
+        self.skipped |= other.skipped
 
 
 class Output:
@@ -84,7 +95,7 @@ class Output:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{self.done:012d}.parquet"
         partial = target.with_suffix(".writing")
-        parquet.write_table(_table(chunk, self.about["width"], about), partial)
+        parquet.write_table(to_table(chunk, about), partial)
         os.replace(partial, target)
         self.done = stop
         self.skipped |= chunk.skipped
@@ -127,13 +138,8 @@ class Output:
 
     def _take(self, path: Path, about: dict[str, Any]) -> None:
         """Count the items of a chunk, or of the finished file, as done."""
-        differing = [
-            f"{name.replace('_', ' ')} {about.get(name)}, now {value}"
-            for name, value in self.about.items()
-            if about.get(name) != value
-        ]
-        if differing:
-            raise ValueError(self._changed(path, f"was made with another {'; another '.join(differing)}"))
+        if differing := differences(about, self.about):
+            raise ValueError(self._changed(path, f"was made with another {differing}"))
         items = about["items"]
         if items["start"] != self.done:
             raise ValueError(self._changed(path, f"begins at item {items['start']}, not {self.done}: a chunk is lost"))
@@ -153,13 +159,52 @@ class Output:
         return f"{path} {what}. To embed everything anew, delete {begun} or choose another --out"
 
 
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In what embeddings were made otherwise than they are made now; empty where in nothing."""
+    return "; another ".join(
+        f"{name.replace('_', ' ')} {theirs.get(name)}, now {value}"
+        for name, value in ours.items()
+        if theirs.get(name) != value
+    )
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """The parts of a folder in the order of their items."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def join_abouts(folder: Path, abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What made a folder of embeddings, from what its parts say in order.
+
+    Raises:
+        ValueError: parts are missing, or were made by different models.
+    """
+    stop, total = 0, abouts[0]["items"]["total"]
+    for about in abouts:
+        items = about["items"]
+        if items["start"] != stop:
+            break
+        stop = items["stop"]
+    if stop != total or abouts[-1]["items"]["stop"] != total:
+        there = sum(about["items"]["stop"] - about["items"]["start"] for about in abouts)
+        raise ValueError(
+            f"{folder} holds {there} of {total} items: give the command of `onepeace embed` again, which goes on"
+        )
+    if len({about["model"] for about in abouts}) > 1:
+        raise ValueError(f"{folder} has parts of different models: embed anew into another folder")
+    skipped = {key: error for about in abouts for key, error in about["items"]["skipped"].items()}
+    return {**abouts[0], "items": {**abouts[0]["items"], "start": 0, "stop": total, "skipped": skipped}}
+
+
 def read_about(path: Path) -> dict[str, Any]:
-    """What made a file of embeddings.
+    """What made a file or a folder of embeddings.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: where it is no file of embeddings.
+        ValueError: where it is no file of embeddings, or a folder that is not complete.
     """
+    if path.is_dir() and (parts := part_paths(path)):
+        return join_abouts(path, [read_about(part) for part in parts])
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of embeddings {path}; make one with `onepeace embed`")
     if path.suffix not in ENDINGS:
@@ -179,12 +224,15 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_embeddings(path: Path, rows: int = 65_536) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
-    """A file of embeddings, some rows at a time.
+    """A file or folder of embeddings, some rows at a time.
 
     Yields:
         ids, (N, d) float32 embeddings, and the texts, which are none unless texts were embedded.
     """
-    if path.suffix == ".parquet":
+    if path.is_dir():
+        for part in part_paths(path):
+            yield from read_embeddings(part, rows)
+    elif path.suffix == ".parquet":
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(rows):
                 table = pa.Table.from_batches([batch])
@@ -196,11 +244,14 @@ def read_embeddings(path: Path, rows: int = 65_536) -> Iterator[tuple[list[str],
             yield arrays["ids"].tolist(), arrays["embeddings"], texts
 
 
-def _table(chunk: Chunk, width: int, about: dict[str, Any]) -> pa.Table:
+def to_table(chunk: Chunk, about: dict[str, Any]) -> pa.Table:
+    """A chunk as a table of ids, embeddings (N, width) in the type that ``about`` says, and texts where it has them."""
     flat = np.concatenate(chunk.embeddings) if chunk.embeddings else np.empty(0, np.float32)
+    storage = about.get("storage", "float32")
+    flat = np.rint(flat * INT8).astype(np.int8) if storage == "int8" else flat.astype(storage)
     columns: dict[str, pa.Array] = {
         "id": pa.array(chunk.ids, pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), width),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), about["width"]),
     }
     if about["modality"] == "text":
         columns["text"] = pa.array(chunk.texts, pa.string())
@@ -208,10 +259,14 @@ def _table(chunk: Chunk, width: int, about: dict[str, Any]) -> pa.Table:
 
 
 def _embeddings(table: pa.Table) -> np.ndarray:
+    """(N, d) float32 of unit length, whatever they are stored as."""
     column = table["embedding"].combine_chunks()
     width = column.type.list_size
     array: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return array
+    if array.dtype == np.float32:
+        return array
+    array = array.astype(np.float32)
+    return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-6)
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from onepeace_lightning.losses.detection import REGIONS, detection_losses
 from onepeace_lightning.metrics.detection import CocoAP
 from onepeace_lightning.modalities.image import ImageConfig, ImageItem
 from onepeace_lightning.modalities.items import batched
+from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
@@ -78,7 +79,7 @@ class ObjectDetectionTask(FinetuneTask):
         assert isinstance(image, ImageConfig)
         assert isinstance(source, ImageConfig)
         # Learned positions are resized once, and are then the detector's own.
-        own = {"image": replace(image, position_grid=None)}
+        own: dict[str, AdapterConfig] = {"image": replace(image, position_grid=None)}
         self.config = replace(self.config, adapters=own, per_block_tables=False)
         self.classes = None if classes is None else vocabulary(classes, None, "classes")
         self.regions = regions
