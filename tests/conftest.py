@@ -23,6 +23,14 @@ LOCAL = [
 """Options of a small run on the processor."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Nothing is left in the user's cache, or taken from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory) -> Path:
     """A folder that looks like a checkout in which a very small ``data/toy`` was made."""

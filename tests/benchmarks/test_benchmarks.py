@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import loader, packed, timing
+from benchmarks import loader, packed, startup, timing
 
 
 @pytest.fixture
@@ -102,3 +102,10 @@ def test_peak_memory_is_that_of_a_process_of_its_own():
     peak = timing.in_fresh_process(bytearray.count, bytearray(), b"x")
     grown = timing.in_fresh_process(bytes.ljust, b"", size, b"x")
     assert grown.process - peak.process > 0.9 * size
+
+
+def test_startup_runs(capsys):
+    startup.main(["--shards=60", "--samples=30", "--ranks=4", "--workers=2", "--batch_size=4"])
+    said = capsys.readouterr().out
+    assert "a loader over 60 shards of 30 samples, 4 ranks of 2 workers" in said
+    assert "on 3 ranks of 2 workers" in said

@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from onepeace_lightning.data import shards
+from onepeace_lightning.data import tars
 from onepeace_lightning.data.sampler import (
     BLOCK,
     PassOrder,
@@ -32,6 +32,9 @@ class Indices:
 
     def read(self, shard, index):
         return shard, index
+
+    def soon(self, shards):
+        assert all(isinstance(shard, int) for shard in shards)
 
 
 def positions(intervals):
@@ -237,8 +240,8 @@ def test_skipping_is_the_same_as_reading_on(folder, consumed):
 
 def test_only_shards_that_are_needed_are_opened(folder, monkeypatch):
     opened = []
-    samples = shards._samples
-    monkeypatch.setattr(shards, "_samples", lambda path, stream: opened.append(path.name) or samples(path, stream))
+    samples = tars.tar_samples
+    monkeypatch.setattr(tars, "tar_samples", lambda path, stream: opened.append(path) or samples(path, stream))
     one = SourceStream(read_manifest(folder), 0)
     next(one.samples(Topology(1, 1, 2, 200), 0, 0, 100 * 5 + 75, ShardReaders(one.manifest, 5)))
     assert len(opened) == 1

@@ -82,6 +82,7 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_one(toy_root, tmp_pat
             torch.testing.assert_close(ends[1][part][name], tensor, atol=1e-6, rtol=0, msg=f"{part} of {name}")
 
 
+@pytest.mark.timeout(900)
 def test_random_kills_lose_and_double_no_sample(toy_root, tmp_path):
     """The short form of ``tests.distributed.soak``."""
     found = soak(checkout(tmp_path / "soak", toy_root), 8, 2, undisturbed=4)

@@ -25,9 +25,10 @@ import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.cli import configurations, runs
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
-from onepeace_lightning.data.bad_samples import TooManyBadSamplesError
+from onepeace_lightning.data.bad_samples import TooManyBadSamplesError, TooManyLostShardsError
 from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.training.data_counts import DataCounts
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.progress import Announcement, StepBar
 from onepeace_lightning.training.strategy import FullyShardedStrategy
@@ -35,6 +36,8 @@ from onepeace_lightning.training.strategy import FullyShardedStrategy
 USER_FAULTS = (
     ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, FloatingPointError,
     TooManyBadSamplesError,
+    TooManyLostShardsError,
+    TooManyLostShardsError,
 )  # fmt: skip
 """Errors that say what the user can mend."""
 
@@ -169,7 +172,7 @@ def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
             "log_every_n_steps": 10,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
-            "callbacks": [Announcement(), FiniteLoss(), LostProcess()],
+            "callbacks": [Announcement(), DataCounts(), FiniteLoss(), LostProcess()],
         },
         parser_kwargs={
             "exit_on_error": False,
@@ -217,7 +220,7 @@ def first_rank() -> bool:
 
 def _data_types(train: Any) -> list[str]:
     """What the training streams by name hold: the type that a stream says, or is named, or else has in its manifest."""
-    if not isinstance(train, dict) or "path" in train:  # the one stream of a downstream task
+    if not isinstance(train, dict) or {"path", "sources"} & set(train):  # the one stream of a downstream task
         return []
 
     def held(name: str, stream: Any) -> str:
@@ -228,7 +231,8 @@ def _data_types(train: Any) -> list[str]:
         try:
             return str(data_type(name))
         except ValueError:
-            return read_manifest(settings["path"]).data_type
+            first = next(iter(settings.get("sources") or ()), {})
+            return read_manifest(settings.get("path") or (first.get("init_args") or first)["path"]).data_type
 
     return sorted({held(name, stream) for name, stream in train.items()})
 

@@ -57,6 +57,28 @@ class TooManyBadSamplesError(RuntimeError):
     """The fraction of bad samples is past what the user allows."""
 
 
+class TooManyLostShardsError(RuntimeError):
+    """More shards could not be read than may be skipped."""
+
+
+def check_lost(name: str, counts: Sequence[int], skip_shards: int) -> None:
+    """Stop a run in which too many shards could not be read.
+
+    Args:
+        name: the source, for the message.
+        counts: by ``KINDS``, over all ranks and workers since the run began.
+        skip_shards: how many may be skipped.
+
+    Raises:
+        TooManyLostShardsError: there are more.
+    """
+    if (lost := int(counts[KINDS.index("lost_shards")])) > skip_shards:
+        raise TooManyLostShardsError(
+            f"{name}: {lost} shards could not be read over all ranks (each was logged by its name), more than "
+            f"storage.skip_shards={skip_shards}. Restore them, or raise it."
+        )
+
+
 def no_counts(sources: int) -> Counts:
     """Zeros for so many sources."""
     return np.zeros((sources, len(KINDS)), np.int64)
@@ -111,6 +133,7 @@ class WorkerCounts:
     def __init__(self, names: Sequence[str], sizes: Sequence[int]) -> None:
         self._names, self._sizes = names, sizes
         self._counts = no_counts(len(names))
+        self._lost: set[str] = set()
         self._row = [0] * len(names)
         self._row_shards: list[set[str]] = [set() for _ in names]
 
@@ -134,6 +157,19 @@ class WorkerCounts:
         level = logging.WARNING if first_pass else logging.DEBUG
         log.log(level, "%s: skipped a bad sample: %s", self._names[source], error)
         self.unusable(source, error.shard, str(error))
+
+    def lose(self, source: int, error: str) -> None:
+        """Count a sample of a shard that cannot be read, and the shard where it is the first of it here.
+
+        Raises:
+            TooManyBadSamplesError: there is nothing else.
+        """
+        self.add(source, "lost")
+        if error not in self._lost:
+            self._lost.add(error)
+            self.add(source, "lost_shards")
+            log.warning("%s: skipped a shard: %s", self._names[source], error)
+        self.unusable(source, error, error)
 
     def unusable(self, source: int, shard: str, last: str) -> None:
         """Lengthen the row of samples out of which nothing was made.

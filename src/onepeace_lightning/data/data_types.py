@@ -4,6 +4,7 @@ A data type is written as registered modalities, in any order, and at most one k
 hyphens: ``image-text``, ``depth-image``, ``image-audio-text``, ``audio-label``, ``image-audio-question``.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -134,3 +135,19 @@ def data_type(name: str) -> DataType:
     if texts and answer and (ANSWERS[answer].text or ANSWERS[answer].captions):
         raise ValueError(f"data type {name!r}: {answer} brings a text of its own; leave {texts[0]} out")
     return DataType(tuple(part for part in known if part in parts), answer, parts[0])
+
+
+def of_modalities(present: Iterable[str]) -> DataType:
+    """The data type of samples that have these modalities.
+
+    Raises:
+        ValueError: there is none, or one that nobody registered.
+    """
+    names = set(present)
+    if not names:
+        raise ValueError(f"samples of nothing make no data type; known modalities are {', '.join(modalities())}")
+    for name in names:
+        modality(name)
+    ordered = tuple(name for name in modalities() if name in names)
+    others = sorted(name for name in names if not modality(name).reads_text)
+    return DataType(ordered, None, others[0] if others else ordered[0])

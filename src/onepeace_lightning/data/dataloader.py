@@ -6,18 +6,29 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from onepeace_lightning.data.bad_samples import BadSample, Counts, WorkerCounts, as_counts, judge, logged, no_counts
+from onepeace_lightning.data.bad_samples import (
+    BadSample,
+    Counts,
+    WorkerCounts,
+    as_counts,
+    check_lost,
+    judge,
+    logged,
+    no_counts,
+)
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.parcel import Parcel
 from onepeace_lightning.data.sampler import SourceStream, Taken, Topology, rank_range, read_positions, sample_rng
-from onepeace_lightning.data.shards import Manifest, ShardError, ShardReaders, read_manifest
+from onepeace_lightning.data.shards import Manifest, Paths, ShardReaders, known, read_manifest, remember
+from onepeace_lightning.data.storage import StorageConfig
+from onepeace_lightning.data.tars import ShardError
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +45,53 @@ class Source:
     """One of several sets of shards that a stream mixes.
 
     Attributes:
-        path: folder of shards.
+        path: where its shards are, see ``shards.Paths``.
         weight: its part of every batch, beside the other sources' weights; its number of samples if None (then none
             may have one).
         name: what it is called in logs; the path if None.
     """
 
-    path: str
+    path: str | list[str]
     weight: float | None = None
     name: str | None = None
+
+
+def shared_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> Manifest:  # noqa: B008 (frozen)
+    """``read_manifest``; in a process group the first rank reads and tells the others, a collective call.
+
+    Raises:
+        ShardError, StorageError: on all ranks alike.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return read_manifest(paths, storage)
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [(read_manifest(paths, storage), known(paths, storage))]
+        except (ShardError, OSError) as error:
+            told = [error]
+    dist.broadcast_object_list(told)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    manifest, what = told[0]
+    if what is not None:
+        remember(paths, storage, what)
+    return cast(Manifest, manifest)
+
+
+def _sources(paths: Paths | Sequence[Source]) -> list[Source]:
+    if isinstance(paths, str | Path):
+        return [Source(str(paths))]
+    given = list(paths)
+    if all(isinstance(each, Source) for each in given):
+        return cast(list[Source], given)
+    return [Source([str(each) for each in given])]
+
+
+def _named(paths: Paths) -> str:
+    if isinstance(paths, str | Path):
+        return str(paths)
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 class TrainLoader:
@@ -59,7 +108,7 @@ class TrainLoader:
     so is every ``JUDGED_EVERY``-th batch.
 
     Args:
-        path: a stream folder, or the sources to mix.
+        paths: where the shards are (``shards.Paths``), or the sources to mix.
         batch_size: samples in a batch of one rank.
         prepare: decodes one sample; must be picklable where workers are spawned.
         collate: joins prepared samples.
@@ -71,6 +120,7 @@ class TrainLoader:
         shuffle_buffer: samples that a worker mixes; it reads one shard at a time for every ``sampler.BLOCK`` of them.
         max_bad_fraction: greatest fraction of bad samples that is put up with.
         drop_empty_captions: leave samples with an empty caption out without calling them bad.
+        storage: how files at URLs are read.
         pin_memory: copy batches to page-locked memory.
 
     Raises:
@@ -80,7 +130,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        path: str | Path | Sequence[Source],
+        paths: Paths | Sequence[Source],
         batch_size: int,
         prepare: ReadSample,
         collate: JoinExamples,
@@ -93,10 +143,11 @@ class TrainLoader:
         shuffle_buffer: int = 1000,
         max_bad_fraction: float = 0.01,
         drop_empty_captions: bool = False,
+        storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
         pin_memory: bool = False,
     ) -> None:
-        given = [Source(str(path))] if isinstance(path, str | Path) else list(path)
-        self.names = [source.name or str(source.path) for source in given]
+        given = _sources(paths)
+        self.names = [source.name or _named(source.path) for source in given]
         weighted = [source.weight is not None for source in given]
         _check(
             {
@@ -110,7 +161,7 @@ class TrainLoader:
             },
             ", ".join(self.names), batch_size, rank, world_size, num_workers,
         )  # fmt: skip
-        manifests = [read_manifest(source.path) for source in given]
+        manifests = [shared_manifest(source.path, storage) for source in given]
         weights = tuple(
             float(manifest.samples if source.weight is None else source.weight)
             for source, manifest in zip(given, manifests, strict=True)
@@ -154,7 +205,7 @@ class TrainLoader:
         """Add up what was counted on all ranks, log it where it has grown, and judge it. A collective call.
 
         Raises:
-            TooManyBadSamplesError: on all ranks alike.
+            TooManyBadSamplesError, TooManyLostShardsError: on all ranks alike.
         """
         own = torch.from_numpy(self._own.copy())
         if self._in_group():
@@ -165,8 +216,9 @@ class TrainLoader:
         if self.rank == 0:
             logged(self.names, self.counts, counts)
         self.counts = counts
-        for name, one in zip(self.names, counts.tolist(), strict=True):
+        for name, source, one in zip(self.names, self.sources, counts.tolist(), strict=True):
             judge(name, one, self.max_bad_fraction, drop_empty_captions=self.drop_empty_captions)
+            check_lost(name, one, source.manifest.storage.skip_shards)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is: plain numbers, the same on every rank of a process group."""
@@ -286,23 +338,24 @@ class EvalLoader:
     ranks), it gets one of another rank's that is marked as a filler. A bad sample is an error.
 
     Args:
-        folder: a stream folder.
+        paths: where the shards are (``shards.Paths``).
         batch_size: most samples in a batch.
         prepare: decodes one sample; its generator is seeded by the sample's position.
         collate: joins prepared samples.
         rank: this rank.
         world_size: ranks that share the folder.
         num_workers: worker processes; 0 prepares in this one.
+        storage: how files at URLs are read.
         pin_memory: copy batches to page-locked memory.
 
     Raises:
-        ShardError: the folder is not a sound stream folder.
+        ShardError: the paths do not hold sound shards.
         ValueError: an argument out of its range.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        paths: Paths,
         batch_size: int,
         prepare: ReadSample,
         collate: JoinExamples,
@@ -310,10 +363,11 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
         pin_memory: bool = False,
     ) -> None:
-        manifest = read_manifest(folder)
-        _check({}, str(folder), batch_size, rank, world_size, num_workers)
+        manifest = shared_manifest(paths, storage)
+        _check({}, _named(paths), batch_size, rank, world_size, num_workers)
         steps = ceil(ceil(manifest.samples / world_size) / batch_size)
         positions = rank_range(manifest.samples, rank, world_size)
         self._dataset = _EvalBatches(manifest, positions, steps, prepare, collate)
@@ -389,7 +443,8 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
 
     def _prepared(self, index: int, taken: Taken, counts: WorkerCounts) -> Any | None:
         if isinstance(taken.raw, ShardError):
-            raise taken.raw
+            self._lost(index, taken.raw, counts)
+            return None
         try:
             row = self.prepare(taken.raw, sample_rng(self.seed, taken.pass_index, taken.position, index))
         except BadSample as error:
@@ -397,6 +452,11 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
             return None
         counts.good(index)
         return row
+
+    def _lost(self, index: int, error: ShardError, counts: WorkerCounts) -> None:
+        if not self.sources[index].manifest.storage.skip_shards:
+            raise error
+        counts.lose(index, str(error))
 
 
 class _EvalBatches(IterableDataset[Batch]):

@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from onepeace_lightning.data.data_types import DataType, data_type
-from onepeace_lightning.data.dataloader import EvalLoader, Grouped, TrainLoader
+from onepeace_lightning.data.dataloader import EvalLoader, Grouped, Source, TrainLoader, shared_manifest
 from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
 from onepeace_lightning.data.readers.base import Augmentation
 from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
+from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 
@@ -26,15 +27,25 @@ class StreamConfig:
     """One stream of samples.
 
     Attributes:
-        path: folder of shards with a ``manifest.json``.
+        path: where its shards are: a folder or its URL (``s3://…``), a manifest, or shards (see ``shards.Paths``).
         batch_size: samples per batch on each device.
         data_type: what the samples are, to have it checked; None: as the manifest says, unless the stream's name is a
             data type.
+        sources: instead of ``path``, several sets of shards that every training batch mixes by their weights.
     """
 
-    path: str
-    batch_size: int
+    path: str | list[str] | None = None
+    batch_size: int = 0
     data_type: str | None = None
+    sources: list[Source] | None = None
+
+    def __post_init__(self) -> None:
+        self.sources = self.sources and [s if isinstance(s, Source) else Source(**s) for s in self.sources]
+
+    @property
+    def paths(self) -> list[str | list[str]]:
+        """Where the shards of each source are."""
+        return [source.path for source in self.sources or ()] + ([] if self.path is None else [self.path])
 
 
 class DataModule(L.LightningDataModule):
@@ -59,6 +70,8 @@ class DataModule(L.LightningDataModule):
         steps_per_epoch: training steps per epoch; one pass over the longest stream if None, shorter ones start again.
         shuffle_buffer: samples that each worker mixes; it reads one shard at a time for every 64 of them.
         max_bad_fraction: fraction of bad samples, over all ranks, beyond which training stops.
+        drop_empty_captions: leave training samples with an empty caption out without calling them bad.
+        storage: how files at URLs are read.
         masks: draw masks in streams by name; contrast alone needs none.
         contrast_batches: of streams by name a training step gets so many batches, {name: [batch, …]}, with one contrast
             over all of them and the memory of one (``training.gradient_cache``); a step is then so many times larger.
@@ -78,11 +91,13 @@ class DataModule(L.LightningDataModule):
         steps_per_epoch: int | None = None,
         shuffle_buffer: int = 1000,
         max_bad_fraction: float = 0.01,
+        drop_empty_captions: bool = False,
+        storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
         masks: bool = True,
         contrast_batches: int = 1,
     ) -> None:
         super().__init__()
-        single = isinstance(train, StreamConfig) or (train is not None and "path" in train)
+        single = isinstance(train, StreamConfig) or (train is not None and bool({"path", "sources"} & set(train)))
         self.single = single
         self.train, self.val, self.test = _streams({"train": train} if single else train), _streams(val), _streams(test)
         self.tokenizer_folder = None if tokenizer is None else Path(tokenizer)
@@ -93,6 +108,8 @@ class DataModule(L.LightningDataModule):
         self.given_steps_per_epoch = steps_per_epoch
         self.shuffle_buffer = shuffle_buffer
         self.max_bad_fraction = max_bad_fraction
+        self.drop_empty_captions = drop_empty_captions
+        self.storage = storage
         self.masks = masks
         self.contrast_batches = contrast_batches
 
@@ -107,7 +124,11 @@ class DataModule(L.LightningDataModule):
 
     def data_type(self, stream: StreamConfig) -> DataType:
         """What a stream's samples are."""
-        return data_type(read_manifest(stream.path).data_type)
+        return data_type(self.stream_manifest(stream).data_type)
+
+    def stream_manifest(self, stream: StreamConfig) -> Manifest:
+        """The manifest of a stream, of its first source where it has several."""
+        return read_manifest(stream.paths[0], self.storage)
 
     def reader(self, stream: StreamConfig, *, train: bool) -> Reader:
         """What reads a stream's samples.
@@ -179,7 +200,7 @@ class DataModule(L.LightningDataModule):
         stream = self.train[name]
         reader = self.reader(stream, train=True)
         return TrainLoader(
-            stream.path,
+            stream.sources or stream.paths[0],
             stream.batch_size,
             reader,
             reader.collate,
@@ -191,6 +212,8 @@ class DataModule(L.LightningDataModule):
             seed=self.seed + zlib.crc32(name.encode()),
             shuffle_buffer=self.shuffle_buffer,
             max_bad_fraction=self.max_bad_fraction,
+            drop_empty_captions=self.drop_empty_captions,
+            storage=self.storage,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -200,7 +223,7 @@ class DataModule(L.LightningDataModule):
         for split, streams in (("train", self.train), ("val", self.val), ("test", self.test)):
             for name, stream in streams.items():
                 try:
-                    manifest = read_manifest(stream.path)
+                    manifest = self.stream_manifest(stream)
                 except (OSError, ShardError):  # ``setup`` tells of those that a stage needs
                     continue
                 found[split if self.single and split == "train" else f"{split}.{name}"] = manifest
@@ -256,13 +279,14 @@ class DataModule(L.LightningDataModule):
         for name, stream in of.items():
             reader = self.reader(stream, train=False)
             loaders[name] = EvalLoader(
-                stream.path,
+                stream.paths[0],
                 stream.batch_size,
                 reader,
                 reader.collate,
                 rank=rank,
                 world_size=world_size,
                 num_workers=self.num_workers,
+                storage=self.storage,
                 pin_memory=torch.cuda.is_available(),
             )
         return loaders
@@ -273,8 +297,15 @@ class DataModule(L.LightningDataModule):
             where = split if self.single and split == "train" else f"{split}.{name}"
             if stream.batch_size < 1:
                 problems.append(f"{where}: batch_size is {stream.batch_size}; give 1 or more")
+            if (stream.path is None) == (not stream.sources):
+                problems.append(f"{where}: give a path, or sources: [{{path: …, weight: …}}, …]")
+                continue
+            if stream.sources and split != "train":
+                problems.append(f"{where}: sources are mixed in training only; give a stream for each")
+                continue
             try:
-                held = data_type(read_manifest(stream.path).data_type)
+                types = [data_type(shared_manifest(path, self.storage).data_type) for path in stream.paths]
+                held = types[0]
                 expected = held
                 if (said := stream.data_type or _named(name, held)) is not None:
                     expected = data_type(said)
@@ -283,8 +314,11 @@ class DataModule(L.LightningDataModule):
                 continue
             if held != expected:
                 problems.append(
-                    f"{where}: {stream.path} holds {str(held)!r}, not {said!r}; give another path or data_type"
+                    f"{where}: {stream.paths[0]} holds {str(held)!r}, not {said!r}; give another path or data_type"
                 )
+                continue
+            if any(each != held for each in types):
+                problems.append(f"{where}: its sources hold {', '.join(map(str, types))}; mix one data type")
                 continue
             try:
                 self.reader(stream, train=train)

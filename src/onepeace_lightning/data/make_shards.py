@@ -10,17 +10,18 @@ Every file is checked before anything is written. What they write is laid out as
 import hashlib
 import json
 import random
-import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.data.data_types import DataType
-from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, tars, write_manifest
+from onepeace_lightning.data.counting import cores, listed_tars
+from onepeace_lightning.data.data_types import DataType, of_modalities
+from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, found_type, write_manifest
+from onepeace_lightning.data.storage import Storage, StorageConfig, is_url, join
 from onepeace_lightning.data.tables import read_table
-from onepeace_lightning.files import check_fetched, check_name, files_below, printable
+from onepeace_lightning.files import check_name, files_below, printable
 from onepeace_lightning.modalities.base import Modality, modalities, modality, modality_of, text_modality
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
@@ -102,7 +103,7 @@ def from_csv(
     """
     if not columns:
         raise ValueError("no column is named; give at least one, such as --image-col file --text-col caption")
-    kind = _data_type(columns)
+    kind = of_modalities(columns)
     folder = Path(root) if root is not None else Path(csv_path).parent
     _make(
         list(_rows(Path(csv_path), folder, columns)),
@@ -178,48 +179,58 @@ def from_folder(
 
 
 def manifest(
-    folder: str, *, data_type: str | None = None, source: str | None = None, license: str | None = None
+    folder: str,
+    *,
+    data_type: str | None = None,
+    source: str | None = None,
+    license: str | None = None,
+    out: str | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
 ) -> Manifest:
     """Count the samples of shards that were made elsewhere, and write their ``manifest.json``.
 
+    Started again, it goes on where it stopped. Bad shards do not stop it: all of them are listed at the end.
+
     Args:
-        folder: holds the shards (``*.tar``).
+        folder: holds the shards (``*.tar``); or its URL.
         data_type: what the samples are; as in the manifest that is there, or found from the first shard, if None.
         source: where the data is from; as in the manifest that is there if None.
         license: the data's licence; as in the manifest that is there if None.
+        out: file (``….json``) to write instead of the folder's ``manifest.json``; a stream's ``path`` may be it.
+        workers: processes that count; one for each processor if None.
+        skip_bad: leave bad shards out of the manifest, instead of ending with an error.
+        storage: how files at a URL are read.
 
     Raises:
-        ValueError: there are no shards, one is damaged, or samples lack what the data type needs.
+        ValueError: there are no shards, or bad ones: damaged, or with samples that lack what the data type needs.
     """
-    path = Path(folder) / MANIFEST
+    files = Storage(storage)
+    path = out or join(folder, MANIFEST)
     old: dict[str, Any] = {}
-    if path.is_file():
+    if files.state(path) is not None:
         try:
-            old = dict(json.loads(path.read_text(encoding="utf-8")))
+            old = dict(json.loads(files.read(path)))
         except ValueError as error:
             raise ValueError(f"{path} is no JSON object ({error}); delete it and run this again") from error
+    if not is_url(folder) and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}: give one that holds shards (*.tar)")
+    sizes = listed_tars(files, folder)
+    first = next(iter(sizes))
     made = write_manifest(
         folder,
-        data_type or old.get("data_type") or _shard_type(Path(folder)),
+        data_type or old.get("data_type") or found_type(storage, folder, first, sizes[first]),
         source=source or old.get("source", "not stated"),
         license=license or old.get("license", "not stated"),
         about=old.get("about"),
+        out=out,
+        workers=workers or cores(),
+        skip_bad=skip_bad,
+        storage=storage,
     )
     print(f"{folder}: {made.samples} samples of {made.data_type} in {len(made.shards)} shards")
     return made
-
-
-def _shard_type(folder: Path) -> str:
-    """Find the data type from what is in the first shard."""
-    shard = tars(folder)[0]
-    try:
-        with tarfile.open(shard) as tar:
-            names = tar.getnames()
-    except (tarfile.TarError, EOFError) as error:
-        check_fetched(shard)
-        raise ValueError(f"{shard}: damaged shard ({error}); restore the file") from error
-    present = {found[0] for name in names if (found := modality_of(name.rpartition("/")[2]))}
-    return str(_data_type(present))
 
 
 def _rows(table: Path, folder: Path, columns: Mapping[str, str]) -> Iterator[_Item]:
@@ -239,22 +250,6 @@ def _rows(table: Path, folder: Path, columns: Mapping[str, str]) -> Iterator[_It
         yield _Item(f"{table.name}, line {row.line}", files, caption, problem)
 
 
-def _data_type(present: Iterable[str]) -> DataType:
-    """The data type of samples that have these modalities.
-
-    Raises:
-        ValueError: there is none, or one that nobody registered.
-    """
-    names = set(present)
-    if not names:
-        raise ValueError(f"samples of nothing make no data type; known modalities are {', '.join(modalities())}")
-    for name in names:
-        modality(name)
-    ordered = tuple(name for name in modalities() if name in names)
-    others = sorted(name for name in names if not modality(name).reads_text)
-    return DataType(ordered, None, others[0] if others else ordered[0])
-
-
 def _common_type(samples: Mapping[str, Sequence[tuple[str, Path]]]) -> DataType:
     """Find the one data type of a folder's samples."""
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -266,7 +261,7 @@ def _common_type(samples: Mapping[str, Sequence[tuple[str, Path]]]) -> DataType:
     names = next(iter(kinds)).split(" + ")
     if len(set(names)) < len(names):
         raise ValueError(f"each sample has {' and '.join(names)}; keep one file of each modality per stem")
-    return _data_type(names)
+    return of_modalities(names)
 
 
 def _make(

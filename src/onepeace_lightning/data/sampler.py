@@ -143,6 +143,10 @@ class PassOrder:
         ]
         return [part for parts in cuts for part in parts if part]
 
+    def shard(self, piece: range) -> int:
+        """Index of the shard in which a piece lies."""
+        return int(self.shards[np.searchsorted(self._ends, piece.start, side="right")])
+
     def samples(self, piece: range) -> Iterator[tuple[int, int]]:
         """Index of the shard and index in the shard of each position of a piece."""
         place = int(np.searchsorted(self._ends, piece.start, side="right"))
@@ -279,12 +283,13 @@ class SourceStream:
             pass_index, _ = self._part(part)
             if part >= len(self.left) and not any(given):
                 return replace(self, left=tuple(left), next_pass=pass_index)
+            order = PassOrder(self.manifest, self.seed, self.index, pass_index)
             rest = []
             for place, every in enumerate(chunks):
                 _, chunk = next(every)
                 taken = min(given[place], size(chunk))
                 given[place] -= taken
-                rest.append(self._rest(pass_index, chunk, topology.at_once, taken))
+                rest.append(_rest(order, chunk, topology.at_once, taken))
             remaining = union(rest)
             if left or len(remaining):
                 left.append((pass_index, remaining))
@@ -294,14 +299,6 @@ class SourceStream:
         if part < len(self.left):
             return self.left[part]
         return self.next_pass + part - len(self.left), np.array([[0, self.manifest.samples]], np.int64)
-
-    def _rest(self, pass_index: int, chunk: Intervals, at_once: int, taken: int) -> Intervals:
-        if taken in (0, size(chunk)):
-            return chunk[: 0 if taken else None]
-        pieces = PassOrder(self.manifest, self.seed, self.index, pass_index).pieces(chunk, at_once)
-        turns = _Turns.after([len(piece) for piece in pieces], at_once, taken)
-        rest = [pieces[piece][given:] for piece, given in turns.open.items()] + pieces[turns.upcoming :]
-        return np.array([[piece.start, piece.stop] for piece in rest if piece], np.int64).reshape(-1, 2)
 
     def _read(
         self, pass_index: int, chunk: Intervals, at_once: int, taken: int, readers: ShardReaders
@@ -315,10 +312,21 @@ class SourceStream:
             if piece not in places:
                 rest = pieces[piece][given.get(piece, 0) :]
                 places[piece] = zip(rest, order.samples(rest), strict=True)
+                readers.soon(map(order.shard, pieces[piece + 1 : piece + 1 + at_once]))
             position, (shard, index) = next(places[piece])
             if position == pieces[piece].stop - 1:
                 del places[piece]
             yield Taken(readers.read(shard, index), pass_index, position)
+
+
+def _rest(order: PassOrder, chunk: Intervals, at_once: int, taken: int) -> Intervals:
+    """What a worker has left of a chunk of which it has given so many samples."""
+    if taken in (0, size(chunk)):
+        return chunk[: 0 if taken else None]
+    pieces = order.pieces(chunk, at_once)
+    turns = _Turns.after([len(piece) for piece in pieces], at_once, taken)
+    rest = [pieces[piece][given:] for piece, given in turns.open.items()] + pieces[turns.upcoming :]
+    return np.array([[piece.start, piece.stop] for piece in rest if piece], np.int64).reshape(-1, 2)
 
 
 def sample_rng(seed: int, pass_index: int, position: int, source: int = 0) -> np.random.Generator:

@@ -1,44 +1,40 @@
 """Folders of WebDataset shards with a manifest of exact counts: writing, checking, reading.
 
-A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: an
-image, a recording, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
+A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: a
+picture, a sound, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
 sample known without opening a shard, which is what exact splitting and resuming rest on.
 """
 
 import hashlib
 import json
-import re
-import sys
-import tarfile
+import logging
+import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import webdataset as wds
 from numpy.typing import NDArray
 from webdataset import tariterators
 
-from onepeace_lightning.data.data_types import DataType
+from onepeace_lightning.data.counting import count_shards, listed_tars, sized, stated_counts
+from onepeace_lightning.data.data_types import DataType, of_modalities
 from onepeace_lightning.data.data_types import data_type as parse_data_type
-from onepeace_lightning.files import check_fetched, printable
+from onepeace_lightning.data.storage import Storage, StorageConfig, expand, is_url, join
+from onepeace_lightning.data.tars import ShardError, ShardReader, check_plain, damage, tar_samples
+from onepeace_lightning.modalities.base import modality_of
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-
-# Files that webdataset takes for notes about a shard: in no sample.
-_META = re.compile(r"__[^/]*__($|/)")
-# Files that programs keep for themselves, and the folder of notes that macOS adds to archives.
-_HIDDEN = re.compile(r"(^|/)(\.[^/.]|\.\.[^/]|__MACOSX/)")
-
-
-class ShardError(ValueError):
-    """A stream folder, its manifest or one of its shards is not what it should be."""
+UNFINISHED = ".unfinished"
+"""A file that lies in a folder while shards are written into it."""
 
 
 @dataclass(frozen=True)
@@ -52,113 +48,280 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stream folder holds.
+    """What a set of shards holds.
 
     Attributes:
-        folder: where it is (not part of the file).
+        folder: where it is, a folder or a URL (not part of the file).
         data_type: what the samples are, see ``data_types``.
         shards: in the order of the file.
         source: where the data comes from.
         license: under which terms.
         about: anything else worth knowing, e.g. split or seed.
+        storage: how shards at a URL are read (not part of the file).
     """
 
-    folder: Path
+    folder: str | Path
     data_type: str
     shards: tuple[Shard, ...]
     source: str
     license: str
     about: dict[str, Any] = field(default_factory=dict)
+    storage: StorageConfig = field(default=StorageConfig(), compare=False)
 
     @property
     def samples(self) -> int:
         """Samples in all shards together."""
-        return sum(shard.samples for shard in self.shards)
+        return int(self.sizes.sum())
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """(S,) samples of each shard."""
         return np.array([shard.samples for shard in self.shards], np.int64)
 
+    def path(self, shard: Shard) -> str:
+        """Where a shard is."""
+        return join(self.folder, shard.name)
+
+    def reader(self, shard: Shard) -> ShardReader:
+        """What reads a shard's samples by their index."""
+        return ShardReader(Storage(self.storage), self.path(shard), shard.name, shard.samples, shard.bytes)
+
     def fingerprint(self) -> str:
         """Short hash of the data type and of every shard's name, count and size: equal for equal data."""
         shards = sorted((shard.name, shard.samples, shard.bytes) for shard in self.shards)
         return hashlib.sha256(json.dumps([self.data_type, shards]).encode()).hexdigest()[:16]
 
-    def save(self) -> None:
-        """Write ``manifest.json`` into the folder."""
+    def save(self, path: str | Path | None = None) -> None:
+        """Write ``manifest.json`` into the folder, or a file elsewhere that says where the folder is."""
         content = {
             "data_type": self.data_type,
             "samples": self.samples,
+            **({} if path is None else {"folder": str(self.folder)}),
             "shards": [asdict(shard) for shard in self.shards],
             "source": self.source,
             "license": self.license,
             "about": self.about,
         }
-        (self.folder / MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        Storage(self.storage).write(join(self.folder, MANIFEST) if path is None else str(path), text.encode())
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read a stream folder's manifest and check it against the files (names and sizes; nothing is opened).
+Paths = str | Path | Sequence[str]
+"""A folder of shards or its URL; a manifest that lies elsewhere (``….json``); or shards themselves (``….tar``), as a
+list or with braces: ``s3://bucket/{00000..00999}.tar``."""
+
+COUNTED_AT_START = 1000
+"""Shards without a manifest that are counted when they are opened; for more, use ``onepeace shards manifest``."""
+
+_known: dict[str, tuple[object, Manifest]] = {}
+
+
+def read_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> Manifest:  # noqa: B008 (frozen)
+    """What shards there are and how many samples each has; no shard is looked at where a manifest says it.
+
+    A local folder's manifest is checked against the names of its files; sizes are checked when a shard is opened. What
+    was read before and has not changed is not read again. Without a manifest the counts come from the statistics that
+    img2dataset writes, or else the samples are counted, once: the counts are kept in the cache.
+
+    Args:
+        paths: where the shards are.
+        storage: how files at URLs are read.
 
     Raises:
-        ShardError: the folder is missing or empty, has no manifest, or its files are not those of the manifest.
+        ShardError: there are no shards, or the manifest is not sound, or its files are not those of the folder.
+        StorageError: the manifest cannot be read.
     """
-    folder = Path(folder)
-    found = {path.name for path in tars(folder)}
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ShardError(f"{folder} has shards but no {MANIFEST}: make one with `onepeace shards manifest {folder}`")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        shards = tuple(Shard(str(s["name"]), int(s["samples"]), int(s["bytes"])) for s in content["shards"])
-        total = int(content["samples"])
-        manifest = Manifest(
-            folder, content["data_type"], shards, content["source"], content["license"], content.get("about", {})
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{path} is not a manifest ({type(error).__name__}: {error}): {_remake(folder)}") from error
-    _data_type(manifest.data_type)
-    listed = {shard.name for shard in shards}
-    wrong = [f"{name}: listed, but there is no such file" for name in sorted(listed - found)]
-    wrong += [f"{name}: not listed" for name in sorted(found - listed)]
-    if len(listed) < len(shards):
-        wrong.append("a shard is listed twice")
-    for shard in shards:
-        if shard.name in found and (size := (folder / shard.name).stat().st_size) != shard.bytes:
-            wrong.append(f"{shard.name}: {shard.bytes} bytes listed, the file has {size}")
-        if shard.samples < 1:
-            wrong.append(f"{shard.name}: {shard.samples} samples listed, at least 1 is needed")
-    if total != manifest.samples:
-        wrong.append(f"{total} samples listed in all, the shards' counts add up to {manifest.samples}")
-    if wrong:
-        raise ShardError(f"{path} disagrees with its folder:\n  " + "\n  ".join(wrong) + f"\n{_remake(folder)}")
-    return manifest
+    files, key = Storage(storage), _key(paths, storage)
+    if (tars := _tar_paths(paths)) is not None:
+        if key in _known:
+            return _known[key][1]
+        folder = os.path.commonpath(tars) if len(tars) > 1 else os.path.dirname(tars[0])
+        folder = folder.replace(":/", "://", 1) if is_url(tars[0]) and not is_url(folder) else folder
+        names = {path.removeprefix(folder).lstrip("/"): size for path, size in sized(files, tars).items()}
+        found = _without_manifest(files, folder, names)
+        _known[key] = None, found
+        return found
+    assert isinstance(paths, str | Path)
+    elsewhere = str(paths).endswith(".json")
+    file = str(paths) if elsewhere else join(paths, MANIFEST)
+    state = (files.state(file), None if is_url(file) or elsewhere else files.state(str(paths)))
+    if state[0] is not None and key in _known and _known[key][0] == state:
+        return _known[key][1]
+    if state[0] is not None:
+        manifest = _parsed(file, files.read(file), None if elsewhere else paths, storage)
+        _known[key] = state, manifest
+        return manifest
+    if elsewhere:
+        raise ShardError(f"there is no manifest {file}")
+    if not is_url(paths) and not Path(paths).is_dir():
+        raise ShardError(f"there is no folder {paths}: give one that holds shards (*.tar) and {MANIFEST}")
+    if (Path(paths) / UNFINISHED).exists():
+        raise ShardError(f"{paths}: its writing was interrupted ({UNFINISHED} is there): write the shards again")
+    return _without_manifest(files, str(paths), listed_tars(files, str(paths)))
+
+
+def known(paths: Paths, storage: StorageConfig) -> object:
+    """What this process knows of a manifest that it has read, for another one to ``remember``; None if nothing."""
+    return _known.get(_key(paths, storage))
+
+
+def remember(paths: Paths, storage: StorageConfig, what: Any) -> None:
+    """Take over what another process knows: ``read_manifest`` then reads only what has changed since."""
+    _known[_key(paths, storage)] = what
+
+
+def _key(paths: Paths, storage: StorageConfig) -> str:
+    return repr((str(paths) if isinstance(paths, Path) else paths, storage))
 
 
 def write_manifest(
-    folder: str | Path, data_type: str, *, source: str, license: str, about: dict[str, Any] | None = None
+    folder: str | Path,
+    data_type: str,
+    *,
+    source: str,
+    license: str,
+    about: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    workers: int = 1,
+    skip_bad: bool = False,
+    storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
 ) -> Manifest:
     """Read every shard of a folder, count and check its samples, and write the manifest.
 
+    What was counted is kept if it stops, or if shards are bad: only the others are read the next time.
+
+    Args:
+        folder: of the shards, or its URL.
+        data_type: what the samples are.
+        source: where the data comes from.
+        license: under which terms.
+        about: free-form notes.
+        out: file to write instead of the folder's ``manifest.json``.
+        workers: processes that count.
+        skip_bad: leave bad shards out of the manifest.
+        storage: how files at URLs are read.
+
     Raises:
-        ShardError: no shards, a damaged shard, or a sample without a field that the data type needs.
+        ShardError: no shards, or bad ones: damaged, empty, or with a sample that lacks a field of the data type.
     """
-    folder = Path(folder)
     kind = _data_type(data_type)
-    shards = []
-    for path in tars(folder):
-        _check_end(path)
-        count = 0
-        with _damage(path), path.open("rb") as stream:
-            for sample in _samples(path, stream):
-                _check_fields(sample.key, [extension for extension, _, _ in sample.files], kind)
-                count += 1
-        shards.append(Shard(path.name, count, path.stat().st_size))
-    if empty := [shard.name for shard in shards if not shard.samples]:
-        raise ShardError(f"{folder}: shards without a sample: {', '.join(empty)}: delete them")
-    manifest = Manifest(folder, data_type, tuple(shards), source, license, about or {})
-    manifest.save()
+    if not is_url(folder) and not Path(folder).is_dir():
+        raise ShardError(f"there is no folder {folder}: give one that holds shards (*.tar)")
+    sizes = listed_tars(Storage(storage), str(folder))
+    place = _kept_counts(storage, "") if is_url(folder) or out is not None else Path(folder)
+    name = hashlib.sha256(f"{folder} {data_type}".encode()).hexdigest()[:16]
+    counts, problems = count_shards(
+        storage, str(folder), sizes, partial(_check_fields, kind=kind), workers=workers,
+        progress=place / f".manifest-{name}.jsonl",
+    )  # fmt: skip
+    if problems:
+        shown = "".join(f"\n  {problem}" for problem in problems)
+        if not skip_bad:
+            raise ShardError(
+                f"{folder}: {len(problems)} of {len(sizes)} shards are bad:{shown}\nMend them and run this again (the "
+                "others are not read again), or leave them out with skip_bad"
+            )
+        log.warning("%s: %d of %d shards are left out:%s", folder, len(problems), len(sizes), shown)
+    if not counts:
+        raise ShardError(f"{folder}: no shard is sound")
+    shards = tuple(Shard(count.name, count.samples, count.bytes) for count in counts)
+    manifest = Manifest(folder, data_type, shards, source, license, about or {}, storage)
+    manifest.save(out)
+    return manifest
+
+
+def found_type(storage: StorageConfig, folder: str | Path, name: str, size: int) -> str:
+    """What the samples of a shard are, by the files of its first one.
+
+    Raises:
+        ShardError: it is damaged or empty, or its files make no data type.
+    """
+    path = join(folder, name)
+    with damage(path), Storage(storage).open(path, size) as stream:
+        check_plain(path, stream)
+        first = next(tar_samples(path, stream), None)
+    if first is None:
+        raise ShardError(f"{path}: a shard without a sample: delete it")
+    try:
+        present = {found[0] for extension, _, _ in first.files if (found := modality_of(f"_.{extension}"))}
+        return str(of_modalities(present))
+    except ValueError as error:
+        raise ShardError(f"{path}: {error}") from error
+
+
+def _tar_paths(paths: Paths) -> list[str] | None:
+    """Shards that are given themselves; None for a folder or a manifest."""
+    if isinstance(paths, str | Path):
+        if "{" not in str(paths) and not str(paths).endswith(".tar"):
+            return None
+        paths = [str(paths)]
+    expanded = expand(paths)
+    if wrong := [path for path in expanded if not path.endswith(".tar")]:
+        raise ShardError(f"{wrong[0]} is no shard: in a list or with braces, give files that end in .tar")
+    if not expanded:
+        raise ShardError("an empty list of shards: give at least one")
+    if len(set(expanded)) < len(expanded):
+        raise ShardError("a shard is given twice")
+    return [path if is_url(path) else os.path.abspath(path) for path in expanded]
+
+
+def _without_manifest(files: Storage, folder: str, sizes: Mapping[str, int]) -> Manifest:
+    kept = _kept_counts(files.config, json.dumps([folder, sorted(sizes.items())]))
+    if kept.exists():
+        return _parsed(str(kept), kept.read_bytes(), folder, files.config)
+    stated = stated_counts(files, folder, sizes)
+    todo = {name: size for name, size in sizes.items() if name not in stated}
+    if len(todo) > COUNTED_AT_START:
+        raise ShardError(
+            f"{folder} has {len(todo)} shards but no {MANIFEST}: make one with `onepeace shards manifest {folder}`"
+        )
+    first = next(name for name in sizes if name not in stated or stated[name].samples)
+    data_type = found_type(files.config, folder, first, sizes[first])
+    if todo:
+        log.warning("%s: no %s, so %d shards are counted now", folder, MANIFEST, len(todo))
+    check = partial(_check_fields, kind=_data_type(data_type))
+    counts, problems = count_shards(files.config, folder, todo, check, workers=16, processes=False)
+    if problems:
+        raise ShardError(f"{folder}: {len(problems)} of {len(sizes)} shards are bad:\n  " + "\n  ".join(problems))
+    every = stated | {count.name: count for count in counts}
+    shards = tuple(Shard(name, every[name].samples, size) for name, size in sizes.items() if every[name].samples)
+    manifest = Manifest(folder, data_type, shards, folder, "not stated", {}, files.config)
+    manifest.save(kept)
+    return manifest
+
+
+def _kept_counts(storage: StorageConfig, what: str) -> Path:
+    """Where counts that were made once are kept; the folder if they are of nothing."""
+    folder = storage.folder("counts")
+    return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.json" if what else folder
+
+
+def _parsed(file: str, text: bytes, folder: str | Path | None, storage: StorageConfig) -> Manifest:
+    """A manifest's content; a folder that it is not the manifest of is named in it."""
+    remake = _remake(folder or file)
+    try:
+        content = json.loads(text)
+        folder = folder or content["folder"]
+        shards = tuple(Shard(str(s["name"]), int(s["samples"]), int(s["bytes"])) for s in content["shards"])
+        total = int(content["samples"])
+        about = content.get("about", {})
+        manifest = Manifest(folder, content["data_type"], shards, content["source"], content["license"], about, storage)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{file} is not a manifest ({type(error).__name__}: {error}): {remake}") from error
+    _data_type(manifest.data_type)
+    listed = {shard.name for shard in shards}
+    wrong = []
+    if file == join(folder, MANIFEST) and not is_url(folder):
+        found = {name for name in os.listdir(folder) if name.endswith(".tar")}
+        wrong += [f"{name}: listed, but there is no such file" for name in sorted(listed - found) if "/" not in name]
+        wrong += [f"{name}: not listed" for name in sorted(found - listed)]
+    if len(listed) < len(shards):
+        wrong.append("a shard is listed twice")
+    wrong += [f"{s.name}: {s.samples} samples listed, at least 1 is needed" for s in shards if s.samples < 1]
+    if total != manifest.samples:
+        wrong.append(f"{total} samples listed in all, the shards' counts add up to {manifest.samples}")
+    if wrong:
+        raise ShardError(f"{file} disagrees with its folder:\n  " + "\n  ".join(wrong) + f"\n{remake}")
     return manifest
 
 
@@ -176,50 +339,9 @@ def read_shard(manifest: Manifest, shard: Shard, wanted: Collection[int]) -> Ite
     Raises:
         ShardError: the tar is damaged, or (seen when its end is read) holds another number of samples than listed.
     """
-    with closing(ShardReader(manifest, shard)) as reader:
+    with closing(manifest.reader(shard)) as reader:
         for index in sorted(wanted):
             yield index, reader.read(index)
-
-
-class ShardReader:
-    """Reads a shard's samples by index, in any order. Headers are read once, as far as needed.
-
-    Args:
-        manifest: the stream folder's.
-        shard: one of its shards.
-    """
-
-    def __init__(self, manifest: Manifest, shard: Shard) -> None:
-        self._shard, self._path = shard, manifest.folder / shard.name
-        self._stream: BinaryIO | None = None
-        self._members: Iterator[_Sample] = iter(())
-        self._found: list[_Sample] = []
-
-    def read(self, index: int) -> dict[str, Any]:
-        """A sample without decoding, as ``read_shard`` gives it.
-
-        Raises:
-            ShardError: the tar is damaged, or (seen when its end is read) holds another number of samples than listed.
-        """
-        with _damage(self._path):
-            if self._stream is None:
-                self._stream = self._path.open("rb")
-                self._members = _samples(self._path, self._stream)
-            # Looking past the last sample before handing it out: nobody need ask for one more for the check to happen.
-            upto = index + 1 if index < self._shard.samples - 1 else self._shard.samples + 1
-            self._found.extend(islice(self._members, max(0, upto - len(self._found))))
-            if len(self._found) <= index or len(self._found) > self._shard.samples:
-                found = len(self._found) + sum(1 for _ in self._members)
-                raise ShardError(
-                    f"{self._path}: {self._shard.samples} samples listed in {MANIFEST}, the shard has {found}: "
-                    f"{_remake(self._path.parent)}"
-                )
-            return self._found[index].read(self._stream, self._shard.name)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._stream is not None:
-            self._stream.close()
 
 
 class ShardReaders:
@@ -233,7 +355,7 @@ class ShardReaders:
     """
 
     def __init__(self, manifest: Manifest, most: int) -> None:
-        self._manifest, self._most = manifest, most
+        self._manifest, self._most, self._remote = manifest, most, is_url(manifest.folder)
         self._open: OrderedDict[int, ShardReader | ShardError] = OrderedDict()
 
     def read(self, shard: int, index: int) -> dict[str, Any] | ShardError:
@@ -242,7 +364,7 @@ class ShardReaders:
         if reader is None:
             while len(self._open) >= self._most:
                 self._close(self._open.popitem(last=False)[1])
-            reader = self._open[shard] = ShardReader(self._manifest, self._manifest.shards[shard])
+            reader = self._open[shard] = self._manifest.reader(self._manifest.shards[shard])
         self._open.move_to_end(shard)
         if isinstance(reader, ShardError):
             return reader
@@ -252,6 +374,13 @@ class ShardReaders:
             reader.close()
             self._open[shard] = error
             return error
+
+    def soon(self, shards: Iterable[int]) -> None:
+        """Fetch these in the background, in this order."""
+        if not self._remote:
+            return
+        files = Storage(self._manifest.storage)
+        files.prefetch([(self._manifest.path(s), s.bytes) for s in map(self._manifest.shards.__getitem__, shards)])
 
     def close(self) -> None:
         """Close all files."""
@@ -304,12 +433,13 @@ class ShardWriter:
         self._tar: wds.TarWriter | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            for path in [self.folder / MANIFEST, *self.folder.glob("*.tar")]:
+            for path in [self.folder / MANIFEST, self.folder / UNFINISHED, *self.folder.glob("*.tar")]:
                 path.unlink(missing_ok=True)
         if any(self.folder.iterdir()):
             raise ShardError(
                 f"{self.folder} is not empty: choose another folder, or replace its shards (overwrite=True)"
             )
+        (self.folder / UNFINISHED).touch()
 
     def write(self, key: str, fields: dict[str, bytes]) -> None:
         """Add a sample.
@@ -349,6 +479,7 @@ class ShardWriter:
         if not self._shards:
             raise ShardError(f"{self.folder}: no sample was written")
         Manifest(self.folder, self.data_type, tuple(self._shards), self._source, self._license, self._about).save()
+        (self.folder / UNFINISHED).unlink()
 
     def _name(self) -> str:
         return f"{len(self._shards):05d}.tar"
@@ -361,121 +492,6 @@ class ShardWriter:
         name = self._name()
         self._shards.append(Shard(name, len(self._keys), (self.folder / name).stat().st_size))
         self._keys.clear()
-
-
-def tars(folder: Path) -> list[Path]:
-    """The shards of a folder by name; ShardError where there is no folder or none in it."""
-    if not folder.is_dir():
-        raise ShardError(f"there is no folder {folder}: give one that holds shards (*.tar) and {MANIFEST}")
-    found = sorted(folder.glob("*.tar"))
-    if not found:
-        compressed = sorted(path.name for pattern in ("*.tar.*", "*.tgz") for path in folder.glob(pattern))
-        hint = f"; it has {compressed[0]}, which must be decompressed" if compressed else ""
-        raise ShardError(f"{folder} has no shards (*.tar): write some with `onepeace shards`{hint}")
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A sample whose place is known: its key, and where the file of each extension begins and how long it is."""
-
-    key: str
-    files: tuple[tuple[str, int, int], ...]
-
-    def read(self, stream: BinaryIO, shard: str) -> dict[str, Any]:
-        """``read_shard``'s sample."""
-        sample: dict[str, Any] = {"__key__": self.key, "__shard__": shard}
-        for extension, start, length in self.files:
-            stream.seek(start)
-            # All of it is there: the header that follows has been looked for.
-            sample[extension] = stream.read(length)
-        return sample
-
-
-def _samples(path: Path, stream: BinaryIO) -> Iterator[_Sample]:
-    """Every sample of a tar, with webdataset's grouping of its members. Only their headers are read."""
-    for members in tariterators.group_by_keys(_members(path, stream)):
-        del members["__url__"]
-        key = members.pop("__key__")
-        yield _Sample(key, tuple((sys.intern(ext), info.offset_data, info.size) for ext, info in members.items()))
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """What goes wrong with a tar says which one, and what to do."""
-    try:
-        yield
-    except ShardError:
-        raise
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        # webdataset adds to the error's arguments, which an OSError does not print.
-        reason = error if isinstance(error, OSError) else error.args[0]
-        raise ShardError(f"{path}: damaged shard ({reason}): restore the file or write the shards again") from error
-
-
-def find_sample(path: Path, key: str) -> dict[str, Any]:
-    """A sample of a tar by its key, as ``read_shard`` gives it; empty where there is none.
-
-    Raises:
-        ShardError: the tar is damaged.
-        OSError: it cannot be opened.
-    """
-    with path.open("rb") as stream, _damage(path):
-        found = (sample.read(stream, path.name) for sample in _samples(path, stream) if sample.key == key)
-        return next(found, {})
-
-
-def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, Any]]:
-    """A tar's plain files in the form that webdataset groups, with their headers for their content.
-
-    webdataset's own reader copies every file, wanted or not, in pieces of 10 kB. Hidden files (``.DS_Store``) are in no
-    sample. Behind the end of a tar another one may follow (``cat a.tar b.tar > c.tar``).
-    """
-    while True:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if member.isreg() and not _META.match(member.name) and not _HIDDEN.search(member.name):
-                    if member.issparse():
-                        raise tarfile.ReadError(f"{member.name} is stored as a sparse file")
-                    yield {"fname": printable(member.name), "data": member, "__url__": path.name}
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
-            end = tar.offset  # type: ignore[attr-defined]
-        if not _skip_zeros(stream, end):
-            return
-
-
-def _skip_zeros(stream: BinaryIO, end: int) -> bool:
-    """Go to the first block from a position on that is not empty; whether there is one."""
-    stream.seek(end)
-    while block := stream.read(tarfile.BLOCKSIZE):
-        if any(block):
-            stream.seek(-len(block), 1)
-            return True
-    return False
-
-
-def _check_whole(path: Path) -> None:
-    """Refuse what is no plain tar, with the way to make it one."""
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    kinds = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-    for begin, kind in kinds.items():
-        if start.startswith(begin):
-            raise ShardError(
-                f"{path} is compressed ({kind}), so its samples cannot be read one by one: decompress it. Images and"
-                " audio hardly get smaller by it"
-            )
-    check_fetched(path)
-
-
-def _check_end(path: Path) -> None:
-    """A tar ends with two blocks of zeros; without them tarfile would end at a cut header without a word."""
-    _check_whole(path)
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 1024))
-        tail = stream.read()
-    if len(tail) < 1024 or any(tail):
-        raise ShardError(f"{path}: damaged shard (cut off: no end-of-archive mark): restore the file")
 
 
 def _check_fields(key: str, fields: Collection[str], kind: DataType) -> None:
@@ -495,5 +511,5 @@ def _data_type(name: str) -> DataType:
         raise ShardError(str(error)) from error
 
 
-def _remake(folder: Path) -> str:
+def _remake(folder: str | Path) -> str:
     return f"restore the files, or count them again with `onepeace shards manifest {folder}`"

@@ -15,7 +15,6 @@ from onepeace_lightning.checkpoints.loading import LoadReport, fill
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
 from onepeace_lightning.modalities.items import naming, read_batch
@@ -170,7 +169,7 @@ class FinetuneTask(TrainedModule):
         self.metrics = nn.ModuleList(self.make_metrics() for _ in streams)
         self.score_context = [f"preprocessing: {self.preprocessing.describe(self.modalities)}", *self.context()]
         for name, stream in streams.items():
-            manifest = read_manifest(stream.path)
+            manifest = data.stream_manifest(stream)
             self.score_context.append(
                 f"{name}: {stream.path}, {manifest.samples} samples, fingerprint {manifest.fingerprint()}"
             )

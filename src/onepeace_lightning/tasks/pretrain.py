@@ -10,7 +10,6 @@ from onepeace_lightning.checkpoints.loading import load_pretrained
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType, data_type
-from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.losses.pretraining import Contrast, Embeddings, Objectives, pretraining_loss, weighted
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
@@ -151,7 +150,7 @@ class PretrainTask(TrainedModule):
             f"preprocessing: {data.preprocessing.describe(list(self.config.adapters))}",
             f"tokenizer: {self.tokenizer.vocab_size} ids, fingerprint {self.tokenizer.fingerprint()}",
             *(
-                f"{name}: {data.val[name].path}, fingerprint {read_manifest(data.val[name].path).fingerprint()}"
+                f"{name}: {data.val[name].path}, fingerprint {data.stream_manifest(data.val[name]).fingerprint()}"
                 for name in self.galleries
             ),
         ]
