@@ -27,11 +27,11 @@ from jsonargparse import auto_cli
 from benchmarks.timing import PeakMemory, in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
-from onepeace_lightning.inference.convert import convert
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.models import PretrainModel
+from onepeace_lightning.tasks.convert import convert
 
 OURS = "from_pretrained and first embeddings"
 BASELINE = "reading the file and the forward passes"

@@ -100,10 +100,10 @@ def test_a_target_in_use_is_replaced_only_when_asked(here, model_folder, other_f
 def test_what_cannot_be_converted_is_said_in_one_line(here, model_folder):
     path, _ = save_original(here)
     fails("nowhere", "--out", "folder", says="there is no nowhere; accepted is a folder written by")
-    fails(model_folder, "--out", "folder.pt", says="give a folder, or --to original")
+    fails(model_folder, "--out", "folder.pt", "--to=folder", says="a folder has no such name")
     fails(model_folder, "--out", "folder", "--to=original", says=r"files that end in \.pt")
     fails(model_folder, "--out", "folder", "--dtype=int4", says="dtype is 'int4'; accepted are float32")
-    fails(model_folder, "--out", "folder", "--image-size=50", says="image_size is 50")
+    fails(model_folder, "--out", "folder", "--image-size=50", says="size is 50")
     fails(model_folder, "--out", "folder", "--bpe-dir", here / "bpe", says="has a tokenizer of its own")
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: len(data) // 2])

@@ -7,8 +7,8 @@ import torch
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids, recall
 
 
-def score(first, second, ids):
-    metric = CrossModalRecall("image", "text")
+def score(first, second, ids, **options):
+    metric = CrossModalRecall("image", "text", **options)
     metric.update(first, second, torch.as_tensor(ids))
     return {name: value.item() for name, value in metric.compute().items()}
 
@@ -94,6 +94,25 @@ def test_a_tie_with_one_wrong_key_costs_one_rank():
     scores = score(queries, keys, [0, 1, 2])
     assert scores["image_to_text/R@1"] == pytest.approx(100 / 3)  # only the third is clear of ties
     assert scores["image_to_text/R@5"] == 100
+
+
+def test_ties_as_published_are_ranked_as_topk_gives_them():
+    queries = torch.eye(3)
+    keys = queries[[0, 0, 2]]
+    scores = score(queries, keys, [0, 1, 2], ties="published")
+    assert scores["image_to_text/R@1"] == pytest.approx(plain_recall(queries, keys, [0, 1, 2], 1))
+    assert scores["image_to_text/R@1"] > score(queries, keys, [0, 1, 2])["image_to_text/R@1"]
+
+
+def test_both_rankings_agree_where_there_are_no_ties():
+    first, second = random_pairs(40)
+    ids = torch.arange(40) % 25
+    assert score(first, second, ids, ties="published") == pytest.approx(score(first, second, ids))
+
+
+def test_unknown_ties_are_named():
+    with pytest.raises(ValueError, match="ties is 'fair'; choose one of strict, published"):
+        CrossModalRecall("image", "text", ties="fair")
 
 
 def test_chance_is_the_mean_over_all_rankings():

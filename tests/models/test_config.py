@@ -224,6 +224,10 @@ def test_the_temperature_is_clamped():
         with torch.no_grad():
             heads.logit_scale.fill_(value)
         assert heads.scale.item() == pytest.approx(scale, rel=1e-5)
+        heads.logit_scale.grad = None
+        heads.scale.sum().backward()
+        assert heads.logit_scale.grad.item() == pytest.approx(scale, rel=1e-5)  # beyond a bound too
+        assert heads.logit_scale.exp().item() == pytest.approx(scale, rel=1e-5)
 
 
 def test_a_model_without_a_denoiser_has_no_decoder_parameters():

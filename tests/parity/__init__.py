@@ -9,10 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.parity import detection, model, vision
+from tests.parity import detection, model, released, vision
 from tests.parity.base import Check, MissingFileError
 
-CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {**model.CHECKS, **detection.CHECKS, **vision.CHECKS}
+CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {
+    **model.CHECKS,
+    **released.CHECKS,
+    **vision.CHECKS,
+    **detection.CHECKS,
+}
 """File in a folder of goldens to what is compared with it; each module of this package has its own."""
 
 

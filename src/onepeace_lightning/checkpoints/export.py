@@ -1,5 +1,6 @@
 """Writing a model as the original project's checkpoints are written; ``original`` reads them."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.pretraining import PretrainModel
+from onepeace_lightning.models.relative_bias import MAX_POSITIONS
 
 _DIMENSIONS = {
     "logit_scale": 0,
@@ -33,10 +35,16 @@ _DIMENSIONS = {
 """Of the tensors that the original keeps with more or fewer dimensions than this project."""
 
 
-def to_original(model: OriginalModel) -> dict[str, Any]:
-    """``{"cfg": …, "model": …}`` for ``torch.save``; the tensors are the model's own, not copies.
+def to_original(model: OriginalModel, *, audio_seconds: float = 15.0, multi_label: bool = False) -> dict[str, Any]:
+    """A checkpoint for ``torch.save`` that the original's hub and evaluation read.
 
-    What the format holds and nobody uses (the decoder's CLS, mask embeddings of audio) is written as zeros.
+    The tensors are the model's own, not copies. What the format holds and nobody uses (the decoder's CLS, mask
+    embeddings of audio) is written as zeros.
+
+    Args:
+        model: of the modalities and heads that the original knows.
+        audio_seconds: longer clips are cut to their first seconds.
+        multi_label: a sample may be in several classes.
 
     Raises:
         ValueError: where the format cannot say what the model has (a fourth modality, a head on another one).
@@ -52,7 +60,101 @@ def to_original(model: OriginalModel) -> dict[str, Any]:
             f"the original's format holds {', '.join(MODALITIES)} and heads of its own; it has no name for"
             f" {listed(unknown, ', ')}"
         )
-    return {"cfg": {"model": _cfg(model)}, "model": tensors | _unused(model)}
+    kind = _kind(model, multi_label)
+    cfg: dict[str, Any] = {group: {"_name": None} for group in _GROUPS} | dict.fromkeys(_EMPTY_GROUPS)
+    cfg |= {"_name": None, "model": _cfg(model), "criterion": kind.criterion}
+    cfg["task"] = _task(model, kind, audio_seconds)
+    history = {
+        "criterion_name": kind.criterion["_name"],
+        "optimizer_name": "MemoryEfficientFP16Optimizer",
+        "lr_scheduler_state": {"best": None},
+        "num_updates": 0,
+    }
+    return {
+        "args": None,
+        "cfg": cfg,
+        "model": tensors | _unused(model),
+        "criterion": None,
+        "optimizer_history": [history],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"version": 2, "epoch": 1, "iterations_in_epoch": 0, "shuffle": True}},
+    }
+
+
+_GROUPS = (
+    *("common", "common_eval", "distributed_training", "dataset", "optimization", "checkpoint", "bmuf", "generation"),
+    *("eval_lm", "interactive", "optimizer", "lr_scheduler", "ema"),
+)
+_EMPTY_GROUPS = ("scoring", "bpe", "tokenizer")
+"""Of fairseq's configuration; reading a model needs their names alone."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the original calls a task and its loss, and the columns of its tables."""
+
+    task: str
+    columns: str
+    criterion: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _kind(model: OriginalModel, multi_label: bool) -> _Kind:
+    present = tuple(name for name in MODALITIES if name in model.config.adapters)
+    if not isinstance(model, ClassifyModel):
+        if present == ("text", "audio"):
+            criterion = {"_name": "audio_text_retrieval_criterion", "label_smoothing": 0.0}
+            return _Kind("audio_text_retrieval", _AUDIO, criterion, {"valid_file": None, "use_template": False})
+        if isinstance(model, PretrainModel) and model.denoiser is not None:
+            return _Kind("image_text_pretrain", _IMAGE, {"_name": "image_text_pretrain_loss"}, {"valid_file": None})
+        criterion = {"_name": "image_text_retrieval_criterion", "label_smoothing": 0.0}
+        return _Kind("image_text_retrieval", _IMAGE, criterion, {"valid_file": None})
+    head = model.head.config
+    classify = {"_name": "classify_criterion", "use_multi_label": multi_label, "label_smoothing": 0.0}
+    if present == ("text", "audio"):
+        return _Kind("aqa", _AUDIO, {"_name": "hinge_loss", "margin": 1.0, "num_choices": 4})
+    if present == ("audio",):
+        return _Kind("fsd50k" if multi_label else "vggsound", _AUDIO, classify)
+    if present == ("image",):
+        return _Kind("image_classify", "image,label", classify)
+    if head.images == 2:
+        return _Kind("nlvr2", "uniq_id,text,image1,image2,label", classify)
+    if head.outputs == 4 and not head.pooler:
+        return _Kind("refcoco", "image,text,region_coord", {"_name": "refcoco_criterion"})
+    return _Kind("vqa", "uniq_id,image,question,refs", classify | {"use_multi_label": True})
+
+
+_AUDIO, _IMAGE = "uniq_id,audio,text,duration", "image_id,image,caption"
+
+
+def _task(model: OriginalModel, kind: _Kind, audio_seconds: float) -> dict[str, Any]:
+    adapters = model.config.adapters
+    image, audio = adapters.get("image"), adapters.get("audio")
+    head = model.head.config if isinstance(model, ClassifyModel) else None
+    present = [name for name in MODALITIES if name in adapters]
+    several = {("text", "image"): "vl", ("text", "audio"): "al"}.get(tuple(present), "val")
+    task: dict[str, Any] = {
+        "_name": kind.task,
+        "data": "",
+        "valid_data": "",
+        "selected_cols": kind.columns,
+        "bpe_dir": "../../utils/BPE",
+        "max_positions": MAX_POSITIONS,
+        "max_src_length": 70,
+        "patch_image_size": image.image_size if isinstance(image, ImageConfig) else 256,
+        "max_duration": int(audio_seconds) if float(audio_seconds).is_integer() else audio_seconds,
+        "reader_separator": "\t",
+        "feature_encoder_spec": _feature_spec(audio.channels if isinstance(audio, AudioConfig) else 512),
+        "head_type": present[0] if len(present) == 1 else several,
+        "num_classes": head.outputs if head else None,
+        "use_two_images": bool(head and head.images == 2),
+        "zero_shot": not model.config.per_block_tables and head is None,
+    }
+    return task | kind.extra
+
+
+def _feature_spec(channels: int) -> str:
+    return f"[({channels}, 10, 5)] + [({channels}, 3, 2)] * 4 + [({channels},2,2)] + [({channels},2,2)]"
 
 
 def _in_original_shape(name: str, tensor: Tensor) -> Tensor:
@@ -133,7 +235,7 @@ def _encoder(config: ModelConfig) -> dict[str, Any]:
             sizes = {
                 "bucket_size": adapter.buckets,
                 "feature_embed_dim": n,
-                "feature_encoder_spec": f"[({n}, 10, 5)] + [({n}, 3, 2)] * 4 + [({n},2,2)] + [({n},2,2)]",
+                "feature_encoder_spec": _feature_spec(n),
                 "conv_pos_depth": adapter.position_depth,
                 "conv_pos_width": adapter.position_kernel * adapter.position_depth,
                 "conv_pos_groups": adapter.position_groups,

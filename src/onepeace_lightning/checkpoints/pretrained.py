@@ -198,7 +198,10 @@ def _read_file(path: Path) -> Pretrained:
     file = ReleasedFile.of(path, content, found)
     kind = kind_of(file)
     model, report = kind.model(file)
-    return Pretrained(model, Preprocessing(kind.preprocessing(file, model.config)).fitting(model.config), report=report)
+    settings = dict(kind.preprocessing(file, model.config))
+    if "text" in settings:
+        settings["text"] = {"cleaning": "lower"}  # as the original's hub embeds
+    return Pretrained(model, Preprocessing(settings).fitting(model.config), report=report)
 
 
 def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:

@@ -33,7 +33,7 @@ TRAINER = {
 COMMANDS = {
     "configs": Command("list the configurations that come with this package", "cli.configurations:print_names"),
     "configs copy": Command("copy one of them, to edit it", "cli.configurations:copy"),
-    "convert": Command("write a model in another format", "inference.convert:convert"),
+    "convert": Command("write a model in another format", "tasks.convert:convert"),
     "embed": Command("embed images, audio or texts into a file", "inference.embed:embed"),
     "predict": Command("answer with a trained task", "tasks.predict:predict"),
     "search": Command("find what is nearest to a query in files of embeddings", "inference.search:search"),

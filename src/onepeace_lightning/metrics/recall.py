@@ -5,13 +5,15 @@ N = keys of the gallery, Q = queries, B and C = rows of one update, d = embeddin
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+Ties = Literal["strict", "published"]
 
 CUTOFFS = (1, 5, 10)
 """The k of every R@k."""
@@ -47,8 +49,9 @@ def caption_ids(captions: Sequence[str]) -> Tensor:
 class CrossModalRecall(Metric):
     """R@1, R@5 and R@10 in percent between two modalities, both ways, over every row that was given.
 
-    A query is right at k when one of its k nearest keys (by cosine) has the query's id. A wrong key that scores the
-    same as the best right one ranks before it, so a model that maps everything to one point scores 0, not 100. Every
+    A query is right at k when one of its k nearest keys (by cosine) has the query's id. With ``ties="strict"`` a wrong
+    key that scores the same as the best right one ranks before it, so a model that maps everything to one point scores
+    0, not 100; with "published" the first k are those that ``torch.topk`` gives, as in the original's evaluation. Every
     row is a query and a key, as it is: rows with one id (equal captions, repeated pictures) all stay in the gallery.
     The two sides may have different numbers of rows (five captions of each picture). ``chance/…`` is the expectation
     of the same number under a random ranking, exact for these ids.
@@ -60,6 +63,7 @@ class CrossModalRecall(Metric):
         first: name of the first modality, e.g. ``"image"``.
         second: name of the second, e.g. ``"text"``. Keys of the result are then ``image_to_text/R@1``,
             ``text_to_image/R@1``, ``chance/image_to_text/R@1``, ….
+        ties: how keys of equal score are ranked, "strict" or "published".
         kwargs: see ``torchmetrics.Metric``.
     """
 
@@ -72,8 +76,11 @@ class CrossModalRecall(Metric):
     first_ids: list[Tensor]
     second_ids: list[Tensor]
 
-    def __init__(self, first: str, second: str, **kwargs: Any) -> None:
+    def __init__(self, first: str, second: str, *, ties: Ties = "strict", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if ties not in get_args(Ties):
+            raise ValueError(f"ties is {ties!r}; choose one of {', '.join(get_args(Ties))}")
+        self.ties = ties
         if first == second:
             raise ValueError(f"both sides are called {first!r}: retrieval is between two modalities, name them apart")
         self.first = first
@@ -155,19 +162,26 @@ class CrossModalRecall(Metric):
             (f"{self.first}_to_{self.second}", first, first_ids, second, second_ids),
             (f"{self.second}_to_{self.first}", second, second_ids, first, first_ids),
         ):
-            ranks = _ranks(queries, keys, query_ids, key_ids)
+            ranks = _ranks(queries, keys, query_ids, key_ids, self.ties)
             for k, chance in zip(CUTOFFS, _chance(query_ids, key_ids), strict=True):
                 scores[f"{direction}/R@{k}"] = 100 * (ranks < k).float().mean()
                 scores[f"chance/{direction}/R@{k}"] = 100 * chance
         return scores
 
 
-def _ranks(queries: Tensor, keys: Tensor, query_ids: Tensor, key_ids: Tensor) -> Tensor:
-    """(Q,) how many wrong keys come before each query's best right one, of queries (Q, d) and keys (N, d)."""
+def _ranks(queries: Tensor, keys: Tensor, query_ids: Tensor, key_ids: Tensor, ties: Ties) -> Tensor:
+    """(Q,) how many keys come before each query's best right one, of queries (Q, d) and keys (N, d).
+
+    With ties as published only the largest cutoff is searched; where no right key is within it, that many come before.
+    """
     ranks = []
     with torch.autocast(queries.device.type, enabled=False):
         for some, some_ids in zip(queries.split(QUERIES_AT_ONCE), query_ids.split(QUERIES_AT_ONCE), strict=True):
             scores = some @ keys.T
+            if ties == "published":
+                nearest = key_ids[scores.topk(min(CUTOFFS[-1], len(keys))).indices] == some_ids[:, None]
+                ranks.append(torch.where(nearest.any(1), nearest.int().argmax(1), CUTOFFS[-1]))
+                continue
             right = some_ids[:, None] == key_ids
             best_right = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
             ranks.append((~right & (scores >= best_right - TIE)).sum(1))

@@ -4,12 +4,11 @@ N = waveform samples.
 """
 
 import io
-from fractions import Fraction
 
 import numpy as np
 import soundfile
+import soxr
 import torch
-import torchaudio.functional
 from torch import Tensor
 
 from onepeace_lightning.modalities.base import looks_like
@@ -23,8 +22,6 @@ MAX_RATE = 1_000_000
 MAX_SAMPLE = 2.0**31
 """Largest magnitude of a floating-point sample: integers of 32 bits that were stored as they are."""
 
-# 44.1 kHz, its multiples, halves and quarters divided by 16 kHz have terms up to 640, so common rates stay exact.
-_MAX_TERM = 640
 _BLOCK = 1 << 20
 _UNKNOWN_LENGTH = 2**63 - 1
 
@@ -96,9 +93,12 @@ def check_samples(samples: np.ndarray) -> None:
 
 
 def resample(waveform: Tensor, rate: int) -> Tensor:
-    """Bring a waveform (..., N) from ``rate`` to 16 kHz."""
-    # The filter bank grows with both terms of the reduced ratio (gigabytes at 44 101 Hz), so odd rates are rounded to a
-    # ratio of small numbers: the pitch is off by less than 0.1 %.
-    largest = max(1, min(_MAX_TERM, _MAX_TERM * SAMPLE_RATE // rate))
-    ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(largest)
-    return torchaudio.functional.resample(waveform, ratio.numerator, ratio.denominator)
+    """Bring a waveform (N,) from ``rate`` to 16 kHz by soxr's high quality, as the original's hub does.
+
+    It has ``ceil(N * 16000 / rate)`` samples.
+    """
+    if rate == SAMPLE_RATE:
+        return waveform
+    length = -(-len(waveform) * SAMPLE_RATE // rate)
+    resampled = torch.from_numpy(soxr.resample(waveform.numpy(), rate, SAMPLE_RATE, quality="HQ"))
+    return torch.nn.functional.pad(resampled, (0, length - len(resampled)))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from onepeace_lightning.modalities.base import (
     text_card,
     training_only,
 )
-from onepeace_lightning.modalities.tokenizers.base import EOS, PAD, Encoding, clean_caption
+from onepeace_lightning.modalities.tokenizers.base import EOS, PAD, Cleaning, Encoding, TextRules
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
 from onepeace_lightning.models.flops import Flops
@@ -160,13 +160,33 @@ class TextSettings(Settings):
     """Settings of text; the tokenizer has those of its vocabulary.
 
     Attributes:
+        cleaning: "caption", "lower" or "none" (``tokenizers.base.TextRules``).
+        max_words: words kept, split at single spaces; None: all.
+        truncate: keep no more tokens than the tokenizer's ``max_length``.
         mask_ratio: fraction of the words, rounded up.
         fused_mask_ratio: the same beside a modality that alone is denoised from the pair's fused pass; where text is
             denoised alone too, of the tokens, rounded down.
     """
 
+    cleaning: Cleaning = "caption"
+    max_words: int | None = None
+    truncate: bool = True
     mask_ratio: float = training_only(0.15)
     fused_mask_ratio: float = training_only(0.4)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        problems = super().problems()
+        if self.cleaning not in get_args(Cleaning):
+            problems.append(f"cleaning is {self.cleaning!r}; choose one of {', '.join(get_args(Cleaning))}")
+        if self.max_words is not None and self.max_words < 1:
+            problems.append(f"max_words is {self.max_words}; give at least 1, or null for all")
+        return problems
+
+    @property
+    def rules(self) -> TextRules:
+        """What becomes of a text."""
+        return TextRules(self.cleaning, self.max_words, self.truncate)
 
 
 @register
@@ -208,7 +228,7 @@ class TextModality(Modality):
 
     def check(self, item: Any) -> None:
         """Raise ValueError where no word is left after the clean-up."""
-        clean_caption(item)
+        self.settings.rules.apply(item)
 
     def transform(self, item: str) -> Encoding:
         """Token ids, the last one ``EOS``, and where words begin.
@@ -218,7 +238,7 @@ class TextModality(Modality):
         """
         if self.tokenizer is None:
             raise ValueError("text needs a tokenizer, and there is none; give the folder of one")
-        return self.tokenizer.encode(item)
+        return self.tokenizer.encode(item, self.settings.rules)
 
     def num_tokens(self, array: Encoding) -> int:
         """The ids, ``EOS`` included."""
@@ -250,12 +270,17 @@ class TextModality(Modality):
         return {} if self.tokenizer is None else {"vocab_size": self.tokenizer.vocab_size}
 
     def evaluation(self) -> dict[str, Any]:
-        """How many token ids of a text are kept."""
-        return {"max_length": self.tokenizer.max_length if self.tokenizer else None}
+        """How a text is cleaned, and how many of its token ids are kept."""
+        return {**super().evaluation(), "max_length": self.tokenizer.max_length if self.tokenizer else None}
 
     def describe(self) -> str:
-        """Nothing: the tokenizer is named by its fingerprint."""
-        return ""
+        """How a text is cleaned, unless as captions are; the tokenizer is named by its fingerprint."""
+        rules = self.settings.rules
+        said = {"caption": "", "lower": "lower-cased only", "none": "as it is"}[rules.cleaning]
+        words = "" if rules.max_words is None else f"its first {rules.max_words} words"
+        length = "" if rules.truncate else "of any length"
+        parts = [part for part in (said, words, length) if part]
+        return f"text {', '.join(parts)}" if parts else ""
 
     def sample(self, inputs: Text, row: int) -> str:
         """The words of the ids.

@@ -29,6 +29,8 @@ def predict(
     items: str,
     *,
     out: str,
+    bpe_dir: str | None = None,
+    labels: str | None = None,
     root: str | None = None,
     batch_size: int = 32,
     device: str | None = None,
@@ -36,11 +38,13 @@ def predict(
     """Answer with a trained task and write one line of JSON for each item.
 
     Args:
-        checkpoint: what training the task has written (.ckpt).
+        checkpoint: what training the task has written (.ckpt), or a file of the original's release (.pt, .pth).
         items: a table (.csv, .tsv or .jsonl) with a column for each thing that the task takes, such as image and
             question; choices are a JSON list. For tasks that take one thing also a folder, a glob in quotes, a file, or
             a folder of shards.
         out: the .jsonl file to write. Masks are written as PNG files beside it, in a folder of the same name.
+        bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for released files that read text.
+        labels: file with the names of classes or answers, for released files (.txt, .json, .csv or .tsv).
         root: folder that a table's paths are relative to; the table's own by default.
         batch_size: items that run through the model together.
         device: where to compute, such as cuda; by default a GPU where there is one.
@@ -55,7 +59,7 @@ def predict(
     place = available_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
-    task = load_task(checkpoint).to(place)
+    task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
     inputs = _inputs(task)
     answered = 0
     target.parent.mkdir(parents=True, exist_ok=True)

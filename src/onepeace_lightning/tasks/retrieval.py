@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
+from onepeace_lightning.metrics.recall import Ties
 from onepeace_lightning.modalities.audio import AudioItem
 from onepeace_lightning.modalities.image import ImageItem
 from onepeace_lightning.modalities.items import batched
@@ -28,7 +29,9 @@ class RetrievalTask(FinetuneTask):
     Args:
         backbone: see ``FinetuneTask``; its contrastive heads are taken over.
         optimization: see ``FinetuneTask``.
-        keys: gradient of the contrast's keys, see ``losses.contrastive.gather``.
+        keys: gradient of the contrast's keys, see ``losses.contrastive.gather``; published fine-tuning is "detached".
+        ties: how keys of equal score are ranked: "strict", a wrong one first; or "published", as in the original's
+            evaluation, to compare with its scores.
         **options: see ``FinetuneTask``.
     """
 
@@ -41,10 +44,12 @@ class RetrievalTask(FinetuneTask):
         optimization: Optimization = FINETUNING,
         *,
         keys: Keys = "differentiable",
+        ties: Ties = "strict",
         **options: Any,
     ) -> None:
         super().__init__(backbone, optimization, **options)
         self.keys: Keys = keys
+        self.ties: Ties = ties
 
     @property
     def item_modality(self) -> str:
@@ -69,7 +74,7 @@ class RetrievalTask(FinetuneTask):
 
     def make_metrics(self) -> MetricCollection:
         """Recall both ways over the whole gallery."""
-        return MetricCollection([CrossModalRecall(self.item_modality, "text")])
+        return MetricCollection([CrossModalRecall(self.item_modality, "text", ties=self.ties)])
 
     def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
         """Embed a batch.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from onepeace_lightning.models.heads.contrastive import ContrastiveHeads
 from onepeace_lightning.training.clipping import gradient_norm, scale_gradients
 from onepeace_lightning.training.finite import SkippedSteps, refuse_non_finite
 from onepeace_lightning.training.optimizer import Optimization
@@ -51,8 +52,11 @@ class TrainedModule(L.LightningModule):
         self.seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Give the step random numbers (stochastic depth) that do not depend on where the run was started."""
+        """Give the step random numbers that do not depend on where the run was started; bound the temperature."""
         seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        for module in self.modules():
+            if isinstance(module, ContrastiveHeads):  # where it is sharded, only here is it the parameter itself
+                module.bound_temperature()
 
     def log_means(self, values: Mapping[str, Tensor], batch_size: int = 1) -> None:
         """Log scalars averaged over all ranks, by one collective call; ``train/loss`` is shown in the progress bar.

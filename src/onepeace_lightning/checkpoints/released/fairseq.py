@@ -132,7 +132,7 @@ class Grounding(FairseqKind):
     task = "VisualGroundingTask"
     takes_vocabulary = True
     modalities = ("text", "image")
-    text: ClassVar[Mapping[str, Any]] = {"max_words": 70, "max_tokens": None}
+    text: ClassVar[Mapping[str, Any]] = {"max_words": 70, "truncate": False}
 
     def fits(self, head: PoolingConfig | None) -> bool:
         """Four numbers, and no pooler before them."""
@@ -213,7 +213,7 @@ class AudioQuestionAnswering(FairseqKind):
     task = "AudioQuestionAnsweringTask"
     takes_vocabulary = True
     modalities = ("text", "audio")
-    text: ClassVar[Mapping[str, Any]] = {"cleaning": "none", "max_tokens": None}
+    text: ClassVar[Mapping[str, Any]] = {"cleaning": "none", "truncate": False}
     corpora = ("AVQA",)
 
     def fits(self, head: PoolingConfig | None) -> bool:
@@ -253,22 +253,16 @@ class AudioClassification(FairseqKind):
 
 
 class ImageClassification(FairseqKind):
-    """Classes of an image by a pooling head; no such file was released."""
+    """Classes of an image by a pooling head; no such file was released, and no task here has that head."""
 
     name = "pooled-image-classification"
-    title = "image classification by attention pooling"
-    answers = "classes of an image"
-    task = "ImageClassificationTask"
-    takes_labels = True
+    title = "an image classifier with attention pooling"
+    answers = "features of an image; a backbone to train a task with"
     modalities = ("image",)
 
     def fits(self, head: PoolingConfig | None) -> bool:
         """Any."""
         return head is not None
-
-    def settings(self, file: ReleasedFile, labels: Sequence[str] | None) -> dict[str, Any]:
-        """The classes."""
-        return {"classes": _names(file, labels)}
 
 
 def modalities_of(file: ReleasedFile) -> tuple[str, ...]:

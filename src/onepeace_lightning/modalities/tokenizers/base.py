@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 """Special token ids, the same in every vocabulary."""
@@ -37,8 +37,8 @@ class Encoding:
     word_starts: list[bool]
 
     @classmethod
-    def from_pieces(cls, text: str, ids: Sequence[int], word_starts: Sequence[bool], max_length: int) -> Self:
-        """Cut a caption's tokens to ``max_length`` and append eos.
+    def from_pieces(cls, text: str, ids: Sequence[int], word_starts: Sequence[bool], max_length: int | None) -> Self:
+        """Cut a caption's tokens to ``max_length``, unless that is None, and append eos.
 
         Raises:
             ValueError: if the caption has no tokens.
@@ -46,6 +46,43 @@ class Encoding:
         if not ids:
             raise _no_words(text)
         return cls([*ids[:max_length], EOS], [*word_starts[:max_length], True])
+
+
+Cleaning = Literal["caption", "lower", "none"]
+"""What is done to a text: as captions are cleaned for training; lower-cased only; nothing."""
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """What becomes of a text before it is split into tokens.
+
+    Attributes:
+        cleaning: "caption" lower-cases it and removes leading punctuation and superfluous blanks; "lower" only
+            lower-cases it; "none" leaves it as it is.
+        max_words: words kept, split at single spaces; None: all.
+        truncate: keep no more tokens than the tokenizer's ``max_length``.
+    """
+
+    cleaning: Cleaning = "caption"
+    max_words: int | None = None
+    truncate: bool = True
+
+    def apply(self, text: str) -> str:
+        """The cleaned text, without halves of broken characters.
+
+        Raises:
+            ValueError: if nothing that can be seen is left.
+        """
+        cleaned = {"caption": clean_text, "lower": str.lower, "none": str}[self.cleaning](whole_characters(text))
+        if self.max_words is not None:
+            cleaned = " ".join(cleaned.split(" ")[: self.max_words])
+        if not is_visible(cleaned):
+            raise _no_words(text)
+        return cleaned
+
+
+CAPTION = TextRules()
+"""How captions are cleaned for training."""
 
 
 class Tokenizer(Protocol):
@@ -62,8 +99,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     max_length: int
 
-    def encode(self, text: str) -> Encoding:
-        """Clean a caption up and split it into tokens.
+    def encode(self, text: str, rules: TextRules = CAPTION) -> Encoding:
+        """Clean a text up and split it into tokens.
 
         Raises:
             ValueError: if no word is left after the clean-up.

@@ -7,14 +7,15 @@ from typing import Self
 import tokenizers
 
 from onepeace_lightning.modalities.tokenizers.base import (
+    CAPTION,
     DEFAULT_MAX_LENGTH,
     SETTINGS_FILE,
     UNK,
     Encoding,
+    TextRules,
     Tokenizer,
     check_ids,
     check_max_length,
-    clean_caption,
     pack_settings,
     unpack_settings,
 )
@@ -68,11 +69,12 @@ class GPT2BPETokenizer(Tokenizer):
         self.vocab_size = len(lines) + _SPECIAL
         self.max_length = check_max_length(max_length)
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str, rules: TextRules = CAPTION) -> Encoding:
         """See ``Tokenizer``; a token that begins with a space starts a word."""
-        pieces = self._bpe.encode(" " + clean_caption(text))
+        pieces = self._bpe.encode(" " + rules.apply(text))
         ids = [self._ids[index] for index in pieces.ids]
-        return Encoding.from_pieces(text, ids, [token.startswith(_SPACE) for token in pieces.tokens], self.max_length)
+        starts = [token.startswith(_SPACE) for token in pieces.tokens]
+        return Encoding.from_pieces(text, ids, starts, self.max_length if rules.truncate else None)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Tokenizer``; the dictionary's fillers have no text either."""

@@ -8,16 +8,17 @@ import sentencepiece
 
 from onepeace_lightning.modalities.tokenizers.base import (
     BOS,
+    CAPTION,
     DEFAULT_MAX_LENGTH,
     EOS,
     PAD,
     SETTINGS_FILE,
     UNK,
     Encoding,
+    TextRules,
     Tokenizer,
     check_ids,
     check_max_length,
-    clean_caption,
     clean_text,
     pack_settings,
     unpack_settings,
@@ -94,11 +95,11 @@ class SentencePieceTokenizer(Tokenizer):
             ) from error
         return cls(model.getvalue(), max_length=max_length)
 
-    def encode(self, text: str) -> Encoding:
+    def encode(self, text: str, rules: TextRules = CAPTION) -> Encoding:
         """See ``Tokenizer``; a piece that begins with ▁ starts a word."""
-        ids = self._processor.encode(clean_caption(text))
+        ids = self._processor.encode(rules.apply(text))
         starts = [self._processor.id_to_piece(index).startswith(_SPACE) for index in ids]
-        return Encoding.from_pieces(text, ids, starts, self.max_length)
+        return Encoding.from_pieces(text, ids, starts, self.max_length if rules.truncate else None)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See ``Tokenizer``."""

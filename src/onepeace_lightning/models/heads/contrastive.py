@@ -39,10 +39,16 @@ class ContrastiveHeads(nn.Module):
         if self.logit_bias is not None:
             nn.init.constant_(self.logit_bias, SIGMOID_BIAS)
 
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        """Put the parameter itself back between 0 and ln 100, so that its gradient does not die beyond a bound."""
+        self.logit_scale.clamp_(0, math.log(100))
+
     @property
     def scale(self) -> Tensor:
         """(1,) what cosines are multiplied by: the inverse temperature, between 1 and 100."""
-        return self.logit_scale.clamp(0, math.log(100)).exp()
+        self.bound_temperature()
+        return self.logit_scale.exp()
 
     def forward(self, modality: str, features: View) -> Tensor:
         """(B, D) float32 embeddings of unit length from the CLS features of one modality."""

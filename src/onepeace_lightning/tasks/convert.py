@@ -1,0 +1,203 @@
+"""``onepeace convert``: a model or a task from any form in which they are kept to another."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from onepeace_lightning.checkpoints.export import to_original
+from onepeace_lightning.checkpoints.loading import LoadReport, read_file
+from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
+from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
+from onepeace_lightning.checkpoints.released.kinds import kind_of
+from onepeace_lightning.checkpoints.sharded import is_sharded
+from onepeace_lightning.inference.onepeace import DTYPES, OnePeace
+from onepeace_lightning.tasks.base import FinetuneTask
+from onepeace_lightning.tasks.saved import load_task, save_task
+
+Form = Literal["folder", "task", "original"]
+
+_LISTED = 20
+_FORMS: dict[str, Form] = {".ckpt": "task", ".pt": "original"}
+
+
+def convert(
+    source: str,
+    *,
+    out: str,
+    to: Form | None = None,
+    bpe_dir: str | None = None,
+    labels: str | None = None,
+    dtype: str | None = None,
+    image_size: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model as a folder for ``from_pretrained``, a task as a checkpoint, or either as a file of the original.
+
+    Args:
+        source: a file of the original's release (.pt, .pth, .pkl), a training checkpoint (.ckpt), a folder, or a name
+            on the hub.
+        out: a folder for what embeds, a .ckpt file for what answers, or a .pt file in the original's format.
+        to: folder (config.json, model.safetensors, the vocabulary), task (.ckpt, for onepeace predict and load_task) or
+            original (.pt, which the original's hub and evaluation read); by default as the name of ``out`` says.
+        bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for the original's files.
+        labels: file with the names of classes or answers, for the original's files (.txt, .json, .csv or .tsv).
+        dtype: float32, bfloat16 or float16; as it is by default.
+        image_size: side of the images in pixels, a multiple of 16, for which relative positions are resized; as it
+            is by default. Not for tasks.
+        overwrite: replace what is at ``out``.
+
+    Raises:
+        ValueError: where the source is nothing known, or ``out`` is in use or of the wrong kind.
+        FileNotFoundError: where a file is missing.
+    """
+    target = Path(out)
+    form = to or _FORMS.get(target.suffix, "folder")
+    _check_target(target, form, overwrite)
+    released = _released(source)
+    if released is not None:
+        print("\n".join(describe_file(*released, bpe_dir, labels)))
+    is_task = _is_task(source) or (released is not None and form == "task")
+    if labels is not None and not is_task:
+        raise ValueError(f"labels are for what answers: give --out NAME.ckpt, or leave --labels {labels} out")
+    if is_task:
+        if image_size is not None or form == "folder":
+            wrong = "--image-size" if image_size is not None else f"--out {target}"
+            raise ValueError(f"{source} is a task; give --out NAME.ckpt or NAME.pt, not {wrong}")
+        task = load_task(source, bpe_dir=bpe_dir, labels=labels)
+        task.to(DTYPES[dtype] if dtype is not None else None)
+        _write_task(task, target, form)
+    else:
+        _convert_model(source, target, form, bpe_dir, dtype, image_size)
+    written = target / WEIGHTS_FILE if form == "folder" else target
+    print(f"{written}: {written.stat().st_size / 1e9:.2f} GB")
+
+
+def describe_file(file: ReleasedFile, kind: Kind, bpe_dir: str | None, labels: str | None) -> Iterator[str]:
+    """What a released file is, what it answers, what it needs, and what was published for it, line by line."""
+    yield f"{file.path}: {kind.title}"
+    yield f"answers: {kind.answers}"
+    needs = []
+    if kind.takes_vocabulary:
+        needs.append(f"the vocabulary ({f'from {bpe_dir}' if bpe_dir else '--bpe-dir FOLDER: none given'})")
+    if kind.takes_labels:
+        given = f"from {labels}" if labels else "--labels FILE: none given, classes are called by their numbers"
+        needs.append(f"names of its classes ({given})")
+    yield f"needs: {'; '.join(needs) or 'nothing'}"
+    yield from kind.describe(file)
+    for line in kind.published(file):
+        yield f"published: {line}"
+    if file.found:
+        yield f"read as plain data, without their code: {', '.join(file.found)}"
+
+
+def _released(source: str) -> tuple[ReleasedFile, Kind] | None:
+    path = Path(source)
+    if not path.is_file():
+        return None
+    content, found = read_file(path)
+    if not isinstance(content, dict) or "onepeace" in content:
+        return None
+    file = ReleasedFile.of(path, content, found)
+    return file, kind_of(file)
+
+
+def _is_task(source: str) -> bool:
+    """Whether a source is a checkpoint of a downstream task of this project."""
+    path = Path(source)
+    if not path.is_file() or is_sharded(path):
+        return False
+    content, _ = read_file(path)
+    return isinstance(content, dict) and "onepeace" in content and content["onepeace"].get("task") is not None
+
+
+def _convert_model(
+    source: str, target: Path, form: Form, bpe_dir: str | None, dtype: str | None, image_size: int | None
+) -> None:
+    if form == "task":
+        raise ValueError(f"{source} answers nothing by itself; give a folder, or NAME.pt for the original's format")
+    onepeace = OnePeace.from_pretrained(source, bpe_dir=bpe_dir, dtype=dtype)
+    if image_size is not None:
+        onepeace.set_image_size(image_size)
+    print(f"{source}: {describe_report(onepeace.report)}")
+    print(describe_model(onepeace))
+    if form == "folder":
+        onepeace.save_pretrained(target)
+        return
+    _write_original(to_original(onepeace.model, audio_seconds=onepeace.preprocessing["audio"].max_seconds), target)
+    if onepeace.tokenizer is not None:
+        print(f"the original's format holds no vocabulary; that of {source} is needed wherever text is embedded")
+
+
+def _write_task(task: FinetuneTask, target: Path, form: Form) -> None:
+    print(f"{type(task).__name__}: {_millions(sum(parameter.numel() for parameter in task.model.parameters()))}")
+    print(f"preprocessing: {task.preprocessing.describe(list(task.config.adapters))}")
+    if form == "task":
+        save_task(task, target)
+        return
+    multi_label = bool(task.settings().get("multi_label"))
+    seconds = task.preprocessing["audio"].max_seconds
+    _write_original(to_original(task.model, audio_seconds=seconds, multi_label=multi_label), target)
+    print("the original's format holds neither vocabulary nor labels")
+
+
+def _write_original(content: dict[str, Any], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    torch.save(content, partial)
+    os.replace(partial, target)
+
+
+def describe_report(report: LoadReport) -> str:
+    """What did not fit, name by name where there are not very many."""
+    parts = [
+        ("missing, with their initial values", report.missing),
+        ("unexpected, not used", report.unexpected),
+        ("resized", report.resized),
+    ]
+    lines = []
+    for what, names in parts:
+        if names:
+            rest = [f"  and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+            lines += [f"{len(names)} tensors {what}:", *(f"  {name}" for name in names[:_LISTED]), *rest]
+    return "\n".join(lines) or "every tensor fits"
+
+
+def describe_model(onepeace: OnePeace) -> str:
+    """Sizes, parts, number format, preprocessing and vocabulary, a line for each."""
+    encoder = onepeace.config.encoder
+    numbers = Counter[str]()
+    for name, parameter in onepeace.model.named_parameters():
+        numbers[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+        numbers[name.split(".")[0] if onepeace.model is not onepeace.backbone else "backbone"] += parameter.numel()
+    dtypes = [name for name in numbers if hasattr(torch, name)]
+    parts = ", ".join(f"{name} {_millions(count)}" for name, count in numbers.items() if name not in dtypes)
+    tokenizer = onepeace.tokenizer
+    vocabulary = f"{tokenizer.vocab_size} token ids ({type(tokenizer).__name__})" if tokenizer else "none"
+    return "\n".join(
+        [
+            f"{type(onepeace.model).__name__}: width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads,"
+            f" {', '.join(onepeace.config.adapters)}",
+            f"parameters: {_millions(sum(numbers[name] for name in dtypes))} in {', '.join(dtypes)} ({parts})",
+            f"preprocessing: {onepeace.preprocessing.describe(list(onepeace.config.adapters))}",
+            f"vocabulary: {vocabulary}",
+        ]
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M"
+
+
+def _check_target(target: Path, form: Form, overwrite: bool) -> None:
+    suffixes = {"original": ".pt", "task": ".ckpt"}
+    if form in suffixes and (target.is_dir() or target.suffix != suffixes[form]):
+        raise ValueError(f"--out is {target}; --to {form} writes files that end in {suffixes[form]}")
+    if form == "folder" and (target.is_file() or target.suffix in (".pt", ".ckpt", ".safetensors")):
+        raise ValueError(f"--out is {target}; a folder has no such name: choose another, or leave --to out")
+    in_use = target.is_file() or (target.is_dir() and any(target.iterdir()))
+    if in_use and not overwrite:
+        raise ValueError(f"{target} is there already; choose another --out, or replace it with --overwrite")
