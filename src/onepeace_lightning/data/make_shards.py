@@ -201,7 +201,7 @@ def manifest(
         out: file (``….json``) to write instead of the folder's ``manifest.json``; a stream's ``path`` may be it.
         workers: processes that count; one for each processor if None.
         skip_bad: leave bad shards out of the manifest, instead of ending with an error.
-        cache: folder for copies of shards at a URL; see ``storage.StorageConfig``, whose other settings are the defaults.
+        cache: folder for copies of shards at a URL (``storage.StorageConfig``, whose other settings are the defaults).
 
     Raises:
         ValueError: there are no shards, or bad ones: damaged, or with samples that lack what the data type needs.
