@@ -10,6 +10,7 @@ from onepeace_lightning.checkpoints.loading import load_pretrained
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType, data_type
+from onepeace_lightning.losses.plan import Sampled
 from onepeace_lightning.losses.pretraining import Contrast, Embeddings, Objectives, pretraining_loss, weighted
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
@@ -166,13 +167,13 @@ class PretrainTask(TrainedModule):
         self.log_means({"train/loss": total, **{f"train/{name}": value for name, value in terms.items()}})
         return total
 
-    def learn(self, batches: Mapping[str, Batch], contrast: Contrast | None = None) -> dict[str, Tensor]:
+    def learn(self, batches: Mapping[str, Sampled], contrast: Contrast | None = None) -> dict[str, Tensor]:
         """The loss terms of one batch of every stream."""
         model = cast(PretrainModel, self.model)
         self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
         return pretraining_loss(model, batches, self.objectives, self._frozen(), contrast).terms
 
-    def encode(self, batches: Mapping[str, Batch]) -> tuple[Embeddings, Tensor, Tensor | None]:
+    def encode(self, batches: Mapping[str, Sampled]) -> tuple[Embeddings, Tensor, Tensor | None]:
         """What of one batch of every stream enters the contrast."""
         return encode(cast(PretrainModel, self.model), batches, self.objectives, self._frozen())
 

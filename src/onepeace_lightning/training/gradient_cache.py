@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.losses.plan import Sampled
 from onepeace_lightning.losses.pretraining import (
     Contrast,
     Embeddings,
     Objectives,
-    Sampled,
     contrast_terms,
     contrasted_embeddings,
     weight,
