@@ -259,7 +259,8 @@ def test_the_pages_command_counts_a_bucket(s3, folder, tmp_path, monkeypatch):
     Path("counts").mkdir()
     for name, value in {"ENDPOINT_URL": server.url, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    main([*command.replace("s3://bucket/laion", "s3://bucket/bare").split(), "--storage.retries=3"])
+    main([*command.replace("s3://bucket/laion", "s3://bucket/bare").split(), f"--cache={tmp_path}/copies"])
+    assert list((tmp_path / "copies" / "shards").iterdir())
     found = read_manifest("counts/laion.json")
     assert found.fingerprint() == read_manifest(folder).fingerprint()
     assert Counter(keys(train("counts/laion.json", StorageConfig(cache=str(tmp_path / "cache"))), 30)) == once()

@@ -132,10 +132,6 @@ class OnePeaceCLI(LightningCLI):
         bar = [] if config.get("enable_progress_bar") is False else [StepBar()]
         config["callbacks"] = [*bar, *given, *made]
         trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.strategy, FullyShardedStrategy):
-            for callback in trainer.checkpoint_callbacks:
-                if "://" in str(getattr(callback, "dirpath", "")):
-                    raise ValueError(f"sharded checkpoints are written to local folders, not to {callback.dirpath}")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

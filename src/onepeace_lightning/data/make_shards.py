@@ -187,7 +187,7 @@ def manifest(
     out: str | None = None,
     workers: int | None = None,
     skip_bad: bool = False,
-    storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
+    cache: str | None = None,
 ) -> Manifest:
     """Count the samples of shards that were made elsewhere, and write their ``manifest.json``.
 
@@ -201,11 +201,12 @@ def manifest(
         out: file (``….json``) to write instead of the folder's ``manifest.json``; a stream's ``path`` may be it.
         workers: processes that count; one for each processor if None.
         skip_bad: leave bad shards out of the manifest, instead of ending with an error.
-        storage: how files at a URL are read.
+        cache: folder for copies of shards at a URL (``storage.StorageConfig``, whose other settings are the defaults).
 
     Raises:
         ValueError: there are no shards, or bad ones: damaged, or with samples that lack what the data type needs.
     """
+    storage = StorageConfig(cache=cache)
     files = Storage(storage)
     path = out or join(folder, MANIFEST)
     old: dict[str, Any] = {}
