@@ -30,7 +30,7 @@ from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.strategy import placement
 
-FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9)
+FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9, betas=(0.9, 0.999))
 """Where a task is not told otherwise; the published choices are in ``configs/finetune``."""
 
 TASKS: dict[str, type["FinetuneTask"]] = {}
