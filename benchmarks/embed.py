@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,20 +56,19 @@ def run_command(root: Path, modality: str, batch_size: int) -> None:
     embed(
         model=str(root / "model"),
         out=str(out),
-        image=source if modality == "image" else None,
-        audio=source if modality == "audio" else None,
+        items={modality: source},
         batch_size=batch_size,
     )
 
 
-def preprocessed(onepeace: OnePeace, root: Path, modality: str, batch_size: int) -> Inputs:
+def preprocessed(onepeace: OnePeace, root: Path, modality: str, batch_size: int) -> list[Any]:
     """All items of a folder as the model takes them."""
     reader = onepeace.modality(modality)
     rows = [reader.read(path) for path in sorted((root / modality).iterdir())]
     return [reader.collate(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
 
 
-def run_bare(onepeace: OnePeace, modality: str, batches: Inputs) -> None:
+def run_bare(onepeace: OnePeace, modality: str, batches: list[Any]) -> None:
     """Embed tensors, and nothing else."""
     for inputs in batches:
         onepeace.embed_inputs(modality, inputs)

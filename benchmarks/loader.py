@@ -88,7 +88,7 @@ def read_with_loader(root: Path, data_type: str, passes: int, batch_size: int) -
     data = DataModule(
         {data_type: StreamConfig(str(folder), batch_size)},
         tokenizer=str(root / "tokenizer"),
-        preprocessing=PREPROCESSING,
+        preprocessing=PREPROCESSING.to_dict(),
         num_workers=PROCESSES,
         steps_per_epoch=passes * read_manifest(folder).samples // batch_size,
     )

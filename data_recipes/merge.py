@@ -43,7 +43,7 @@ def merge(folders: Sequence[Path], out: Path) -> Manifest:
     for manifest in manifests:
         for shard in manifest.shards:
             name = f"{len(shards):05d}.tar"
-            _link(manifest.folder / shard.name, out / name)
+            _link(Path(manifest.folder) / shard.name, out / name)
             shards.append(replace(shard, name=name))
     about: dict[str, Any] = {name: first.about[name] for name in ("classes", "answers") if name in first.about}
     about["merged"] = [manifest.about for manifest in manifests]

@@ -132,7 +132,8 @@ def _task(model: OriginalModel, kind: _Kind, audio_seconds: float) -> dict[str, 
     image, audio = adapters.get("image"), adapters.get("audio")
     head = model.head.config if isinstance(model, ClassifyModel) else None
     present = [name for name in MODALITIES if name in adapters]
-    several = {("text", "image"): "vl", ("text", "audio"): "al"}.get(tuple(present), "val")
+    branches: dict[tuple[str, ...], str] = {("text", "image"): "vl", ("text", "audio"): "al"}
+    several = branches.get(tuple(present), "val")
     task: dict[str, Any] = {
         "_name": kind.task,
         "data": "",

@@ -15,7 +15,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class _Foreign(type):
         is_class = cls.full_name.rpartition(".")[2].lstrip("_")[:1].isupper()
         if not (is_class or _HARMLESS.fullmatch(cls.full_name)):
             raise Refused(f"a call of {cls.full_name}")
-        return cls.__new__(cls, *args)
+        return cls.__new__(cls, *args)  # type: ignore[arg-type]
 
 
 class StandIn(metaclass=_Foreign):
@@ -137,6 +137,8 @@ class StandIn(metaclass=_Foreign):
 
     full_name = "object"
     contains: type | None = None
+    args: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *args: Any) -> Any:
         """As pickle makes an object; what is filled like a dictionary or list is one."""
@@ -164,6 +166,8 @@ class StandIn(metaclass=_Foreign):
 
 class _Filled(StandIn):
     """A stand-in that may turn out to be a dictionary or a list, which its class then remembers."""
+
+    items: Any
 
     def __new__(cls, *args: Any) -> Any:
         """As pickle makes an object."""
@@ -196,7 +200,8 @@ class _Dtype(StandIn):
 
     def of(self, data: bytes, what: str) -> np.ndarray:
         """Numbers out of bytes; ValueError for types that hold objects."""
-        code = self.args[0] if self.args else None
+        arguments: Any = getattr(self, "args", ())
+        code = arguments[0] if arguments else None
         code = code.decode() if isinstance(code, bytes) else code
         if not isinstance(code, str) or not _PLAIN_DTYPE.fullmatch(code) or not isinstance(data, bytes):
             raise Refused(f"{what} of type {code!r}")
@@ -319,7 +324,9 @@ class _Reader(pickle.Unpickler):
         if standard and not _HARMLESS.fullmatch(full):
             raise Refused(full)
         if full not in self.stand_ins:
-            self.stand_ins[full] = _Foreign(name, (_Filled,), {"full_name": full, "contains": None})
+            self.stand_ins[full] = cast(
+                type[StandIn], _Foreign(name, (_Filled,), {"full_name": full, "contains": None})
+            )
         return self.stand_ins[full]
 
     def persistent_load(self, pid: Any) -> None:

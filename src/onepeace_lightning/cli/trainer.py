@@ -227,7 +227,7 @@ def _data_types(train: Any) -> list[str]:
         try:
             return str(data_type(name))
         except ValueError:
-            first = next(iter(settings.get("sources") or ()), {})
+            first: Any = next(iter(settings.get("sources") or ()), {})
             return read_manifest(settings.get("path") or (first.get("init_args") or first)["path"]).data_type
 
     return sorted({held(name, stream) for name, stream in train.items()})

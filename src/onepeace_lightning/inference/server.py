@@ -350,12 +350,11 @@ def make_app(
                 )
             rows = rows[:, : body.dimensions]
             rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
-        encode: Callable[[np.ndarray], Any] = (
-            (lambda row: base64.b64encode(row.astype("<f4").tobytes()).decode())
-            if body.encoding_format == "base64"
-            else np.ndarray.tolist
-        )
-        data = [{"object": "embedding", "index": i, "embedding": encode(row)} for i, row in enumerate(rows)]
+        in_base64 = body.encoding_format == "base64"
+        numbers = [
+            base64.b64encode(row.astype("<f4").tobytes()).decode() if in_base64 else row.tolist() for row in rows
+        ]
+        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(numbers)]
         usage = {"prompt_tokens": 0, "total_tokens": 0}
         return JSONResponse({"object": "list", "data": data, "model": body.model or name, "usage": usage})
 

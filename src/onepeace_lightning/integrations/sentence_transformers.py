@@ -90,7 +90,7 @@ class OnePeaceModule(InputModule):
         self.onepeace.save_pretrained(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:  # type: ignore[override]
         """Open a folder of ``save_pretrained``, or a name on the hub."""
         return cls(OnePeace.from_pretrained(model_name_or_path))
 

@@ -87,7 +87,7 @@ class VideoAdapter(ImageAdapter):
         if hasattr(self, "frame_positions"):  # not yet while the image's part is built
             init_normal_(self.frame_positions, self.init_std)
 
-    def embed(self, inputs: Video) -> Tokens:
+    def embed(self, inputs: Video) -> Tokens:  # type: ignore[override]
         """[CLS; patches of all frames] + positions.
 
         Raises:

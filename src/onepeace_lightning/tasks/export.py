@@ -64,18 +64,18 @@ class PlainEncoder(nn.Module):
         lengths = [part.shape[1] for part, _ in parts]
         x_BLD, valid_BL = (torch.cat(side, 1) for side in zip(*parts, strict=True))
         encoder = self.backbone.encoder
-        for index, block in enumerate(encoder.blocks):
+        blocks: Any = encoder.blocks
+        for index, block in enumerate(blocks):
             bias = self._bias(index, lengths)
 
             def mix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor = bias) -> Tensor:
-                heads = (part.unflatten(-1, (encoder.heads, -1)).transpose(1, 2) for part in (q, k, v))
-                return attend(*heads, bias, valid_BL).transpose(1, 2).flatten(2)
+                q, k, v = (part.unflatten(-1, (encoder.heads, -1)).transpose(1, 2) for part in (q, k, v))
+                return attend(q, k, v, bias, valid_BL).transpose(1, 2).flatten(2)
 
             x_BLD = x_BLD + block.gamma_1 * block.attention(block.norm_attention(x_BLD), mix)
             split = block.norm_ffn(x_BLD).split(lengths, 1)
-            x_BLD = x_BLD + block.gamma_2 * torch.cat(
-                [block.ffns[name](part) for name, part in zip(self.modalities, split, strict=True)], 1
-            )
+            fed = [block.ffns[name](part) for name, part in zip(self.modalities, split, strict=True)]
+            x_BLD = x_BLD + block.gamma_2 * torch.cat(fed, 1)
         ends = zip(self.modalities, x_BLD.split(lengths, 1), valid_BL.split(lengths, 1), strict=True)
         return {name: Padded(encoder.norms[name](x), valid) for name, x, valid in ends}
 

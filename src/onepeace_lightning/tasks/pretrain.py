@@ -201,7 +201,8 @@ class PretrainTask(TrainedModule):
             {"embeddings": {modality: (B, d)}}, for callbacks.
         """
         embeddings = self.embed(batch.inputs)
-        for recall in () if batch.filler else self.recalls[dataloader_idx]:  # type: ignore[union-attr]
+        recalls: Any = () if batch.filler else self.recalls[dataloader_idx]
+        for recall in recalls:
             ids = caption_ids(batch.targets["answer"]).to(self.device)
             recall.update(embeddings[recall.first], embeddings[recall.second], ids)
         return {"embeddings": embeddings}
@@ -210,7 +211,7 @@ class PretrainTask(TrainedModule):
         """Log recall and chance of every gallery, and the mean R@1 over the trained pairs' galleries."""
         trained = []
         for name, recalls, is_trained in zip(self.galleries, self.recalls, self.trained, strict=True):
-            for recall in recalls:  # type: ignore[union-attr]
+            for recall in cast(Any, recalls):
                 prefix = "val/" if name == f"{recall.first}-{recall.second}" else f"val/{name}/"
                 scores = recall.compute()
                 recall.reset()

@@ -145,7 +145,7 @@ class Grounding(FairseqKind):
     def model(self, file: ReleasedFile) -> tuple[OriginalModel, LoadReport]:
         """With the head that pools what the file was trained to."""
         model, report = super().model(file)
-        model.head.config = replace(model.head.config, modality=pooled_modality(file))  # type: ignore[union-attr]
+        model.head.config = replace(model.head.config, modality=pooled_modality(file))  # type: ignore[union-attr,type-var]
         return model, report
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
@@ -241,7 +241,7 @@ class AudioClassification(FairseqKind):
 
     def multi_label(self, file: ReleasedFile) -> bool:
         """FSD50K's clips are; its number of classes tells it from VGGSound, else what the loss was told."""
-        by_size = {200: True, 309: False}.get(_outputs(file))
+        by_size = {200: True, 309: False}.get(_outputs(file) or 0)
         if by_size is not None:
             return by_size
         return bool(file.cfg.get("criterion", {}).get("use_multi_label", "fsd" in _words(file)))

@@ -25,7 +25,8 @@ class QuestionReader(Reader):
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """The items and the question; targets are the answers, and an image's width and height in pixels."""
-        question, targets = self.text(raw), {"answers": read_answers(raw)}
+        question = self.text(raw)
+        targets: dict[str, Any] = {"answers": read_answers(raw)}
         arrays = {}
         for name in self.items:
             item = self.decoded(raw, name)

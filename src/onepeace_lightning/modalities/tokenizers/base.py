@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -73,7 +73,8 @@ class TextRules:
         Raises:
             ValueError: if nothing that can be seen is left.
         """
-        cleaned = {"caption": clean_text, "lower": str.lower, "none": str}[self.cleaning](whole_characters(text))
+        clean: dict[str, Callable[[str], str]] = {"caption": clean_text, "lower": str.lower, "none": str}
+        cleaned = clean[self.cleaning](whole_characters(text))
         if self.max_words is not None:
             cleaned = " ".join(cleaned.split(" ")[: self.max_words])
         if not is_visible(cleaned):

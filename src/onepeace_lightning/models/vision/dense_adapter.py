@@ -10,7 +10,7 @@ B = images, g = patches along a side, N = g² patches, M = 21·g²/4 tokens of c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +189,8 @@ class DenseAdapter(nn.Module):
     def __init__(self, config: ModelConfig, adapter: DenseAdapterConfig) -> None:
         super().__init__()
         depth, width = config.encoder.depth, config.encoder.width
-        image, value_width = config.adapters["image"], int(width * adapter.value_fraction)
+        image: Any = config.adapters["image"]
+        value_width = int(width * adapter.value_fraction)
         problems = []
         if image is not None and image.image_size % 32:
             problems.append(f"image_size is {image.image_size}, must be a multiple of 32")
