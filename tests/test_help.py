@@ -98,3 +98,10 @@ def test_a_configuration_for_every_shipped_name_is_short():
     for name in names():
         lines = [line for line in find(name).read_text().splitlines() if line and not line.startswith("#")]
         assert len(lines) <= 45, name
+
+
+def test_a_command_whose_extra_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "onepeace_lightning.inference.server", raising=False)
+    with pytest.raises(SystemExit, match=r"pip install 'onepeace-lightning\[serve\]'"):
+        main(["serve", "--model", "m"])

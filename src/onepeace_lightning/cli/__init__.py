@@ -17,10 +17,12 @@ class Command:
     Attributes:
         summary: one line for ``onepeace --help``.
         function: module below this package and function, ``module:function``; "" for what a configuration runs.
+        extra: the package's extra that it needs.
     """
 
     summary: str
     function: str = ""
+    extra: str = ""
 
 
 TRAINER = {
@@ -35,9 +37,10 @@ COMMANDS = {
     "configs copy": Command("copy one of them, to edit it", "cli.configurations:copy"),
     "convert": Command("write a model in another format", "tasks.convert:convert"),
     "embed": Command("embed images, audio or texts into a file", "inference.embed:embed"),
+    "export": Command("write embeddings or answers as ONNX or pt2", "tasks.export:export", "export"),
     "predict": Command("answer with a trained task", "tasks.predict:predict"),
     "search": Command("find what is nearest to a query in files of embeddings", "inference.search:search"),
-    "serve": Command("serve embeddings and search over HTTP", "inference.server:serve"),
+    "serve": Command("serve embeddings and search over HTTP", "inference.server:serve", "serve"),
     "shards from-coco": Command("make training data of COCO's boxes and masks", "data.from_coco:from_coco"),
     "shards from-csv": Command("make training data of a table and its files", "data.make_shards:from_csv"),
     "shards from-folder": Command("make training data of a folder of files", "data.make_shards:from_folder"),
@@ -113,4 +116,6 @@ def _call(name: str, words: list[str]) -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("ONEPEACE_TRACEBACK"):
             raise
-        sys.exit(f"onepeace {name}: {error}")
+        extra = COMMANDS[name].extra if isinstance(error, ModuleNotFoundError) else ""
+        hint = f"; install what it needs: pip install 'onepeace-lightning[{extra}]'" if extra else ""
+        sys.exit(f"onepeace {name}: {error}{hint}")
