@@ -176,8 +176,8 @@ def test_broken_manifest(tmp_path, changes):
 
 def test_unknown_data_type_in_the_manifest(tmp_path):
     write(tmp_path)
-    edit(tmp_path, data_type="video")
-    with pytest.raises(ShardError, match="'video'"):
+    edit(tmp_path, data_type="smell")
+    with pytest.raises(ShardError, match="'smell'"):
         read_manifest(tmp_path)
 
 
