@@ -60,7 +60,7 @@ def test_a_signal_stops_after_the_step_and_queues_the_job_again(tmp_path, monkey
         tmp_path,
         is_global_zero=True,
         save_checkpoint=saved.append,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda told, all: told),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda told, all: told, checkpoint_io=None),
     )
     callback = StopOnSignal("last.ckpt", signals=("SIGUSR2",))
     before = signal.getsignal(signal.SIGUSR2)
