@@ -33,7 +33,7 @@ RUN = [
 ]
 EVERY_3_STEPS = [
     "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
-    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.dirpath=runs/toy/checkpoints",
     "--trainer.callbacks.filename=last",
     "--trainer.callbacks.every_n_train_steps=3",
     "--trainer.callbacks.enable_version_counter=false",

@@ -18,13 +18,13 @@ RESUMED = [
 ]
 AT_VALIDATION = [  # what the shipped configurations do
     "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
-    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.dirpath=runs/toy/checkpoints",
     "--trainer.callbacks.filename=best",
     "--trainer.callbacks.monitor=val/mean_R@1",
     "--trainer.callbacks.mode=max",
     "--trainer.callbacks.enable_version_counter=false",
     "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-    "--trainer.callbacks.dirpath=checkpoints",
+    "--trainer.callbacks.dirpath=runs/toy/checkpoints",
     "--trainer.callbacks.filename=last",
     "--trainer.callbacks.enable_version_counter=false",
 ]
@@ -44,7 +44,7 @@ CASES["told to stop"] = (
     [
         *CASES["every 3 steps"][0],
         "--trainer.callbacks+=onepeace_lightning.training.preemption.StopOnSignal",
-        "--trainer.callbacks.checkpoint=checkpoints/last.ckpt",
+        "--trainer.callbacks.checkpoint=runs/toy/checkpoints/last.ckpt",
     ],
     [
         {"step": 4, "where": "on_before_optimizer_step", "signal": "SIGUSR1"},

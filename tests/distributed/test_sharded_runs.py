@@ -40,7 +40,7 @@ def tensors(path) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(("ranks", "replicas"), [(1, 1), (4, 2)])
 def test_any_number_of_processes_takes_over_weights_and_optimizer(two, toy_root, tmp_path, ranks, replicas):
     folder = checkout(tmp_path / "other", toy_root)
-    go_on = [f"--ckpt_path={two}/checkpoints/last.ckpt", f"--trainer.strategy.init_args.replicas={replicas}"]
+    go_on = [f"--ckpt_path={two}/runs/toy/checkpoints/last.ckpt", f"--trainer.strategy.init_args.replicas={replicas}"]
     assert run(folder, *SHARDED, *callback("Dump"), "--trainer.max_steps=7", *go_on, ranks=ranks) == [0] * ranks
     wanted, got = tensors(two / "ended.pt"), tensors(folder / "started.pt")
     assert len(wanted["moments"]) > 100
@@ -53,7 +53,7 @@ def test_any_number_of_processes_takes_over_weights_and_optimizer(two, toy_root,
 
 
 def test_a_sharded_checkpoint_opens_as_a_model_and_converts(two, tmp_path, capsys):
-    folder = two / "checkpoints/last.ckpt"
+    folder = two / "runs/toy/checkpoints/last.ckpt"
     wanted = tensors(two / "ended.pt")["weights"]
     opened = OnePeace.from_pretrained(folder)
     for name, tensor in opened.model.state_dict().items():
@@ -67,7 +67,7 @@ def test_a_sharded_checkpoint_opens_as_a_model_and_converts(two, tmp_path, capsy
 
 def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, toy_root, tmp_path, monkeypatch):
     folder = checkout(tmp_path / "whole", toy_root)
-    stage2 = [f"--model.init_args.init_from={two}/checkpoints/last.ckpt", "--model.init_args.trainable=[audio]",
+    stage2 = [f"--model.init_args.init_from={two}/runs/toy/checkpoints/last.ckpt", "--model.init_args.trainable=[audio]",
               "--trainer.max_steps=3", streams("audio-text"),
               "--model.init_args.optimization.warmup_steps=1"]  # fmt: skip
     assert run(folder, *SMALL, *callback("Dump"), *stage2) == [0]
@@ -90,7 +90,7 @@ def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, 
                            plain["model.backbone.adapters.audio.project.weight"])  # fmt: skip
 
     (sharded / "started.pt").unlink()
-    go_on = [f"--ckpt_path={folder}/checkpoints/last.ckpt", "--trainer.max_steps=4"]
+    go_on = [f"--ckpt_path={folder}/runs/toy/checkpoints/last.ckpt", "--trainer.max_steps=4"]
     assert run(sharded, *command, *go_on, ranks=2) == [0, 0]
     wanted, got = tensors(folder / "ended.pt"), tensors(sharded / "started.pt")
     for part in ("weights", "moments"):
@@ -99,7 +99,7 @@ def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, 
 
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="a sharded checkpoint"):
-        main([*SMALL, f"--ckpt_path={two}/checkpoints/last.ckpt"])
+        main([*SMALL, f"--ckpt_path={two}/runs/toy/checkpoints/last.ckpt"])
 
 
 def test_a_process_that_dies_ends_the_others_and_both_go_on_to_the_sample(two, toy_root, tmp_path):
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(toy_root, tmp_path):
         assert "could not be written" in output(folder, rank)
         assert "the one written before it is unharmed" in output(folder, rank)
         (folder / f"rank{rank}.jsonl").unlink()
-    assert not [name for name in os.listdir(folder / "checkpoints") if "partial" in name or "old" in name]
+    assert not [name for name in os.listdir(folder / "runs/toy/checkpoints") if "partial" in name or "old" in name]
     assert run(folder, *SHARDED, "--ckpt_path=last", ranks=2) == [0, 0]
     assert [line["step"] for line in lines(folder)] == [4, 5, 6]
 
@@ -162,4 +162,4 @@ def test_a_loss_that_is_no_number_ends_the_run_and_its_samples_are_kept(toy_root
     assert [step["step"] for step in steps] == [2, 3]
     assert [len(keys) for keys in steps[1]["keys"].values()] == [3, 3]
     assert steps[0]["keys"] == lines(folder)[1]["keys"]
-    assert not (folder / "checkpoints/last.ckpt").exists()
+    assert not (folder / "runs/toy/checkpoints/last.ckpt").exists()

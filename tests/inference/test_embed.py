@@ -353,7 +353,6 @@ def test_a_source_of_bad_files_only_leaves_no_file(here, model_folder):
         (["--image", "nothing.csv", "--column", "a"], r"nothing\.csv is empty"),
         (["--image", "absent.csv", "--column", "a"], r"absent\.csv"),
         (["--audio", "shards"], "hold 'image-text': there is no audio"),
-        (["--image", "loose"], "has shards but no manifest"),
         (["--image", "photos", "--batch-size", "0"], "batch_size is 0"),
         (["--image", "photos", "--out", "out.csv"], r"--out is out\.csv; give a file that ends in \.parquet or \.npz"),
         (["--image", "photos", "--dtype", "fp8"], "dtype is 'fp8'"),

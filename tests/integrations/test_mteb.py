@@ -35,6 +35,10 @@ def encoder():
 @pytest.mark.parametrize("name", TASKS)
 def test_every_type_of_task_that_the_model_supports_runs(encoder, name, tmp_path):
     task = getattr(mock_tasks, name)()
+    if "audio" in task.metadata.modalities:
+        pytest.importorskip(
+            "torchcodec", reason="MTEB's audio is decoded by torchcodec", exc_type=(ImportError, RuntimeError)
+        )
     results = mteb.evaluate(encoder, task, cache=None, overwrite_strategy="always", raise_error=True)
     scores = [entry["main_score"] for split in results.task_results[0].scores.values() for entry in split]
     assert scores
