@@ -49,7 +49,6 @@ def test_any_number_of_processes_takes_over_weights_and_optimizer(two, toy_root,
         for name, tensor in wanted[part].items():
             assert torch.equal(got[part][name], tensor), f"{part} of {name}"
     assert [line["step"] for line in lines(folder)] == [7]
-    assert "goes on at the start of pass" in output(folder)
 
 
 def test_a_sharded_checkpoint_opens_as_a_model_and_converts(two, tmp_path, capsys):
@@ -67,7 +66,8 @@ def test_a_sharded_checkpoint_opens_as_a_model_and_converts(two, tmp_path, capsy
 
 def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, toy_root, tmp_path, monkeypatch):
     folder = checkout(tmp_path / "whole", toy_root)
-    stage2 = [f"--model.init_args.init_from={two}/runs/toy/checkpoints/last.ckpt", "--model.init_args.trainable=[audio]",
+    stage2 = [f"--model.init_args.init_from={two}/runs/toy/checkpoints/last.ckpt",
+              "--model.init_args.trainable=[audio]",
               "--trainer.max_steps=3", streams("audio-text"),
               "--model.init_args.optimization.warmup_steps=1"]  # fmt: skip
     assert run(folder, *SMALL, *callback("Dump"), *stage2) == [0]
@@ -98,7 +98,7 @@ def test_one_process_s_file_goes_on_sharded_and_stage_2_starts_from_shards(two, 
             assert torch.equal(got[part][name], tensor), f"{part} of {name}"
 
     monkeypatch.chdir(folder)
-    with pytest.raises(ValueError, match="a sharded checkpoint"):
+    with pytest.raises(SystemExit, match="a sharded checkpoint"):
         main([*SMALL, f"--ckpt_path={two}/runs/toy/checkpoints/last.ckpt"])
 
 
@@ -149,8 +149,11 @@ def test_a_shard_that_disappears_ends_the_run_and_is_named(toy_root, tmp_path):
     folder = checkout(tmp_path / "gone", toy_root)
     (folder / "data").unlink()
     shutil.copytree(toy_root / "data", folder / "data")
-    assert run(folder, *SMALL, *callback("RemoveShards", step=2, folder="data/toy/train/audio")) == [1]
-    assert "data/toy/train/audio/00000.tar: damaged shard ([Errno 2] No such file" in output(folder)
+    removed = callback(
+        "RemoveShards", step=2, folder="data/toy/train/audio"
+    )  # noticed by the next pass that opens them
+    assert run(folder, *SMALL, *removed, "--trainer.max_steps=60") == [1]
+    assert "data/toy/train/audio/00000.tar: listed, but there is no such file" in output(folder)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_its_samples_are_kept(toy_root, tmp_path):
