@@ -131,5 +131,5 @@ def test_the_page_names_every_corpus_and_data_type_that_exists():
 
 def test_a_fault_in_a_table_ends_the_command_with_one_line():
     miniatures.write(Path("t.tsv"), "a\tb\n1\t2\n")
-    with pytest.raises(SystemExit, match=r"^onepeace shards: t.tsv has no column image_id"):
+    with pytest.raises(SystemExit, match=r"^onepeace shards from-tsv: t.tsv has no column image_id"):
         onepeace(["shards", "from-tsv", "t.tsv", "--task", "image-text", "--root", ".", "--out", "data"])
