@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason="an extra: pip install onepeace-lightning[video]")
 
 from onepeace_lightning.modalities.video_files import VideoFile, write_video
 

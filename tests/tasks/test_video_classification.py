@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason="an extra: pip install onepeace-lightning[video]")
 
 from data_recipes import kinetics
 from data_recipes.toy import videos
