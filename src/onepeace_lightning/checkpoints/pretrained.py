@@ -39,6 +39,9 @@ TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
 FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
 
+HUB_TEXT = {"cleaning": "lower"}
+"""Settings of text where the original's hub embeds it; training and evaluation clean it."""
+
 _ACCEPTED = (
     f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
     " folder, a file of the original ONE-PEACE's release (.pt, .pkl), or a name 'owner/name' on the Hugging Face hub"
@@ -201,7 +204,7 @@ def _read_file(path: Path) -> Pretrained:
     model, report = kind.model(file)
     settings = dict(kind.preprocessing(file, model.config))
     if "text" in settings:
-        settings["text"] = {"cleaning": "lower"}  # as the original's hub embeds
+        settings["text"] = dict(HUB_TEXT)
     return Pretrained(model, Preprocessing(settings).fitting(model.config), report=report)
 
 
