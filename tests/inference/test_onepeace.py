@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
 from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel

@@ -20,7 +20,8 @@ from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.files import check_fetched
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
