@@ -247,7 +247,7 @@ class ImageModality(Modality):
     name = "image"
     plural = "images"
     order = 1
-    extensions = ("jpg", "jpeg", "png", "webp")
+    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
     config_type = ImageConfig
     settings_type = ImageSettings
 
@@ -258,8 +258,11 @@ class ImageModality(Modality):
         ``to_rgb``); palette, grey and CMYK images are converted.
 
         Raises:
-            ValueError: the bytes are no whole image of a format that Pillow reads.
+            ValueError: the bytes are no whole image of a format that Pillow reads. AVIF needs Pillow 11.3, HEIC the
+                plug-in ``pillow-heif`` (the extra ``heif``).
         """
+        if data[4:12] in _HEIC:
+            _read_heic()
         try:
             return to_rgb(upright(Pillow.open(io.BytesIO(data))))
         except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others
@@ -343,6 +346,25 @@ class ImageModality(Modality):
         shrunk = item.copy()
         shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
         return shrunk
+
+
+_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
+"""What HEIC files, the photographs of many telephones, have behind their first four bytes."""
+
+
+def _read_heic() -> None:
+    """Teach Pillow to read HEIC.
+
+    Raises:
+        ValueError: the plug-in is not installed.
+    """
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError(
+            "the image is HEIC, which needs a plug-in: pip install 'onepeace-lightning[heif]'; or save it as JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
 
 
 def upright(image: Pillow.Image) -> Pillow.Image:
