@@ -10,7 +10,7 @@ from onepeace_lightning.data.data_types import DataType
 from onepeace_lightning.data.make_shards import Content, Making, RawSample, make_shards
 from onepeace_lightning.data.splits import splits_named
 from onepeace_lightning.files import files_below, printable
-from onepeace_lightning.modalities.base import modalities, modality_of, text_modality
+from onepeace_lightning.modalities.registry import modalities, modality_of, text_modality
 
 _STATISTICS = "_stats.json"
 """What img2dataset writes beside each of its folders."""

@@ -12,7 +12,7 @@ from onepeace_lightning.data.make_shards import Content, Making, RawSample, make
 from onepeace_lightning.data.parquet import ParquetFiles, SavedDataset, Table
 from onepeace_lightning.data.splits import split_named
 from onepeace_lightning.data.tables import read_table
-from onepeace_lightning.modalities.base import modality, text_modality
+from onepeace_lightning.modalities.registry import modality, text_modality
 
 _SEPARATORS = "|;,"
 

@@ -24,7 +24,8 @@ from onepeace_lightning.data.data_types import DataType, data_type, of_modalitie
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.data.splits import SPLITS, by_fractions, parse_fractions, position
 from onepeace_lightning.files import check_name
-from onepeace_lightning.modalities.base import Modality, modality, text_modality
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 _SHOWN = 10

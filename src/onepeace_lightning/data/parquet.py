@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from onepeace_lightning.data.splits import split_named, splits_named
 from onepeace_lightning.files import check_fetched, files_below
-from onepeace_lightning.modalities.base import modalities
+from onepeace_lightning.modalities.registry import modalities
 
 _OPEN = 4
 """Row groups that are held in memory."""
