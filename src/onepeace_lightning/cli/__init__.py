@@ -43,10 +43,12 @@ COMMANDS = {
     "search": Command("find what is nearest to a query in files of embeddings", "inference.search:search", "index"),
     "serve": Command("serve embeddings and search over HTTP", "inference.server:serve", "serve"),
     "shards from-coco": Command("make training data of COCO's boxes and masks", "data.from_coco:from_coco"),
-    "shards from-csv": Command("make training data of a table and its files", "data.make_shards:from_csv"),
-    "shards from-folder": Command("make training data of a folder of files", "data.make_shards:from_folder"),
+    "shards from-csv": Command("make training data of a table and its files", "data.from_table:from_csv"),
+    "shards from-folder": Command("make training data of a folder of files", "data.from_folder:from_folder"),
+    "shards from-hf": Command("make training data of a saved Hugging Face data set", "data.from_table:from_hf", "hf"),
+    "shards from-parquet": Command("make training data of Parquet files", "data.from_table:from_parquet"),
     "shards from-tsv": Command("make training data of the original's tables", "data.from_tsv:from_tsv"),
-    "shards manifest": Command("count and check shards that were made elsewhere", "data.make_shards:manifest"),
+    "shards manifest": Command("count and check shards that were made elsewhere", "data.make_manifest:manifest"),
 }
 """All other commands."""
 
