@@ -68,7 +68,7 @@ def raw_files(folder: Path) -> None:
 
 def shards(out: str, *columns: str) -> None:
     options = [word for name in columns for word in (f"--{name}-col", "caption" if name == "text" else name)]
-    main(["shards", "from-csv", "table.csv", "--out", out, *options, "--val-fraction", "0.3", "--vocab-size", "300"])
+    main(["shards", "from-csv", "table.csv", "--out", out, *options, "--split", "0.7,0.3", "--vocab-size", "300"])
 
 
 def configuration(name: str, data: str, kind: str, **model: object) -> str:
@@ -130,7 +130,7 @@ def test_from_raw_files_to_answers(here, capsys, name):
         return capsys.readouterr().out
 
     main(["shards", "from-csv", "table.csv", "--out", "new", "--image-col", "image", f"--{name}-col", name,
-          "--val-fraction", "0.3", *imported])  # fmt: skip
+          "--split", "0.7,0.3", *imported])  # fmt: skip
     copies = {} if name == "series" else {"init_modality": {name: "image"}}
     config = configuration(
         "new", "new", kind, modalities=["text", "image", name], trainable=[name], init_from=OLD, **copies
@@ -180,7 +180,7 @@ def test_a_checkpoint_imports_nothing_and_what_is_missing_is_named(here, capsys)
     ))  # fmt: skip
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "import": ["my_thermal"]}))
     main(["shards", "from-csv", "table.csv", "--out", "new", "--image-col", "image", "--thermal-col", "thermal",
-          "--val-fraction", "0.3", "--import", "my_thermal"])  # fmt: skip
+          "--split", "0.7,0.3", "--import", "my_thermal"])  # fmt: skip
     forget()
     sys.modules.pop("my_thermal")
     main(["fit", "--config", str(config), "--run", "new"])  # imported by the configuration
@@ -208,7 +208,7 @@ def test_aligned_with_text_from_a_folder(here, name):
     for row in csv.DictReader(Path("table.csv").read_text().splitlines()):
         shutil.copy(row[name], f"files/{Path(row[name]).stem}.{name}.{kind}")
         Path(f"files/{Path(row[name]).stem}.txt").write_text(row["caption"])
-    main(["shards", "from-folder", "files", "--out", "new", "--val-fraction", "0.3", "--vocab-size", "300"])
+    main(["shards", "from-folder", "files", "--out", "new", "--split", "0.7,0.3", "--vocab-size", "300"])
     main(["fit", "--config", configuration("new", "new", f"{name}-text", modalities=["text", name]), "--run", "new"])
     assert f"{name}_to_text/R@1" in json.loads(Path("runs/new/results.json").read_text())
     page = Path("runs/new/gallery.html").read_text()

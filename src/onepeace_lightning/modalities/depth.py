@@ -7,6 +7,7 @@ H and W = height and width of a raster, S = side of the square that the model se
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,16 +17,11 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from onepeace_lightning.files import looks_like
-from onepeace_lightning.modalities.arrays import read_npy
-from onepeace_lightning.modalities.image import (
-    Image,
-    ImageConfig,
-    ImageModality,
-    ImageSettings,
-    fitted,
-    random_crop,
-)
+from onepeace_lightning.modalities.arrays import read_npy, stack
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.image import Image, ImageConfig, ImageSettings, fitted, random_crop
 from onepeace_lightning.modalities.registry import register
+from onepeace_lightning.models.patches import PATCH
 
 _ONE_CHANNEL = ("I;16", "I;16B", "I", "F", "L")
 _MEAN, _STD = 0.5, 0.25
@@ -65,7 +61,7 @@ class DepthSettings(ImageSettings):
 
 
 @register
-class DepthModality(ImageModality):
+class DepthModality(Modality):
     """Depth maps; decoded they are (H, W) float32 in metres, NaN where nothing was measured; arrays are (1, S, S)."""
 
     name = "depth"
@@ -74,6 +70,7 @@ class DepthModality(ImageModality):
     extensions = ("depth.png", "depth.npy", "depth.tif", "depth.tiff")
     config_type = DepthConfig
     settings_type = DepthSettings
+    agreed = (("size", "image_size"),)
 
     def decode(self, data: bytes) -> Tensor:
         """Decode a raster of one channel: PNG of 16 or 8 bits, TIFF, or an .npy array.
@@ -129,6 +126,14 @@ class DepthModality(ImageModality):
         s = self.settings
         return ((item - s.low) / (s.high - s.low)).clamp(0, 1).nan_to_num(0.0)[None]
 
+    def num_tokens(self, array: Tensor) -> int:
+        """The patches."""
+        return (array.shape[-1] // PATCH) ** 2
+
+    def collate(self, arrays: Sequence[Tensor]) -> Image:
+        """Join rasters."""
+        return Image(stack(arrays))
+
     def random(self, config: Any, batch: int, rng: np.random.Generator) -> Image:
         """Noise."""
         shape = (batch, 1, config.image_size, config.image_size)
@@ -139,12 +144,12 @@ class DepthModality(ImageModality):
         s = self.settings
         return f"{self.plural or self.name} {s.size}×{s.size} bicubic, {s.low:g} to {s.high:g}"
 
-    def sample(self, inputs: Image, row: int) -> Tensor:  # type: ignore[override]
+    def sample(self, inputs: Image, row: int) -> Tensor:
         """The raster of a row in metres, square as the model sees it."""
         s = self.settings
         return s.low + (inputs.pixels[row, 0].float().cpu() * _STD + _MEAN) * (s.high - s.low)
 
-    def picture(self, item: Tensor, side: int) -> Pillow.Image:  # type: ignore[override]
+    def picture(self, item: Tensor, side: int) -> Pillow.Image:
         """The raster in grey, its own lowest value black and its highest white."""
         known = item[item.isfinite()]
         spread = max(float(known.max() - known.min()), 1e-8)
