@@ -321,7 +321,8 @@ def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path)
         preprocessing={"image": {"size": IMAGE_SIZE}},
     )
     task.configure_model()
-    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(preprocessing=PREPROCESSING))
+    alone = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(preprocessing=PREPROCESSING), strategy=alone)
     checkpoint = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
@@ -478,7 +479,7 @@ def test_a_name_on_the_hub_is_fetched(onepeace, tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("a card")
     asked = []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, revision, allow_patterns):
         asked.append((name, allow_patterns))
         return str(tmp_path)
 
