@@ -32,7 +32,7 @@ $(TOY): $(CORE) $(wildcard data_recipes/toy/*.py)
 	$(BIN)/python -m data_recipes.toy --out data/toy --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -58,18 +58,14 @@ class Hub(BaseHTTPRequestHandler):
             if (files := self.files(name, revision)) is None:
                 return self.missing(name)
             if action == "tree":
-                entries = [
-                    {"type": "file", "path": k, "size": len(v), "oid": digest({k: v})} for k, v in files.items()
-                ]
+                entries = [{"type": "file", "path": k, "size": len(v), "oid": digest({k: v})} for k, v in files.items()]
                 return self.reply(entries)
             return self.reply({"id": name, "sha": digest(files), "siblings": [{"rfilename": file} for file in files]})
         if (found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)) is None:
             return self.reply({"error": f"no {path}"}, status=404)
         name, revision, file = found.groups()
         files = self.files(name, revision)
-        return self.reply(
-            files[file], **{"ETag": f'"{digest({file: files[file]})}"', "X-Repo-Commit": digest(files)}
-        )
+        return self.reply(files[file], **{"ETag": f'"{digest({file: files[file]})}"', "X-Repo-Commit": digest(files)})
 
     do_HEAD = do_GET
 

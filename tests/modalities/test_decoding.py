@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from onepeace_lightning.modalities.audio import AudioModality
 from onepeace_lightning.modalities.audio_files import SAMPLE_RATE, decode_audio, resample
-from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.image import ImageModality
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextModality
 
 decode_image, decode_text = ImageModality().decode, TextModality().decode

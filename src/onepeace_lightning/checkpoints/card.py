@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 
 from onepeace_lightning.checkpoints.original import OriginalModel
 from onepeace_lightning.data.data_types import data_type
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.heads.classifier import ClassifyModel
 from onepeace_lightning.models.pretraining import PretrainModel
@@ -167,7 +167,7 @@ def _limits(model: OriginalModel, names: Sequence[str], record: Mapping[str, Any
     samples = sum(stream["samples"] for stream in trained.values())
     yield f"* It has seen {samples:,} samples; how it does on data unlike those above was not measured."
     yield "* Nothing but the scores above was measured: neither bias nor safety."
-    yield "* The weights have no licence of their own here; the data's licences are above. State one before you publish."
+    yield "* No licence of the weights is stated; those of the data are above. State one before you publish."
 
 
 def _cell(text: object) -> str:

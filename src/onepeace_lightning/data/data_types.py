@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
-from onepeace_lightning.modalities.base import modalities, modality, text_modality
+from onepeace_lightning.modalities.registry import modalities, modality, text_modality
 
 
 @dataclass(frozen=True)

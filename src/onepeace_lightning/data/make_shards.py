@@ -22,7 +22,8 @@ from onepeace_lightning.data.shards import MANIFEST, Manifest, ShardWriter, foun
 from onepeace_lightning.data.storage import Storage, StorageConfig, is_url, join
 from onepeace_lightning.data.tables import read_table
 from onepeace_lightning.files import check_name, files_below, printable
-from onepeace_lightning.modalities.base import Modality, modalities, modality, modality_of, text_modality
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.registry import modalities, modality, modality_of, text_modality
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 _SHOWN = 10

@@ -14,7 +14,7 @@ from onepeace_lightning.inference.embedding_files import read_about, read_embedd
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.search import check_model
 from onepeace_lightning.inference.sources import read_item
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 
 
 class GalleryHit(NamedTuple):

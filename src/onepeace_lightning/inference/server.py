@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException
 
 from onepeace_lightning.inference.gallery import Gallery
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.base import text_modality
+from onepeace_lightning.modalities.registry import text_modality
 
 _DATA_URL = re.compile(r"data:([a-z0-9_-]+)/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 

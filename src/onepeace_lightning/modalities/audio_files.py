@@ -11,7 +11,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from onepeace_lightning.modalities.base import looks_like
+from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.mp3 import with_right_length
 
 SAMPLE_RATE = 16_000
