@@ -36,6 +36,8 @@ WEIGHTS_FILE = "model.safetensors"
 MODULES_FILE = "modules.json"
 """Says to sentence-transformers how to open the folder."""
 TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
+MODEL_TYPE = "onepeace"
+"""By which transformers' Auto classes find ``integrations.transformers``."""
 FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
 
@@ -128,6 +130,7 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         tokenizer.save(folder)
     config = {
         "format_version": FORMAT_VERSION,
+        "model_type": MODEL_TYPE,
         "model": pretrained.model.config.to_dict(),
         **model_parts(pretrained.model),
         "preprocessing": pretrained.preprocessing.to_dict(list(pretrained.model.config.adapters)),
