@@ -281,7 +281,7 @@ class AudioModality(Modality):
     name = "audio"
     plural = "recordings"
     order = 2
-    extensions = ("flac", "wav", "ogg", "mp3")
+    extensions = ("flac", "wav", "ogg", "mp3", "oga", "opus", "aiff", "aif", "m4a", "aac")
     config_type = AudioConfig
     settings_type = AudioSettings
 

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as tvf
 from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.arrays import stack
 from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
-from onepeace_lightning.modalities.image_files import rgb_pixels, to_rgb, upright
+from onepeace_lightning.modalities.image_files import HEIC, register_heic, rgb_pixels, to_rgb, upright
 from onepeace_lightning.modalities.registry import register
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig
@@ -238,7 +238,7 @@ class ImageModality(Modality):
     name = "image"
     plural = "images"
     order = 1
-    extensions = ("jpg", "jpeg", "png", "webp")
+    extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
     config_type = ImageConfig
     settings_type = ImageSettings
 
@@ -249,8 +249,11 @@ class ImageModality(Modality):
         ``to_rgb``); palette, grey and CMYK images are converted.
 
         Raises:
-            ValueError: the bytes are no whole image of a format that Pillow reads.
+            ValueError: the bytes are no whole image of a format that Pillow reads. AVIF needs Pillow 11.3, HEIC the
+                plug-in ``pillow-heif`` (the extra ``heif``).
         """
+        if data[4:12] in HEIC:
+            register_heic()
         try:
             return to_rgb(upright(Pillow.open(io.BytesIO(data))))
         except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others

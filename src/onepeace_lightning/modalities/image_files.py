@@ -18,6 +18,25 @@ _UPRIGHT = {
 _ORIENTATION = 0x0112
 
 
+HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
+"""What HEIC files, the photographs of many telephones, have behind their first four bytes."""
+
+
+def register_heic() -> None:
+    """Teach Pillow to read HEIC.
+
+    Raises:
+        ValueError: the plug-in is not installed.
+    """
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError(
+            "the image is HEIC, which needs a plug-in: pip install 'onepeace-lightning[heif]'; or save it as JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
+
+
 def upright(image: Pillow.Image) -> Pillow.Image:
     """Apply the EXIF orientation; metadata that cannot be read say nothing, as in every viewer."""
     image.load()  # what is wrong with the pixels is an error, outside of what follows
