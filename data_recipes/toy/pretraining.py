@@ -3,8 +3,8 @@
     python -m data_recipes.toy --out data/toy
 
 writes ``train/{image-text,audio-text,image,audio,text}``, ``val/{image-text,audio-text,audio-image}`` and
-``tokenizer``, and with ``--depth`` also ``train/depth-image`` and ``val/{depth-image,depth-text,audio-depth}``. The same
-arguments give the same bytes. No training stream pairs a picture with a sound, or a depth map with anything but a
+``tokenizer``, and with ``--depth`` also ``train/depth-image`` and ``val/{depth-image,depth-text,audio-depth}``. The
+same arguments give the same bytes. No training stream pairs a picture with a sound, or a depth map with anything but a
 picture, and none holds a combination that validation holds (``toy_world.is_held_out``).
 """
 
