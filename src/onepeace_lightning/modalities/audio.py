@@ -278,6 +278,7 @@ class AudioModality(Modality):
 
     name = "audio"
     plural = "recordings"
+    prompts = ("This is a sound of {label}",)
     order = 2
     extensions = ("flac", "wav", "ogg", "mp3")
     config_type = AudioConfig

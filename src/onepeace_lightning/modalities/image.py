@@ -246,6 +246,7 @@ class ImageModality(Modality):
 
     name = "image"
     plural = "images"
+    prompts = ("a photo of a {label}",)
     order = 1
     extensions = ("jpg", "jpeg", "png", "webp")
     config_type = ImageConfig
