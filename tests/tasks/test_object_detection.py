@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.instances import ScaleJitter, decode_masks
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.tasks import ObjectDetectionTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from onepeace_lightning.training.param_groups import parameter_groups
@@ -82,7 +82,7 @@ def test_the_gallery_draws_what_is_found_and_what_is_not(data, task, trainer):
     task.to("cpu").eval()
     for batch in data.val_dataloader()["val"]:
         with torch.no_grad():
-            outputs = task.measure(batch, task.make_metrics())
+            outputs = task(batch)
         for row in range(len(batch)):
             drawn = task.draw(batch, outputs, row)
             assert len(drawn.pictures) == 2

@@ -18,8 +18,9 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import ANSWERS, DataType, data_type
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality, text_modality
 from onepeace_lightning.modalities.items import batched, naming, read_batch
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.encoder import set_attention

@@ -28,8 +28,8 @@ def known_names(
     names = list(given) if given is not None else listed
     if not names or len(set(names)) < len(names):
         raise ValueError(
-            f"{kind}: got {names if names is None else names[:20]}; give at least one name and none twice, as"
-            f" {kind}=[…], or by training data whose manifest lists them"
+            f"{kind}: give at least one name and none twice, as {kind}=[…], or by data whose manifest lists them; got"
+            f" {names if names is None else names[:20]}"
         )
     return names
 

@@ -10,7 +10,7 @@ from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.readers.questions import with_choice
 from onepeace_lightning.losses.answers import choice_hinge
-from onepeace_lightning.modalities.base import text_modality
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, distinct

@@ -17,8 +17,9 @@ from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.losses.plan import Sampled
 from onepeace_lightning.losses.pretraining import Contrast, Embeddings, Objectives, pretraining_loss, weighted
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import raise_all
@@ -256,7 +257,8 @@ class PretrainTask(TrainedModule):
             raise ValueError(f"{checkpoint_path} is no checkpoint of pretraining; tasks are opened by load_task")
         config = config_from_dict(saved["config"])
         tokenizer = tokenizer_from_files(saved["tokenizer"], source=str(checkpoint_path))
-        task = cls(tokenizer, **{"modalities": list(config.adapters), **saved["pretraining"], **options})
+        own = {"tokenizer": tokenizer, "modalities": list(config.adapters), **saved["pretraining"]}
+        task = cls(**{**own, **options})
         task.config, task.preprocessing = config, Preprocessing(saved["preprocessing"])
         task.configure_model()
         task.load_state_dict(content["state_dict"])

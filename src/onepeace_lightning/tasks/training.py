@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType
 from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.heads.contrastive import ContrastiveHeads

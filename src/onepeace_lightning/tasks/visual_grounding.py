@@ -12,7 +12,7 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.answers import box_loss
 from onepeace_lightning.metrics import BoxAccuracy
 from onepeace_lightning.metrics.boxes import THRESHOLD, overlap
-from onepeace_lightning.modalities.base import text_modality
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.reports.drawing import GUESS, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, distinct

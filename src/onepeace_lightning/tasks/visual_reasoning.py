@@ -6,7 +6,7 @@ from PIL import Image as Pillow
 
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.modalities.base import text_modality
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks.base import FINETUNING, distinct, picture_of

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.modalities.base import modality, text_modality
+from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.base import FinetuneTask, distinct
 from onepeace_lightning.tasks.class_names import adopted_names, indices, known_names, likeliest
