@@ -117,8 +117,8 @@ def test_a_task_takes_options_of_the_user(tmp_path):
 def test_labels_name_the_outputs(tmp_path):
     path, _ = written("vqa", tmp_path)
     (tmp_path / "answers.txt").write_text("\n".join("abcdefg"))
-    assert load_task(path).answers == list("0123456")
-    assert load_task(path, labels=tmp_path / "answers.txt").answers == list("abcdefg")
+    assert load_task(path).names == list("0123456")
+    assert load_task(path, labels=tmp_path / "answers.txt").names == list("abcdefg")
     (tmp_path / "answers.txt").write_text("\n".join("abc"))
     with pytest.raises(ValueError, match=r"vqa\.pt has 7 classes, the labels are 3; give one name for each"):
         load_task(path, labels=tmp_path / "answers.txt")

@@ -23,12 +23,13 @@ def show_inherited(cls: type[Any]) -> None:
     Args:
         cls: whose ``__init__`` passes its ``**options`` on to its parent's.
     """
-    init: Any = cls.__init__  # type: ignore[misc]  # of this very class
-    parent: Any = cls.__mro__[1].__init__
-    own = signature(init).parameters
-    if "__init__" not in cls.__dict__ or all(one.kind is not Parameter.VAR_KEYWORD for one in own.values()):
+    init: Any = vars(cls).get("__init__")
+    own = {} if init is None else signature(init).parameters
+    if all(one.kind is not Parameter.VAR_KEYWORD for one in own.values()):
         return
-    passed = {name: one for name, one in signature(parent).parameters.items() if name not in own}
+    parent: Any = cls.__mro__[1]
+    inherited = signature(parent.__init__).parameters
+    passed = {name: one for name, one in inherited.items() if name not in own}
     kept = [one for one in own.values() if one.kind is not Parameter.VAR_KEYWORD]
     added = [
         one if one.kind is Parameter.VAR_KEYWORD else one.replace(kind=Parameter.KEYWORD_ONLY)

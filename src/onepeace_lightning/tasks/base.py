@@ -5,14 +5,15 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from onepeace_lightning.checkpoints.loading import LoadReport, fill
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import ANSWERS, DataType, data_type
@@ -28,6 +29,7 @@ from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.reports.drawing import SIDE
 from onepeace_lightning.tasks.arguments import built, show_inherited
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
+from onepeace_lightning.tasks.opening import of_checkpoint
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_backbone
 from onepeace_lightning.tasks.training import ENTRIES, TrainedModule
 from onepeace_lightning.training.optimizer import Optimization, adamw
@@ -265,6 +267,25 @@ class FinetuneTask(TrainedModule):
         if (theirs := config_from_dict(checkpoint["onepeace"]["config"])) != self.config:
             raise ValueError(f"the checkpoint's model is {theirs}, the configured one {self.config}")
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **options: Any
+    ) -> Self:
+        """Open a task from its checkpoint alone, with its weights, vocabulary and settings.
+
+        Args:
+            checkpoint_path: what training has written.
+            map_location: the device to put it on; None: the CPU.
+            **options: of the task, such as ``optimization``; they come before those of the file.
+
+        Raises:
+            ValueError: it is a checkpoint of another task, naming which.
+        """
+        task = of_checkpoint(checkpoint_path, read_checkpoint(checkpoint_path), options, TASKS)
+        if not isinstance(task, cls):
+            raise ValueError(f"{checkpoint_path} is a checkpoint of {type(task).__name__}, not of {cls.__name__}")
+        return task if map_location is None else task.to(map_location)
+
     # In use
 
     @property
@@ -435,9 +456,8 @@ def _named(where: str, corpora: Iterable[str]) -> str | None:
 def _type_name(names: Sequence[str], answer: str | None) -> str:
     """A data type of modalities, those whose text an answer brings left out."""
     texts = answer is not None and (ANSWERS[answer].text or ANSWERS[answer].captions)
-    return "-".join(
-        [name for name in names if not (texts and modality(name).reads_text)] + [answer] * (answer is not None)
-    )
+    parts = [name for name in names if not (texts and modality(name).reads_text)]
+    return "-".join(parts if answer is None else [*parts, answer])
 
 
 def _plain(name: str) -> str:

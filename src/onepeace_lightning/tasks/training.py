@@ -3,8 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -261,24 +260,3 @@ class TrainedModule(L.LightningModule):
         """
         if self._trainer is not None:
             refuse_non_finite(self.trainer, checkpoint)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, **options: Any
-    ) -> Self:
-        """Open a task from its checkpoint alone, with its weights, vocabulary and settings.
-
-        Args:
-            checkpoint_path: what training has written.
-            map_location: the device to put it on; None: the CPU.
-            **options: of the task, such as ``optimization``; they come before those of the file.
-
-        Raises:
-            ValueError: it is a checkpoint of another task, naming which.
-        """
-        from onepeace_lightning.tasks.saved import load_task  # which knows all tasks
-
-        task = load_task(checkpoint_path, **options)
-        if not isinstance(task, cls):
-            raise ValueError(f"{checkpoint_path} is a checkpoint of {type(task).__name__}, not of {cls.__name__}")
-        return task if map_location is None else task.to(map_location)
