@@ -25,7 +25,7 @@ from onepeace_lightning.modalities.image import ImageConfig, ImageItem
 from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
-from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
+from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.tasks.vocabulary import vocabulary
@@ -193,7 +193,8 @@ class ObjectDetectionTask(FinetuneTask):
             for label, value in zip(found.classes.tolist(), found.scores.tolist(), strict=True)
         )
         expected = ", ".join(names[label] for label in truth.classes.tolist()) or "nothing"
-        return Drawn([right, said], "truth, detections", words or "nothing", expected, score >= RIGHT_FROM)
+        items = [shown_image(right, "truth"), shown_image(said, "answer")]
+        return Drawn(items, "", words or "nothing", expected, score >= RIGHT_FROM)
 
     def predict(
         self, image: Sequence[ImageItem], *, threshold: float = 0.05, batch_size: int = 4

@@ -31,7 +31,7 @@ from onepeace_lightning.models.vision.segmentation import (
     class_scores,
 )
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
-from onepeace_lightning.reports.drawing import SIDE, Drawn
+from onepeace_lightning.reports.drawing import SIDE, Drawn, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.lora import merged
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
@@ -225,8 +225,16 @@ class SemanticSegmentationTask(FinetuneTask):
         }
         mean = float(np.mean(list(overlaps.values()))) if overlaps else 1.0
         said = ", ".join(f"{name} {overlap:.2f}" for name, overlap in overlaps.items())
-        pictures = [shown(pixels), shown(painted(truth, len(names))), shown(painted(answer, len(names)))]
-        return Drawn(pictures, "picture, truth, answer", f"mean IoU {mean:.2f}: {said}", "", mean >= RIGHT_FROM)
+        items = [
+            shown_image(shown(array), title)
+            for title, array in (
+                ("image", pixels),
+                ("truth", painted(truth, len(names))),
+                ("answer", painted(answer, len(names))),
+            )
+        ]
+        present = {name: f"rgb{tuple(painted(np.array(names.index(name)), len(names)).tolist())}" for name in overlaps}
+        return Drawn(items, "", f"mean IoU {mean:.2f}: {said}", "", mean >= RIGHT_FROM, present)
 
     def predict(self, image: Sequence[ImageItem], *, batch_size: int = 32) -> list[Tensor]:
         """Name each pixel's class.
