@@ -23,7 +23,7 @@ $(CORE): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(READY): $(CORE)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs,export,lora,mteb,recipes,sentence-transformers,serve,video]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs,export,heif,hf,index,lora,mteb,ray,recipes,sentence-transformers,serve,video]'
 	@touch $@
 
 toy: $(TOY)
@@ -32,7 +32,7 @@ $(TOY): $(CORE) $(wildcard data_recipes/toy/*.py)
 	$(BIN)/python -m data_recipes.toy --out data/toy --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
 from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel
@@ -321,7 +321,10 @@ def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path)
         preprocessing={"image": {"size": IMAGE_SIZE}},
     )
     task.configure_model()
-    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(preprocessing=PREPROCESSING))
+    task.trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(preprocessing=PREPROCESSING),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+    )
     checkpoint = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
@@ -349,9 +352,12 @@ def save_original(folder: Path) -> tuple[Path, PretrainModel, GPT2BPETokenizer]:
 def test_the_originals_checkpoint_with_its_vocabulary(everything, tmp_path):
     path, model, tokenizer = save_original(tmp_path)
     loaded = OnePeace.from_pretrained(path, bpe_dir=tmp_path / "bpe")
-    expected = OnePeace(model, tokenizer=tokenizer)
+    # The hub's own text rule is that text is lower-cased, and nothing else.
+    preprocessing = Preprocessing().fitting(model.config).changed(text={"cleaning": "lower"})
+    expected = OnePeace(model, tokenizer=tokenizer, preprocessing=preprocessing)
     same_weights(loaded, expected)
-    assert loaded.preprocessing == Preprocessing({"image": {"size": IMAGE_SIZE}})
+    for name in ("text", "image", "audio"):
+        assert loaded.preprocessing[name] == preprocessing[name]
     for modality, items in everything.items():
         assert torch.equal(loaded.embed(**{modality: items}), expected.embed(**{modality: items}))
     loaded.save_pretrained(tmp_path / "folder")
@@ -427,12 +433,14 @@ def test_a_failed_resize_changes_nothing(onepeace, pictures):
 
 def test_an_unknown_source_names_what_is_accepted(tmp_path):
     (tmp_path / "empty").mkdir()
-    torch.save({"weights": {}}, tmp_path / "other.pt")
-    for source in (tmp_path / "nowhere", "nowhere", tmp_path / "empty", tmp_path / "other.pt", "a/b/c"):
+    for source in (tmp_path / "nowhere", "nowhere", tmp_path / "empty", "a/b/c"):
         with pytest.raises(
             ValueError, match=r"accepted is a folder written by save_pretrained .*\.ckpt.*\.pt.*owner/name"
         ):
             OnePeace.from_pretrained(source)
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt holds weights, and neither 'model' nor 'state_dict'"):
+        OnePeace.from_pretrained(tmp_path / "other.pt")
 
 
 def edit_config(folder: Path, **changes) -> None:
@@ -486,7 +494,8 @@ def test_a_name_on_the_hub_is_fetched(onepeace, tmp_path, monkeypatch):
     same_weights(OnePeace.from_pretrained("owner/some-model_1.0"), onepeace)
     [(name, patterns)] = asked
     assert name == "owner/some-model_1.0"
-    assert {path.name for path in tmp_path.iterdir()} - {"README.md"} <= set(patterns)
+    for_others = {"README.md", "modules.json"}
+    assert {path.name for path in tmp_path.iterdir()} - for_others <= set(patterns)
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("no network here"), ConnectionError("no network here")])
@@ -521,7 +530,7 @@ def test_embeddings_are_those_of_the_original(caplog):
 
         vocab_size, max_length = 120, 70
 
-        def encode(self, text):
+        def encode(self, text, rules):
             return type("Encoding", (), {"ids": [i for i in golden["tokens"][int(text)].tolist() if i != 1]})
 
     onepeace.tokenizer = Ids()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.parity import detection, model, released, vision
+from tests.parity import detection, model, recipes, released, vision
 from tests.parity.base import Check, MissingFileError
 
 CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {
@@ -17,6 +17,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[Check]]] = {
     **released.CHECKS,
     **vision.CHECKS,
     **detection.CHECKS,
+    **recipes.CHECKS,
 }
 """File in a folder of goldens to what is compared with it; each module of this package has its own."""
 

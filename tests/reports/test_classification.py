@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.audio import Audio
-from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.reports.classification import ClassificationReport, average_precision
 from tests.reports.test_retrieval import Page, loader
 

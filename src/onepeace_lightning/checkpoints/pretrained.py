@@ -20,7 +20,8 @@ from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.files import check_fetched
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
@@ -37,6 +38,9 @@ MODULES_FILE = "modules.json"
 TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
 FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
+
+HUB_TEXT = {"cleaning": "lower"}
+"""Settings of text where the original's hub embeds it; training and evaluation clean it."""
 
 _ACCEPTED = (
     f"a folder written by save_pretrained (with {CONFIG_FILE}), a training checkpoint (.ckpt) of this project, file or"
@@ -200,7 +204,7 @@ def _read_file(path: Path) -> Pretrained:
     model, report = kind.model(file)
     settings = dict(kind.preprocessing(file, model.config))
     if "text" in settings:
-        settings["text"] = {"cleaning": "lower"}  # as the original's hub embeds
+        settings["text"] = dict(HUB_TEXT)
     return Pretrained(model, Preprocessing(settings).fitting(model.config), report=report)
 
 

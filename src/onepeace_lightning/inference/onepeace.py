@@ -22,8 +22,9 @@ from onepeace_lightning.checkpoints.pretrained import (
 )
 from onepeace_lightning.checkpoints.resize import set_image_size
 from onepeace_lightning.data.prefetch import ahead
-from onepeace_lightning.modalities.base import Inputs, Modality, Preprocessing
+from onepeace_lightning.modalities.base import Inputs, Modality
 from onepeace_lightning.modalities.items import as_items, read_numbered
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
 from onepeace_lightning.models.backbone import Backbone

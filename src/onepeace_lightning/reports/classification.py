@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onepeace_lightning.modalities.base import modality
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.reports.answers import render_sheet
 from onepeace_lightning.reports.base import ValidationReport
 from onepeace_lightning.reports.drawing import Drawn, Shown, shown_item

@@ -13,8 +13,9 @@ from PIL import ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from onepeace_lightning.modalities.base import Modality, image_html
+from onepeace_lightning.modalities.base import Modality
 from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.rendering import image_html
 from onepeace_lightning.models.patches import MEAN, STD
 
 SIDE = 240

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.modalities.base import modalities, modality
+from onepeace_lightning.modalities.registry import modalities, modality
 from onepeace_lightning.reports.base import ValidationReport, interleaved
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, answer_row, figure
 from onepeace_lightning.reports.sheets import wrapped

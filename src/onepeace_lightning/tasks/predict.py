@@ -15,8 +15,8 @@ from onepeace_lightning.data.tables import TABLES, whole_rows
 from onepeace_lightning.inference.onepeace import available_device
 from onepeace_lightning.inference.sources import find_items
 from onepeace_lightning.modalities.audio import AudioItem
-from onepeace_lightning.modalities.base import modality, text_modality
 from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.tasks import load_task
 
