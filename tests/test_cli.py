@@ -49,8 +49,8 @@ def test_fit_then_validate_gives_the_same_scores_and_leaves_what_it_says(checkou
         assert 0 <= results[f"{direction}/R@1"] <= results[f"{direction}/R@10"] <= 100
     # 16 distinct combinations: one right answer in 16
     assert results["chance/audio_to_image/R@1"] == pytest.approx(100 / 16, abs=0.01)
-    assert (checkout / "runs/toy/gallery.png").stat().st_size > 1000
-    page = (checkout / "runs/toy/gallery.html").read_text()
+    assert (checkout / "runs/toy/report.png").stat().st_size > 1000
+    page = (checkout / "runs/toy/report.html").read_text()
     assert "audio-image" in page
     assert "<audio" in page
     assert list((checkout / "runs/toy/logs").rglob("events*"))
@@ -251,7 +251,7 @@ def test_a_run_keeps_everything_in_its_folder_and_is_never_overwritten(checkout,
     main(["fit", *TOY, "--run=mine"])
     folder = Path("runs/mine")
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "gallery.html", "gallery.png", "logs", "results.json",
+        "checkpoints", "config.yaml", "logs", "report.html", "report.png", "results.json",
     }  # fmt: skip
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert [path.name for path in Path("runs").iterdir()] == ["mine"]
