@@ -103,7 +103,8 @@ def embed(
     if engine == "ray":  # its processes have working folders of their own
         given, path = os.path.abspath(given), path.absolute()
         root = None if root is None else os.path.abspath(root)
-        model, bpe_dir = (os.path.abspath(file) if file and os.path.exists(file) else file for file in (model, bpe_dir))
+        model = os.path.abspath(model) if os.path.exists(model) else model
+        bpe_dir = None if bpe_dir is None else os.path.abspath(bpe_dir)
     source = find_items(name, given, column, root)
     if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"

@@ -77,7 +77,7 @@ def embed_parts(load: Callable[[], OnePeace], work: Work, parts: Parts) -> None:
         for first in range(0, len(parts.missing), size)
     ]
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        EmbedChunks,
+        EmbedChunks,  # type: ignore[arg-type]  # a class makes actors
         fn_constructor_args=(load, work, parts),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(rows))),
         num_cpus=cpus,
