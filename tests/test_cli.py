@@ -138,9 +138,21 @@ def test_shipped_configurations_parse_and_everything_linked_arrives(name, checko
         assert task.config.encoder.depth == 40
 
 
+def test_a_setting_of_one_modality_keeps_the_others(checkout):
+    words = ["--data.preprocessing.image.size=64", "--data.init_args.preprocessing.audio.max_seconds", "1e0"]
+    cli = command_line([*TOY[:1], *words, "--trainer.accelerator=cpu"], run=False)
+    image, audio = (cli.datamodule.preprocessing[name] for name in ("image", "audio"))
+    assert (image.size, image.crop_scale) == (64, (1.0, 1.0))
+    assert (audio.max_seconds, audio.min_seconds) == (1.0, 0.4)
+    assert cli.model.config.adapters["image"].image_size == 64
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--data.preprocessing.image.size=100"], r"100.*multiple of 16"),
+        (["--data.preprocessing.image.colour=1"], r"preprocessing of image: there is no colour; there is .*size"),
+        (["--data.preprocessing.smell.size=1"], r"there is no modality 'smell'"),
         (["--model.init_args.learning_rate=1"], r"Option 'learning_rate' is not accepted"),
         (["--trainer.max_steps=abc"], r'"trainer.max_steps":\n.*abc'),
         (["--data.init_args.preprocessing={image: {size: 100}}"], r"100.*multiple of 16"),
