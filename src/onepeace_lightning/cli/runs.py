@@ -13,6 +13,7 @@ from onepeace_lightning.reports.gallery import RetrievalGallery
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.results import ResultsTable
+from onepeace_lightning.training.resume import SameRun
 from onepeace_lightning.training.throughput import Throughput
 
 RUNS = Path("runs")
@@ -96,7 +97,12 @@ def callbacks(
     elif callable(getattr(task, "draw", None)):
         made.append(AnswersGallery())
     if training:
-        made += [Throughput(), *([LearningRateMonitor()] if logged else []), *_checkpoints(folder, task, data)]
+        made += [
+            SameRun(),
+            Throughput(),
+            *([LearningRateMonitor()] if logged else []),
+            *_checkpoints(folder, task, data),
+        ]
     kinds = tuple(type(callback) for callback in given)
     for callback in given:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

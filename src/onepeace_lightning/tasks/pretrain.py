@@ -47,7 +47,8 @@ class PretrainTask(TrainedModule):
         drop_path: stochastic depth of the last block.
         objectives: how the losses are computed.
         trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
-        init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over.
+        init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over. Of
+            another vocabulary the pieces that both have are (``checkpoints.vocabulary``).
         parallel: how the model is laid out on its devices.
         attention: how attention is computed, see ``models.encoder.set_attention``; the numbers do not depend on it.
     """
@@ -107,7 +108,7 @@ class PretrainTask(TrainedModule):
         parallelize(self, self.parallel, entries=entries, **placement(self))
         if self.init_from is not None:
             new = modality_parameters(self.model, self.trainable or ())
-            load_pretrained(self.model, self.init_from, new.__contains__)
+            load_pretrained(self.model, self.init_from, new.__contains__, tokenizer=self.tokenizer)
             self.model.heads.reset_parameters()
         else:
             self.untrained = sum(parameter.numel() for parameter in self.model.parameters())
