@@ -295,7 +295,7 @@ def _words(
     return [
         f"--model={json.dumps({'class_path': name, 'init_args': model})}",
         f"--data={json.dumps({'class_path': 'DataModule', 'init_args': data})}",
-        *(f"--trainer.{key}={json.dumps(value)}" for key, value in trainer.items()),
+        *(f"--trainer.{key}={value}" for key, value in trainer.items()),
     ]
 
 
