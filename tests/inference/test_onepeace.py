@@ -486,7 +486,7 @@ def test_a_name_on_the_hub_is_fetched(onepeace, tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("a card")
     asked = []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, revision, allow_patterns):
         asked.append((name, allow_patterns))
         return str(tmp_path)
 
