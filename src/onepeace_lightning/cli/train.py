@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -22,7 +22,7 @@ from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.tasks import FinetuneTask, load_task
-from onepeace_lightning.tasks.source import BackboneSource, BackboneWeights, open_backbone
+from onepeace_lightning.tasks.source import BackboneSource, BackboneWeights, finetune_config, open_backbone
 
 Trained = Literal["classification", "retrieval"]
 """What can be trained by one call."""
@@ -108,17 +108,18 @@ def train(
     manifests, tokenizer = _streams(Path(data), task, folder)
     kind = data_type(manifests["train"].data_type)
     source = _source(backbone, tokenizer, folder)
-    opened = open_backbone(source, str(tokenizer) if tokenizer is not None else None, None)
-    if opened.tokenizer is not None and text_modality() in kind.inputs:
+    opened = open_backbone(source, None, None)
+    if opened.tokenizer is not None:  # its ids are the weights' own
         tokenizer = folder / "tokenizer"
         opened.tokenizer.save(tokenizer)
-    chosen = choose(_size(opened), place, scratch=opened.weights is None)
+    size = _size(opened, kind.inputs)
+    chosen = choose(size, place, scratch=opened.weights is None)
     settings = _Settings(
         steps or chosen.steps(manifests["train"].samples),
         min(batch_size or chosen.batch_size, manifests["train"].samples),
         lr or chosen.lr,
     )
-    print(_said(opened, place, chosen, settings, manifests["train"].samples), flush=True)
+    print(_said(f"{opened.name} of {size / 1e6:,.1f} M parameters", place, chosen, settings, manifests), flush=True)
     words = _words(task, kind, manifests, source, opened, tokenizer, chosen, settings, place)
     try:
         command_line(["fit", f"--run={_as_folder(folder)}", f"--seed_everything={seed}", *words])
@@ -226,11 +227,11 @@ def _source(backbone: BackboneSource, tokenizer: Path | None, folder: Path) -> s
     return str(backbone)
 
 
-def _size(opened: BackboneWeights) -> int:
-    if opened.weights is not None:
-        return sum(tensor.numel() for name, tensor in opened.weights.items() if name.startswith("backbone."))
+def _size(opened: BackboneWeights, names: Sequence[str]) -> int:
+    """Parameters of the backbone that the task has: of these modalities."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Backbone(opened.config).parameters())
+        backbone = Backbone(finetune_config(opened.config, names, name=opened.name))
+    return sum(parameter.numel() for parameter in backbone.parameters())
 
 
 def _memory(place: torch.device) -> int:
@@ -238,15 +239,21 @@ def _memory(place: torch.device) -> int:
     return torch.cuda.get_device_properties(place).total_memory if place.type == "cuda" else 0
 
 
-def _said(opened: BackboneWeights, place: torch.device, chosen: Choice, settings: _Settings, samples: int) -> str:
+def _said(
+    what: str, place: torch.device, chosen: Choice, settings: _Settings, manifests: Mapping[str, Manifest]
+) -> str:
     where = (
         torch.cuda.get_device_name(place) if place.type == "cuda" else "no GPU" if place.type == "cpu" else str(place)
     )
-    what = {"all": "all of it trains", "head": "it stays as it is and a head trains", "lora": "low-rank updates train"}
+    trains = {
+        "all": "all of it trains",
+        "head": "it stays as it is and a head trains",
+        "lora": "low-rank updates train",
+    }
     return (
-        f"{opened.name} of {_size(opened) / 1e6:,.1f} M parameters, {where}: {what[chosen.trainable]}, {settings.steps}"
-        f" steps of {settings.batch_size} samples ({settings.steps * settings.batch_size / samples:.0f} passes),"
-        f" learning rate {settings.lr:g}"
+        f"{what}, {where}: {trains[chosen.trainable]}, {settings.steps} steps of {settings.batch_size} samples"
+        f" ({settings.steps * settings.batch_size / manifests['train'].samples:.2g} passes), learning rate"
+        f" {settings.lr:g}"
     )
 
 

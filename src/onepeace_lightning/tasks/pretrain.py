@@ -55,6 +55,8 @@ class PretrainTask(TrainedModule):
         attention: how attention is computed, see ``models.encoder.set_attention``; the numbers do not depend on it.
     """
 
+    to_percent = 1.0  # as the metric gives it
+
     def __init__(
         self,
         tokenizer: str | Tokenizer,
