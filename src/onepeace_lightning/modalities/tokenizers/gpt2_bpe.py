@@ -85,7 +85,7 @@ class GPT2BPETokenizer(Tokenizer):
         """See ``Tokenizer``."""
         found = [b""] * self.vocab_size
         for index, bpe_id in self._bpe_ids.items():
-            found[index] = bytes(_BYTES[letter] for letter in self._bpe.id_to_token(bpe_id))
+            found[index] = bytes(_BYTES[letter] for letter in str(self._bpe.id_to_token(bpe_id)))
         return found
 
     def to_files(self) -> dict[str, bytes]:
