@@ -43,7 +43,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [
-            ("new, with their initial values", self.missing, 30),
+            ("new, with their initial values", self.missing, 6),
             ("not used", self.unexpected, 6),
             ("changed to fit", self.resized, 6),
         ]
