@@ -19,6 +19,7 @@ from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.tasks.zero_shot import ZeroShotClassificationTask
 from onepeace_lightning.training.results import ResultsTable
 from onepeace_lightning.training.resume import SameRun
+from onepeace_lightning.training.tensorboard import ChangingScalars
 from onepeace_lightning.training.throughput import Throughput
 
 RUNS = Path("runs")
@@ -77,7 +78,7 @@ def run_of(checkpoint: str) -> Path | None:
 
 def logger(folder: Path) -> TensorBoardLogger:
     """TensorBoard's, in the run's folder."""
-    return TensorBoardLogger(save_dir=folder, name="logs", version="")
+    return ChangingScalars(save_dir=folder, name="logs", version="")
 
 
 def callbacks(

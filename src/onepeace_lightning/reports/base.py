@@ -158,8 +158,18 @@ def interleaved(parts: Iterable[Sequence[Entry]]) -> list[Entry]:
 
 
 def score_section(scores: dict[str, float], context: Sequence[str]) -> str:
-    """The scores, with what was printed beside them."""
-    shown = {name: f"{value:.2f}" for name, value in scores.items()}
+    """HTML of the scores, each with its chance, and of what is printed beside them.
+
+    Args:
+        scores: percent by name; ``chance/NAME`` is NAME's chance.
+        context: lines of text.
+    """
+    chance = {name.replace("chance/", "", 1): value for name, value in scores.items() if "chance/" in name}
+    shown = {
+        name: f"{value:.2f}" + (f", chance {chance[name]:.2f}" if name in chance else "")
+        for name, value in scores.items()
+        if "chance/" not in name
+    }
     notes = "".join(f"<li>{escape(line)}</li>" for line in context)
     if not shown:
         return ""
