@@ -41,8 +41,8 @@ TINY = {
 """Released file to the tiny one of its layout, where their names differ."""
 GENERATED = {
     "finetune_coco.pt": lambda config: PretrainModel(config, denoise=False),
-    "finetune_refcocog.pt": lambda config: ClassifyModel(config, PoolingConfig(outputs=4, modality="text")),
-    "finetune_vqa.pt": lambda config: ClassifyModel(config, PoolingConfig(outputs=7, modality="text", pooler=True)),
+    "finetune_refcocog.pt": lambda config: ClassifyModel(config, PoolingConfig(outputs=4, pooled=("text",))),
+    "finetune_vqa.pt": lambda config: ClassifyModel(config, PoolingConfig(outputs=7, pooled=("text",), pooler=True)),
 }
 """Released file to a small model of its kind."""
 CAPTIONS = ["a red cow", "a dog barks", "a bell", "two bells ring at night"]
