@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import lightning as L
 from jsonargparse import auto_cli
@@ -75,7 +76,10 @@ def train(
         Mean R@1 of the trained pairs and of audio and image, in percent; seconds per step.
     """
     L.seed_everything(seed, verbose=False)
-    preprocessing = {"image": {"size": side, "crop_scale": [1.0, 1.0]}, "audio": {"min_seconds": 0.4, "max_seconds": 2}}
+    preprocessing: dict[str, dict[str, Any]] = {
+        "image": {"size": side, "crop_scale": [1.0, 1.0]},
+        "audio": {"min_seconds": 0.4, "max_seconds": 2},
+    }
     streams = {
         name: StreamConfig(str(data / "train" / name), batch_size if name in PAIRED else max(1, batch_size // 2))
         for name in way.data_types

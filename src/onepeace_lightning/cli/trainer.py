@@ -212,7 +212,7 @@ def laid_over(words: Sequence[str]) -> list[str]:
             rest.append(word)
     whole = configurations.merged(given)
     trainer = whole.get("trainer") or {}
-    if isinstance(named := trainer.get("logger"), str) and named in LOGGERS:
+    if isinstance(trainer.get("logger"), str) and trainer["logger"] in LOGGERS:
         whole["logger"] = trainer.pop("logger")
     modules = [*(whole.get("import") or []), *modules]
     import_modules(modules)

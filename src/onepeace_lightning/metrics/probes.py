@@ -69,7 +69,7 @@ def linear_scores(
         return value
 
     with torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     return F.linear((queries - mean) / scale, weight.detach(), bias.detach())
 
 
