@@ -23,11 +23,10 @@ from onepeace_lightning.losses.detection import REGIONS, detection_losses
 from onepeace_lightning.metrics.detection import CocoAP
 from onepeace_lightning.modalities.image import ImageConfig, ImageItem
 from onepeace_lightning.modalities.items import batched
-from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
 from onepeace_lightning.tasks.vocabulary import vocabulary
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -75,12 +74,9 @@ class ObjectDetectionTask(FinetuneTask):
         super().__init__(backbone, optimization, **options)
         if regions < 4:
             raise ValueError(f"regions is {regions}; give at least 4, of which one may show an instance")
-        image, source = self.config.adapters["image"], self.source.config.adapters["image"]
-        assert isinstance(image, ImageConfig)
+        source = self.source.config.adapters["image"]
         assert isinstance(source, ImageConfig)
-        # Learned positions are resized once, and are then the detector's own.
-        own: dict[str, AdapterConfig] = {"image": replace(image, position_grid=None)}
-        self.config = replace(self.config, adapters=own, per_block_tables=False)
+        self.config = replace(with_own_positions(self.config), per_block_tables=False)
         self.classes = None if classes is None else vocabulary(classes, None, "classes")
         self.regions = regions
         self.head = DetectorConfig(

@@ -15,7 +15,7 @@ from onepeace_lightning.data.tables import TABLES, whole_rows
 from onepeace_lightning.inference.onepeace import available_device
 from onepeace_lightning.inference.sources import find_items
 from onepeace_lightning.modalities.audio import AudioItem
-from onepeace_lightning.modalities.base import modality, text_modality
+from onepeace_lightning.modalities.base import modalities, modality, text_modality
 from onepeace_lightning.modalities.image import ImageItem
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.tasks import load_task
@@ -81,7 +81,8 @@ def _inputs(task: Any) -> dict[str, str | None]:
     for name, parameter in inspect.signature(task.predict).parameters.items():
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             item = get_args(parameter.annotation)[0]
-            kinds[name] = "image" if item == ImageItem else "audio" if item == AudioItem else None
+            files = name if name in modalities() and not modality(name).reads_text else None
+            kinds[name] = "image" if item == ImageItem else "audio" if item == AudioItem else files
     return kinds
 
 

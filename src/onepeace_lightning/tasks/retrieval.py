@@ -68,7 +68,7 @@ class RetrievalTask(FinetuneTask):
         return {name: self.model.heads(name, view) for name, view in zip(tokens, features, strict=True)}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Aligning contrast of the batch's items with one caption each."""
+        """Aligning contrast of the batch's items with one caption each; other captions of an item are negatives."""
         embeddings = self.embed(batch.inputs)
         return aligning_contrast(embeddings["text"], embeddings[self.item_modality], self.model.heads.scale, self.keys)
 

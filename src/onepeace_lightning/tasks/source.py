@@ -16,6 +16,7 @@ from onepeace_lightning.modalities.base import Preprocessing, text_modality
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.vision.trunk import LAYER_SCALE
 
 BackboneSource = str | Path | OnePeace | ModelConfig
 """A preset's name, a ``save_pretrained`` folder, a checkpoint of this project or of the original, a hub name, a model,
@@ -128,12 +129,16 @@ def _sized(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]], *, kept:
 def with_own_positions(config: ModelConfig, **encoder: Any) -> ModelConfig:
     """Sizes of a vision model: learned positions are resized to the images' grid once and stored so.
 
+    Where nothing gives γ, it starts at ``LAYER_SCALE``, or higher as a small model's sizes say.
+
     Args:
         config: of a model of images.
         **encoder: other sizes of the encoder.
     """
     image = replace(config.adapters["image"], position_grid=None)  # type: ignore[call-arg]
-    return replace(config, encoder=replace(config.encoder, **encoder), adapters={**config.adapters, "image": image})
+    gamma = max(config.encoder.layer_scale or 0.0, LAYER_SCALE)
+    transformer = replace(config.encoder, **{"layer_scale": gamma, **encoder})
+    return replace(config, encoder=transformer, adapters={**config.adapters, "image": image})
 
 
 def load_source(model: nn.Module, source: BackboneWeights, parts: Sequence[str]) -> LoadReport:
