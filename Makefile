@@ -23,7 +23,7 @@ $(CORE): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(READY): $(CORE)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs,export,lora,mteb,recipes,sentence-transformers,serve,video]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[compare,dev,docs,export,heif,hf,index,int8,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
 	@touch $@
 
 toy: $(TOY)

@@ -30,7 +30,7 @@ from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.readers import AlignedReader
 from onepeace_lightning.data.sampler import sample_rng
 from onepeace_lightning.data.shards import ShardWriter, read_manifest
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 
 LOADER = "loader"

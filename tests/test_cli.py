@@ -9,7 +9,7 @@ import torch
 from onepeace_lightning.cli import main
 from onepeace_lightning.cli.runs import refuse_used
 from onepeace_lightning.cli.trainer import best_precision, command_line
-from onepeace_lightning.modalities.base import config_from_dict
+from onepeace_lightning.modalities.preprocessing import config_from_dict
 
 ROOT = Path(__file__).parent.parent
 TINY = [

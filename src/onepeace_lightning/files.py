@@ -71,3 +71,24 @@ def check_fetched(path: str | Path) -> None:
             raise ValueError(
                 f"{path} is a Git LFS pointer of a few lines, not the file itself: fetch it with `git lfs pull`"
             )
+
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"ID3": "MP3",
+    b"\xff\xfb": "MP3",
+    b"GIF8": "GIF",
+}
+
+
+def looks_like(data: bytes) -> str:
+    """What some bytes look like, for errors of decoding: how many there are, and the format that they begin with."""
+    if not data:
+        return "0 bytes"
+    if data.startswith(b"RIFF"):
+        return f"{len(data)} bytes, RIFF {data[8:12].decode('latin-1').strip()}"
+    name = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), f"begins with {data[:8]!r}")
+    return f"{len(data)} bytes, {name}"

@@ -9,7 +9,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from onepeace_lightning.data.make_shards import from_csv, from_folder, manifest
+from onepeace_lightning.data.from_folder import from_folder
+from onepeace_lightning.data.from_table import from_csv
+from onepeace_lightning.data.make_manifest import manifest
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
@@ -97,7 +99,7 @@ def test_validation_keeps_equal_pictures_together_and_is_stable(tmp_path):
     write_table(table, [*rows, *[[path, caption + " again"] for path, caption in rows]])
     chosen = []
     for out in (tmp_path / "a", tmp_path / "b"):
-        make(table, out, val_fraction=0.3)
+        make(table, out, split="0.7,0.3")
         chosen.append({split: {s["png"] for s in samples(out / split / "image-text")} for split in ("train", "val")})
     assert chosen[0] == chosen[1]
     assert not chosen[0]["train"] & chosen[0]["val"]
@@ -115,7 +117,7 @@ def test_bad_rows_are_listed_with_line_and_reason_and_nothing_is_written(tmp_pat
     table = pairs(tmp_path / "raw", 2)
     pictures = tmp_path / "raw" / "pictures"
     (pictures / "cut.png").write_bytes(png(0)[:40])
-    (pictures / "x.bmp").write_bytes(b"BM")
+    (pictures / "x.xcf").write_bytes(b"BM")
     (pictures / "note.txt").write_text("not a picture")
     rows = [
         ["pictures/0.PNG", "fine"],
@@ -123,7 +125,7 @@ def test_bad_rows_are_listed_with_line_and_reason_and_nothing_is_written(tmp_pat
         ["pictures/cut.png", "truncated"],
         ["pictures/0.PNG", "  "],
         ["pictures/0.PNG", "!!!"],
-        ["pictures/x.bmp", "ending"],
+        ["pictures/x.xcf", "ending"],
         ["pictures/note.txt", "modality"],
         ["pictures/0.PNG", "a cow", " unquoted"],
     ]
@@ -172,7 +174,8 @@ def test_wrong_columns_are_told_with_those_there_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"val_fraction": 1.0}, "val_fraction is 1.0"), ({"vocab_size": 10}, "10")]
+    ("options", "said"),
+    [({"split": "1.0"}, "split is '1.0'"), ({"split": "0.5,0.4"}, "1 together"), ({"vocab_size": 10}, "10")],
 )
 def test_impossible_settings_leave_nothing_behind(tmp_path, options, said):
     with pytest.raises(ValueError, match=said):
@@ -227,7 +230,7 @@ def test_two_pictures_of_one_stem_are_refused(tmp_path):
 
 
 def test_folder_without_usable_files(tmp_path):
-    (tmp_path / "a.bmp").write_bytes(b"BM")
+    (tmp_path / "a.xcf").write_bytes(b"gimp")
     with pytest.raises(ValueError, match="holds no file that ends in"):
         from_folder(str(tmp_path), out=str(tmp_path / "out"))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.shards import ShardWriter
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 SMALL = Preprocessing({"image": {"size": 16}, "audio": {"min_seconds": 0.025}})

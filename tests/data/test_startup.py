@@ -92,7 +92,7 @@ def test_a_start_asks_the_file_system_little(folder, tmp_path):
 
 def test_counting_goes_on_where_it_stopped_and_past_bad_shards(tmp_path, monkeypatch):
     from onepeace_lightning.data import counting
-    from onepeace_lightning.data.make_shards import manifest
+    from onepeace_lightning.data.make_manifest import manifest
 
     with shards.ShardWriter(tmp_path, "text", source="-", license="-", samples_per_shard=2) as writer:
         for index in range(20):

@@ -62,8 +62,12 @@ def test_quotes_within_a_value_are_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("path,caption\na.png,x\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
-        ("path,caption\na.png,K\xfche\n".encode("cp1252"), "not UTF-8 .*Excel"),
+        ("path,caption\na.png,x\n".encode("utf-16"), "UTF-16, as Excel's .*; save it as UTF-8"),
+        (
+            "path,caption\na.png,K\xfche\n".encode("cp1252"),
+            "not UTF-8 .*Excel's plain .* is Windows-1252.*iconv -f windows-1252",
+        ),
+        (b"PK\x03\x04\xff\xff\xff", "is a workbook, no table"),
         (b"", "empty"),
         (b"path,path\na,b\n", "several columns 'path'"),
         (POINTER, "Git LFS pointer .*git lfs pull"),
@@ -79,3 +83,9 @@ def test_rows_of_another_length_are_told(tmp_path, line, count):
     path = table(tmp_path, f"path,caption\n{line}\n")
     with pytest.raises(ValueError, match=f"line 2: {count} values, the header has 2"):
         list(whole_rows(path)[1])
+
+
+def test_the_line_in_which_excel_names_the_separator_is_no_header(tmp_path):
+    path = table(tmp_path, 'sep=;\r\npath;caption, long\r\na.png;"a, b"\r\n')
+    [row] = read_table(path)[1]
+    assert (row.line, row.values) == (3, {"path": "a.png", "caption, long": "a, b"})

@@ -85,6 +85,7 @@ def vision(kind: type, **sizes):
 
     def content() -> dict:
         config = tiny_config(adapters=adapters("image"))
+        config = replace(config, encoder=replace(config.encoder, depth=4))  # segmentation has four groups of blocks
         task = kind(config, classes=[f"class {number}" for number in range(5)], **sizes)
         task.configure_model()
         return released_content(randomised(task.model), classes=task.classes)

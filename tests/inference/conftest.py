@@ -13,7 +13,7 @@ from PIL import Image
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.data.shards import ShardWriter
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.models import PretrainModel

@@ -19,10 +19,11 @@ def test_every_command_of_the_page_runs(here):
     save_original(here)
     shutil.copy("sounds/0.wav", "siren.wav")
     typed = commands((ROOT / "docs" / "search.md").read_text())
-    assert {words[1] for words in typed} == {"convert", "embed", "search"}
+    assert {words[1] for words in typed} == {"convert", "embed", "index", "search"}
     written = []
     for program, *words in typed:
         assert program == "onepeace"
         main(words)
-        written.append(words[words.index("--out") + 1] if "--out" in words else "search.html")
+        default = f"{words[1]}.index" if words[0] == "index" else "search.html"
+        written.append(words[words.index("--out") + 1] if "--out" in words else default)
     assert [name for name in written if not Path(name).exists()] == []

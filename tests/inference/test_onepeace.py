@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.pretrained import model_parts
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import GPT2BPETokenizer, SentencePieceTokenizer
 from onepeace_lightning.models import Backbone, ModelConfig, PretrainModel
@@ -486,7 +486,7 @@ def test_a_name_on_the_hub_is_fetched(onepeace, tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("a card")
     asked = []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, revision, allow_patterns):
         asked.append((name, allow_patterns))
         return str(tmp_path)
 

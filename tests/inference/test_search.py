@@ -160,7 +160,7 @@ def test_an_index_outlives_what_its_modality_does_not_use(indexed, model_folder)
     ("words", "says"),
     [
         (["photos.parquet"], "nothing to search with"),
-        (["--text", "dog"], "index"),
+        (["--text", "dog"], "arguments are required: embeddings"),
         (["nowhere.parquet", "--text", "dog"], r"there is no file of embeddings nowhere\.parquet"),
         (["pairs.csv", "--text", "dog"], r"pairs\.csv is no file of embeddings"),
         (["photos.parquet", "--text", "dog", "--weights", "text=0"], "add up to nothing"),

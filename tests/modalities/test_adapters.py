@@ -6,9 +6,10 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import normalize, to_dtype
 
 from onepeace_lightning.modalities.audio import Audio, AudioConfig, num_frames
-from onepeace_lightning.modalities.base import Modality, modality, register
+from onepeace_lightning.modalities.base import Modality
 from onepeace_lightning.modalities.image import Image, ImageConfig
 from onepeace_lightning.modalities.presets import preset_config
+from onepeace_lightning.modalities.registry import modality, register
 from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
 from onepeace_lightning.models.adapter import Adapter

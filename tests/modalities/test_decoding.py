@@ -1,17 +1,18 @@
 import io
 import math
 import resource
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from onepeace_lightning.modalities.audio import AudioModality
 from onepeace_lightning.modalities.audio_files import SAMPLE_RATE, decode_audio, resample
-from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.image import ImageModality
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextModality
 
 decode_image, decode_text = ImageModality().decode, TextModality().decode
@@ -266,6 +267,50 @@ def test_wav_whose_header_does_not_know_the_length(size):
     whole = sound(tone(0.5, SAMPLE_RATE))
     data = whole[:40] + size.to_bytes(4, "little") + whole[44:]
     assert torch.equal(load_waveform(data), load_waveform(whole))
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "OPUS"), ("OGG", "VORBIS"), ("AIFF", "PCM_16")])
+def test_other_audio_formats_keep_their_length_and_rate(kind, subtype):
+    waveform, rate = decode_audio(sound(tone(0.5, 24_000), 24_000, kind, subtype))
+    assert (len(waveform), rate) == (12_000, 24_000)
+    assert float(waveform.abs().max()) == pytest.approx(0.5, abs=0.05)
+
+
+def aac(samples, rate):
+    av = pytest.importorskip("av", reason="the extra video is not installed")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ipod") as container:  # what .m4a files are
+        stream = container.add_stream("aac", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.stack([samples, samples]).astype(np.float32), "fltp", "stereo")
+        frame.sample_rate = rate
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def test_m4a_is_read_through_pyav(monkeypatch):
+    data = aac(tone(1.0, 44_100), 44_100)
+    waveform, rate = decode_audio(data)
+    assert rate == 44_100
+    assert 44_100 <= len(waveform) <= 47_000
+    assert float(waveform[10_000:30_000].abs().max()) == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match=r"cannot decode|0 samples"):
+        decode_audio(data[:200])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"needs PyAV: pip install 'onepeace-lightning\[video\]'"):
+        decode_audio(data)
+
+
+def test_avif_and_heic(monkeypatch):
+    if features.check("avif"):
+        assert np.asarray(decode_image(encode(Image.new("RGB", (16, 16), "red"), "AVIF")))[0, 0, 0] > 240
+    heic = (24).to_bytes(4) + b"ftypheic" + bytes(40)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"HEIC, which needs a plug-in: pip install 'onepeace-lightning\[heif\]'"):
+        decode_image(heic)
+    monkeypatch.undo()
+    pytest.importorskip("pillow_heif", reason="the extra heif is not installed").register_heif_opener()
+    assert np.asarray(decode_image(encode(Image.new("RGB", (64, 64), "red"), "HEIF")))[0, 0, 0] > 240
 
 
 # ---------------------------------------------------------------- text

@@ -8,9 +8,9 @@ from PIL import Image
 
 from onepeace_lightning.modalities.audio import AudioModality
 from onepeace_lightning.modalities.audio_files import resample
-from onepeace_lightning.modalities.base import Preprocessing
 from onepeace_lightning.modalities.image import ImageModality
 from onepeace_lightning.modalities.items import as_items, read_batch
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 PREPROCESSING = Preprocessing({"image": {"size": 32}})

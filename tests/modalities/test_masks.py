@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from onepeace_lightning.data.readers.aligned import draw_masks
-from onepeace_lightning.modalities.audio import span_mask
-from onepeace_lightning.modalities.base import Preprocessing, hide
+from onepeace_lightning.modalities.arrays import hide, span_mask
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextModality, word_mask
 from onepeace_lightning.modalities.tokenizers import Encoding
 

@@ -12,8 +12,11 @@ from torch.utils.data import DataLoader
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.pretraining import pretraining_loss
-from onepeace_lightning.modalities import base
-from onepeace_lightning.modalities.base import Inputs, Modality, config_from_dict, register, stack
+from onepeace_lightning.modalities import registry
+from onepeace_lightning.modalities.arrays import stack
+from onepeace_lightning.modalities.base import Inputs, Modality
+from onepeace_lightning.modalities.preprocessing import config_from_dict
+from onepeace_lightning.modalities.registry import register
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.models import Adapter, AdapterConfig, ModelConfig, PretrainModel, Tokens
 from onepeace_lightning.models.layers import Linear
@@ -90,7 +93,7 @@ class ImuModality(Modality):
 @pytest.fixture(autouse=True, scope="module")
 def forget():
     yield
-    del base._REGISTERED["imu"]
+    del registry._REGISTERED["imu"]
 
 
 def four_modalities() -> ModelConfig:

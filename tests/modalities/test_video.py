@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.video import Video, VideoConfig, VideoModality
 from onepeace_lightning.models.backbone import Backbone
 from tests.tiny import drawn, randomised, tiny_config

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from onepeace_lightning.modalities.audio import AudioConfig
-from onepeace_lightning.modalities.base import config_from_dict
 from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.preprocessing import config_from_dict
 from onepeace_lightning.modalities.presets import PRESETS, Preset, preset_config
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers.base import PAD

@@ -6,7 +6,7 @@ import torch
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 from onepeace_lightning.models import PretrainModel

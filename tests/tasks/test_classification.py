@@ -10,7 +10,7 @@ from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.readers.labels import LabelAugmentation
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.models.encoder import Encoder
 from onepeace_lightning.tasks import AudioClassificationTask, ImageClassificationTask, Lora, load_task
 from onepeace_lightning.training.optimizer import Optimization

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.instances import ScaleJitter, decode_masks
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.tasks import ObjectDetectionTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from onepeace_lightning.training.param_groups import parameter_groups

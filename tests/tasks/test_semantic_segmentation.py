@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.readers.masks import MaskAugmentation
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.tasks import SemanticSegmentationTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import segmented, with_mask, write

@@ -2,25 +2,26 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from onepeace_lightning.checkpoints.card import CARD_FILE, RECORD, model_card, written_here
+from onepeace_lightning.checkpoints.hub import download, is_hub_name
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint, read_file
 from onepeace_lightning.checkpoints.original import OriginalModel, named
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.files import check_fetched
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.modalities.tokenizers.base import SETTINGS_FILE
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
@@ -35,6 +36,8 @@ WEIGHTS_FILE = "model.safetensors"
 MODULES_FILE = "modules.json"
 """Says to sentence-transformers how to open the folder."""
 TOKENIZER_FILES = (MODEL_FILE, *BPE_FILES, SETTINGS_FILE)
+MODEL_TYPE = "onepeace"
+"""By which transformers' Auto classes find ``integrations.transformers``."""
 FORMAT_VERSION = 1
 """Of ``config.json``; raised when older readers would misread it."""
 
@@ -53,7 +56,6 @@ _MODULES = [
         "type": "onepeace_lightning.integrations.sentence_transformers.OnePeaceModule",
     }
 ]
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,17 @@ class Pretrained:
         preprocessing: settings of its modalities.
         tokenizer: None where the model has no text, or its source no vocabulary.
         report: what did not fit when the weights were loaded.
+        record: of the run that trained it (``training.record``), where it is known.
     """
 
     model: OriginalModel
     preprocessing: Preprocessing
     tokenizer: Tokenizer | None = None
     report: LoadReport = field(default_factory=LoadReport)
+    record: Mapping[str, Any] | None = None
 
 
-def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None) -> Pretrained:
+def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None, revision: str | None = None) -> Pretrained:
     """Read a model from wherever it is; tensors are mapped from disk, not copied, unless they were sharded.
 
     Args:
@@ -81,18 +85,22 @@ def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None) -> Pr
             original, or a name on the hub.
         bpe_dir: folder with the original's ``dict.txt``, ``encoder.json`` and ``vocab.bpe``, for a source without a
             vocabulary.
+        revision: a branch, tag or commit, for a name on the hub.
 
     Raises:
         FileNotFoundError: where a file is missing.
         ValueError: where the source is nothing known, damaged, or does not fit the vocabulary.
     """
     path = Path(source)
+    if revision is not None and (path.exists() or not is_hub_name(source)):
+        raise ValueError(f"revision={revision!r} is for a name on the hub; {source} is none, or is a file here")
     if path.is_dir() and not is_sharded(path):
         pretrained = _read_folder(path)
     elif path.exists():
         pretrained = _read_file(path)
-    elif isinstance(source, str) and _HUB_NAME.fullmatch(source):
-        pretrained = _read_folder(_download(source))
+    elif isinstance(source, str) and is_hub_name(source):
+        files = [CONFIG_FILE, WEIGHTS_FILE, MODULES_FILE, *TOKENIZER_FILES]
+        pretrained = _read_folder(download(source, revision, files))
     else:
         raise ValueError(f"there is no {source}; accepted is {_ACCEPTED}")
     if bpe_dir is not None:
@@ -104,7 +112,12 @@ def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None) -> Pr
 
 
 def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` and the tokenizer's files; the folder is made if need be."""
+    """Write ``config.json``, ``model.safetensors``, the tokenizer's files and a model card.
+
+    Args:
+        pretrained: the model.
+        folder: made if need be; a card that somebody has written stays as it is.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in pretrained.model.state_dict().items()}
@@ -117,14 +130,21 @@ def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
         tokenizer.save(folder)
     config = {
         "format_version": FORMAT_VERSION,
+        "model_type": MODEL_TYPE,
         "model": pretrained.model.config.to_dict(),
         **model_parts(pretrained.model),
         "preprocessing": pretrained.preprocessing.to_dict(list(pretrained.model.config.adapters)),
         "tokenizer": None if tokenizer is None else tokenizer.fingerprint(),
+        RECORD: None if pretrained.record is None else dict(pretrained.record),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     if config["contrastive_heads"]:
         (folder / MODULES_FILE).write_text(json.dumps(_MODULES, indent=2) + "\n")
+    card = folder / CARD_FILE
+    if not card.exists() or written_here(card.read_text(encoding="utf-8")):
+        card.write_text(
+            model_card(pretrained.model, pretrained.preprocessing, tokenizer, pretrained.record), encoding="utf-8"
+        )
 
 
 def model_parts(model: nn.Module) -> dict[str, Any]:
@@ -165,7 +185,7 @@ def _read_folder(folder: Path) -> Pretrained:
             f"the tokenizer in {folder} (fingerprint {tokenizer.fingerprint()}) is not the one that the model was saved"
             f" with ({fingerprint}): its ids mean other words; put the original files back"
         )
-    return Pretrained(model, preprocessing, tokenizer, report)
+    return Pretrained(model, preprocessing, tokenizer, report, config.get(RECORD))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -220,7 +240,7 @@ def _read_training(path: Path, content: Mapping[str, Any]) -> Pretrained:
     report = fill_from(named(model), content, str(path), may_drop=lambda name: isinstance(model, Backbone))
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     preprocessing = Preprocessing(about.get("preprocessing")).fitting(config)
-    return Pretrained(model, preprocessing, tokenizer, report)
+    return Pretrained(model, preprocessing, tokenizer, report, content.get(RECORD))
 
 
 def _check_vocabulary(pretrained: Pretrained, source: str | Path) -> None:
@@ -234,16 +254,3 @@ def _check_vocabulary(pretrained: Pretrained, source: str | Path) -> None:
                     f"the tokenizer has {needed} ids, the model of {source} {getattr(sizes, size)}; they do not belong"
                     " together"
                 )
-
-
-def _download(name: str) -> Path:
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES])
-        )
-    except OSError as error:  # all that the hub's client raises: no network, no such model, no permission
-        raise ValueError(
-            f"there is no folder or file {name} here, and the Hugging Face hub did not give a model of that name"
-            f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). Without a network, fetch it where"
-            f" there is one ('hf download {name} --local-dir FOLDER') and give the folder. Accepted is {_ACCEPTED}"
-        ) from error

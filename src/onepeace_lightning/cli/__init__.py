@@ -38,14 +38,17 @@ COMMANDS = {
     "convert": Command("write a model in another format", "tasks.convert:convert"),
     "embed": Command("embed images, audio or texts into a file", "inference.embed:embed"),
     "export": Command("write embeddings or answers as ONNX or pt2", "tasks.export:export", "export"),
+    "index": Command("build an index over embeddings, to search millions", "inference.index:index", "index"),
     "predict": Command("answer with a trained task", "tasks.predict:predict"),
-    "search": Command("find what is nearest to a query in files of embeddings", "inference.search:search"),
+    "search": Command("find what is nearest to a query in files of embeddings", "inference.search:search", "index"),
     "serve": Command("serve embeddings and search over HTTP", "inference.server:serve", "serve"),
     "shards from-coco": Command("make training data of COCO's boxes and masks", "data.from_coco:from_coco"),
-    "shards from-csv": Command("make training data of a table and its files", "data.make_shards:from_csv"),
-    "shards from-folder": Command("make training data of a folder of files", "data.make_shards:from_folder"),
+    "shards from-csv": Command("make training data of a table and its files", "data.from_table:from_csv"),
+    "shards from-folder": Command("make training data of a folder of files", "data.from_folder:from_folder"),
+    "shards from-hf": Command("make training data of a saved Hugging Face data set", "data.from_table:from_hf", "hf"),
+    "shards from-parquet": Command("make training data of Parquet files", "data.from_table:from_parquet"),
     "shards from-tsv": Command("make training data of the original's tables", "data.from_tsv:from_tsv"),
-    "shards manifest": Command("count and check shards that were made elsewhere", "data.make_shards:manifest"),
+    "shards manifest": Command("count and check shards that were made elsewhere", "data.make_manifest:manifest"),
 }
 """All other commands."""
 

@@ -65,7 +65,7 @@ def _add(parser: argparse.ArgumentParser, name: str, parameter: inspect.Paramete
 
 def _add_modalities(parser: argparse.ArgumentParser, argument: str) -> None:
     """``--image FOLDER``, or ``--image-col NAME``, as an entry of an argument that maps modalities."""
-    from onepeace_lightning.modalities.base import modalities
+    from onepeace_lightning.modalities.registry import modalities
 
     column = argument == "columns"
     group = parser.add_argument_group("column of each modality" if column else "one or several modalities")

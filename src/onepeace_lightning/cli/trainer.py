@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -31,6 +32,7 @@ from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.training.data_counts import DataCounts
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.progress import Announcement, StepBar
+from onepeace_lightning.training.record import RunRecord
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 
 USER_FAULTS = (
@@ -168,7 +170,10 @@ def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
             "log_every_n_steps": 10,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
-            "callbacks": [Announcement(), DataCounts(), FiniteLoss(), LostProcess()],
+            "callbacks": [
+                *(Announcement(), DataCounts(), FiniteLoss(), LostProcess()),
+                RunRecord(shlex.join(["onepeace", *args])),
+            ],
         },
         parser_kwargs={
             "exit_on_error": False,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
-from onepeace_lightning.modalities.base import modalities, modality, text_modality
+from onepeace_lightning.modalities.registry import modalities, modality, text_modality
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Answer:
 
 ANSWERS: dict[str, Answer] = {
     "label": Answer('{"labels": [class name, …]}, one or several', about="classes"),
+    "target": Answer('{"targets": {name: number}}, one or several numbers to be learned', about="targets"),
     "captions": Answer('{"captions": [caption, …]}', captions=True),
     "box": Answer('what the text points at, {"box": [x0, y0, x1, y1]} in pixels of the stored image', text=True),
     "boxes": Answer('{"instances": [{"label", "box", "mask"}, …]}, see instances.read_annotations', about="classes"),

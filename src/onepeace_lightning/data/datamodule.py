@@ -18,7 +18,7 @@ from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
 from onepeace_lightning.data.readers.base import Augmentation
 from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
 from onepeace_lightning.data.storage import StorageConfig
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from rich.progress import track
 
 from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
-from onepeace_lightning.modalities.base import modality
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.adapter import SECOND
 
 _SHOWN = 10

@@ -28,7 +28,7 @@ from onepeace_lightning.data.data_types import ANSWERS, DataType, of_modalities
 from onepeace_lightning.data.data_types import data_type as parse_data_type
 from onepeace_lightning.data.storage import Storage, StorageConfig, expand, is_url, join
 from onepeace_lightning.data.tars import ShardError, ShardReader, check_plain, damage, tar_samples
-from onepeace_lightning.modalities.base import modality_of
+from onepeace_lightning.modalities.registry import modality_of
 
 log = logging.getLogger(__name__)
 

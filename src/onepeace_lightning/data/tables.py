@@ -40,12 +40,13 @@ def read_table(path: Path) -> tuple[list[str], Iterator[Row]]:
         ValueError: it is not UTF-8, has no header or the same column twice, or (while its rows are read) a quote is not
             closed.
     """
-    text = _text(path)
+    text, said = _without_separator_line(_text(path))
     csv.field_size_limit(_LONGEST_CELL)  # the default refuses cells beyond 128 kB
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text)
+    delimiter = said or ("\t" if path.suffix.lower() == ".tsv" else _delimiter(text))
     # Strict: else an unclosed quote swallows the rest of the file.
+    skipped = int(said is not None)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = _checked(path, reader)
+    rows = _checked(path, reader, skipped)
     header = next(rows, None)
     if header is None:
         raise ValueError(f"{path} is empty; its first line must name the columns")
@@ -99,8 +100,24 @@ def _text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        found = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"not UTF-8 ({error})"
-        raise ValueError(f"{path} is {found}; save it as UTF-8 (in Excel: “CSV UTF-8”)") from error
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            found, name = "UTF-16, as Excel's “Unicode Text” is", "utf-16"
+        elif data[:2] == b"PK":
+            raise ValueError(f"{path} is a workbook, no table; save its sheet as “CSV UTF-8”") from error
+        else:
+            found = f"not UTF-8 ({error}); Excel's plain “CSV” is Windows-1252, on a Mac often Mac Roman"
+            name = "windows-1252"
+        raise ValueError(
+            f"{path} is {found}; save it as UTF-8 (in Excel: “CSV UTF-8”), or: iconv -f {name} -t utf-8 {path} >"
+            " utf8.csv"
+        ) from error
+
+
+def _without_separator_line(text: str) -> tuple[str, str | None]:
+    """A table without the line ``sep=;`` that Excel understands, and the separator that it names."""
+    first, _, rest = text.partition("\n")
+    said = first.strip().strip('"')
+    return (rest, said[4]) if said.lower().startswith("sep=") and len(said) == 5 else (text, None)
 
 
 def _delimiter(text: str) -> str:
@@ -109,13 +126,13 @@ def _delimiter(text: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def _checked(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    begin = 1
+def _checked(path: Path, reader: Iterator[list[str]], skipped: int) -> Iterator[tuple[int, list[str]]]:
+    begin = 1 + skipped
     try:
         for values in reader:
             if values:
-                yield reader.line_num, values  # type: ignore[attr-defined]
-            begin = reader.line_num + 1  # type: ignore[attr-defined]
+                yield reader.line_num + skipped, values  # type: ignore[attr-defined]
+            begin = reader.line_num + skipped + 1  # type: ignore[attr-defined]
     except csv.Error as error:
         raise ValueError(
             f'{path}, line {begin}: a quote (") opens a value here and is not closed as it should be ({error}); write'

@@ -18,7 +18,8 @@ from onepeace_lightning.inference.embedding_files import ENDINGS, Chunk, Output
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.parts import Parts, in_chunks
 from onepeace_lightning.inference.sources import Items, Read, find_items
-from onepeace_lightning.modalities.base import Modality, modality
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.registry import modality
 
 Storage = Literal["float32", "float16", "int8"]
 

@@ -5,6 +5,7 @@ A folder of ``part-….parquet`` (``inference.parts``) is read as one file is.
 N = items, d = embedding width.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -119,7 +120,7 @@ class Output:
         else:
             tables = [parquet.read_table(chunk) for chunk in chunks]
             arrays = {"ids": np.concatenate([np.array(table["id"].to_pylist(), dtype=str) for table in tables])}
-            arrays["embeddings"] = np.concatenate([_embeddings(table) for table in tables])
+            arrays["embeddings"] = np.concatenate([unit_length(stored_embeddings(table)) for table in tables])
             if "text" in tables[0].column_names:
                 arrays["texts"] = np.array([text for table in tables for text in table["text"].to_pylist()], dtype=str)
             with partial.open("wb") as stream:
@@ -179,12 +180,13 @@ def join_abouts(folder: Path, abouts: Sequence[dict[str, Any]]) -> dict[str, Any
     Raises:
         ValueError: parts are missing, or were made by different models.
     """
-    stop, total = 0, abouts[0]["items"]["total"]
+    stop, total, digest = 0, abouts[0]["items"]["total"], hashlib.sha256()
     for about in abouts:
         items = about["items"]
         if items["start"] != stop:
             break
         stop = items["stop"]
+        digest.update(items["source"].encode())
     if stop != total or abouts[-1]["items"]["stop"] != total:
         there = sum(about["items"]["stop"] - about["items"]["start"] for about in abouts)
         raise ValueError(
@@ -193,7 +195,8 @@ def join_abouts(folder: Path, abouts: Sequence[dict[str, Any]]) -> dict[str, Any
     if len({about["model"] for about in abouts}) > 1:
         raise ValueError(f"{folder} has parts of different models: embed anew into another folder")
     skipped = {key: error for about in abouts for key, error in about["items"]["skipped"].items()}
-    return {**abouts[0], "items": {**abouts[0]["items"], "start": 0, "stop": total, "skipped": skipped}}
+    items = {"start": 0, "stop": total, "total": total, "source": digest.hexdigest()[:16], "skipped": skipped}
+    return {**abouts[0], "items": items}
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -229,19 +232,83 @@ def read_embeddings(path: Path, rows: int = 65_536) -> Iterator[tuple[list[str],
     Yields:
         ids, (N, d) float32 embeddings, and the texts, which are none unless texts were embedded.
     """
+    for table in _tables(path, rows, None):
+        texts = table["text"].to_pylist() if "text" in table.column_names else []
+        yield table["id"].to_pylist(), unit_length(stored_embeddings(table)), texts
+
+
+def read_stored(path: Path, rows: int = 65_536) -> Iterator[np.ndarray]:
+    """(N, d) embeddings of a file or folder as they are stored, some rows at a time."""
+    for table in _tables(path, rows, ["embedding"]):
+        yield stored_embeddings(table)
+
+
+def _tables(path: Path, rows: int, columns: list[str] | None) -> Iterator[pa.Table]:
     if path.is_dir():
         for part in part_paths(path):
-            yield from read_embeddings(part, rows)
+            yield from _tables(part, rows, columns)
     elif path.suffix == ".parquet":
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(rows):
-                table = pa.Table.from_batches([batch])
-                texts = table["text"].to_pylist() if "text" in table.column_names else []
-                yield table["id"].to_pylist(), _embeddings(table), texts
+            for batch in file.iter_batches(rows, columns=columns):
+                yield pa.Table.from_batches([batch])
     else:
         with np.load(path, allow_pickle=False) as arrays:
-            texts = arrays["texts"].tolist() if "texts" in arrays else []
-            yield arrays["ids"].tolist(), arrays["embeddings"], texts
+            embeddings = arrays["embeddings"]
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
+            found = {"id": arrays["ids"].tolist(), "embedding": flat}
+            if "texts" in arrays:
+                found["text"] = arrays["texts"].tolist()
+            yield pa.table(found)
+
+
+class Rows:
+    """Single rows of a file or folder of embeddings, by number; of Parquet only the row groups that hold them are read.
+
+    Args:
+        path: of the file or folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._arrays: dict[str, np.ndarray] | None = None
+        self._groups: list[tuple[Path, int]] = []
+        sizes: list[int] = []
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                self._arrays = {name: arrays[name] for name in arrays.files if name != "about"}
+            sizes.append(len(self._arrays["ids"]))
+        else:
+            for part in part_paths(path) if path.is_dir() else [path]:
+                metadata = parquet.read_metadata(part)
+                self._groups += [(part, group) for group in range(metadata.num_row_groups)]
+                sizes += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._stops = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._stops[-1]) if len(self._stops) else 0
+
+    def item(self, row: int) -> tuple[str, str]:
+        """The id of a row, and its text, "" where it is none."""
+        if self._arrays is not None:
+            return str(self._arrays["ids"][row]), str(self._arrays["texts"][row]) if "texts" in self._arrays else ""
+        file, group, at = self._find(row)
+        names = [name for name in ("id", "text") if name in file.schema_arrow.names]
+        table = file.read_row_group(group, names)
+        return table["id"][at].as_py(), table["text"][at].as_py() if "text" in names else ""
+
+    def embedding(self, row: int) -> np.ndarray:
+        """(d,) float32 of unit length."""
+        if self._arrays is not None:
+            return np.asarray(self._arrays["embeddings"][row])
+        file, group, at = self._find(row)
+        embedding: np.ndarray = unit_length(stored_embeddings(file.read_row_group(group, ["embedding"]))[at : at + 1])
+        return embedding[0]
+
+    def _find(self, row: int) -> tuple[parquet.ParquetFile, int, int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"there is no row {row}; there are {len(self)}")
+        number = int(np.searchsorted(self._stops, row, side="right"))
+        path, group = self._groups[number]
+        return parquet.ParquetFile(path), group, row - (int(self._stops[number - 1]) if number else 0)
 
 
 def to_table(chunk: Chunk, about: dict[str, Any]) -> pa.Table:
@@ -258,15 +325,19 @@ def to_table(chunk: Chunk, about: dict[str, Any]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 
 
-def _embeddings(table: pa.Table) -> np.ndarray:
-    """(N, d) float32 of unit length, whatever they are stored as."""
+def stored_embeddings(table: pa.Table) -> np.ndarray:
+    """(N, d) as they are stored: float32, float16 or int8."""
     column = table["embedding"].combine_chunks()
-    width = column.type.list_size
-    array: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    if array.dtype == np.float32:
-        return array
-    array = array.astype(np.float32)
-    return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-6)
+    array: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    return array.reshape(-1, column.type.list_size)
+
+
+def unit_length(stored_Nd: np.ndarray) -> np.ndarray:
+    """(N, d) float32 of unit length, whatever they are stored as."""
+    if stored_Nd.dtype == np.float32:
+        return stored_Nd
+    array_Nd = stored_Nd.astype(np.float32)
+    return array_Nd / np.linalg.norm(array_Nd, axis=1, keepdims=True).clip(1e-6)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ B = items, L = tokens of the longest one, d = the model's width.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from onepeace_lightning.checkpoints.hub import upload
 from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.checkpoints.original import OriginalModel
 from onepeace_lightning.checkpoints.pretrained import (
@@ -22,8 +24,9 @@ from onepeace_lightning.checkpoints.pretrained import (
 )
 from onepeace_lightning.checkpoints.resize import set_image_size
 from onepeace_lightning.data.prefetch import ahead
-from onepeace_lightning.modalities.base import Inputs, Modality, Preprocessing
+from onepeace_lightning.modalities.base import Inputs, Modality
 from onepeace_lightning.modalities.items import as_items, read_numbered
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.gpt2_bpe import BPE_FILES
 from onepeace_lightning.models.backbone import Backbone
@@ -53,6 +56,7 @@ class OnePeace:
         tokenizer: needed for text only.
         preprocessing: settings of its modalities; None: the defaults, with what the model takes.
         report: what did not fit when the weights were loaded.
+        record: of the run that trained it, where it is known; the model card tells of it.
     """
 
     def __init__(
@@ -62,17 +66,20 @@ class OnePeace:
         tokenizer: Tokenizer | None = None,
         preprocessing: Preprocessing | None = None,
         report: LoadReport | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing or Preprocessing().fitting(model.config)
         self.report = report or LoadReport()
+        self.record = record
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
         *,
+        revision: str | None = None,
         bpe_dir: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -82,6 +89,7 @@ class OnePeace:
         Args:
             source: a folder of ``save_pretrained``, a training checkpoint (``.ckpt``), a checkpoint of the original
                 (``.pt``), or a name ``owner/name`` on the Hugging Face hub.
+            revision: a branch, tag or commit of a name on the hub; None for its main branch.
             bpe_dir: for the original's checkpoints, which have no vocabulary: a folder with its ``dict.txt``,
                 ``encoder.json`` and ``vocab.bpe``. Images and audio do not need it.
             device: where to compute; None: on a GPU where there is one.
@@ -92,7 +100,7 @@ class OnePeace:
             ValueError: where the source is nothing known or damaged, or for an unknown device or type.
         """
         place, kind = available_device(device), _dtype(dtype)
-        pretrained = read_pretrained(source, bpe_dir)
+        pretrained = read_pretrained(source, bpe_dir, revision)
         if kind is None:  # weights of several types could not be multiplied
             kind = reduce(torch.promote_types, (parameter.dtype for parameter in pretrained.model.parameters()))
         pretrained.model.to(place, kind)
@@ -101,11 +109,43 @@ class OnePeace:
             tokenizer=pretrained.tokenizer,
             preprocessing=pretrained.preprocessing,
             report=pretrained.report,
+            record=pretrained.record,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and the tokenizer's files; ``from_pretrained`` reads them."""
-        write_pretrained(Pretrained(self.model, self.preprocessing, self.tokenizer), folder)
+        """Write a folder that ``from_pretrained`` reads: sizes, weights, the tokenizer's files and a model card.
+
+        The card (``README.md``) tells of the run's data and scores where they are known, of sizes, and of what the
+        model cannot do. One that somebody has written or made theirs is left as it is.
+        """
+        pretrained = Pretrained(self.model, self.preprocessing, self.tokenizer, record=self.record)
+        write_pretrained(pretrained, folder)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        message: str = "Add a ONE-PEACE model",
+    ) -> str:
+        """Publish the model on the Hugging Face hub, as ``save_pretrained`` writes it.
+
+        Args:
+            name: ``owner/name``; made where it is missing.
+            revision: the branch to write to; None for the main one.
+            private: whether a new one is private; None for the owner's default.
+            message: of the commit.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            ValueError: the name is none, or the hub refused.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), name, revision=revision, private=private, message=message)
 
     @property
     def config(self) -> ModelConfig:

@@ -9,12 +9,9 @@ d = embedding width, N = items.
 
 import asyncio
 import base64
-import binascii
 import hmac
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,11 +26,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from onepeace_lightning.inference.batcher import Batcher, RefusedError
 from onepeace_lightning.inference.gallery import Gallery
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.base import text_modality
-
-_DATA_URL = re.compile(r"data:([a-z0-9_-]+)/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -61,119 +56,6 @@ class Limits:
     characters: int = 20_000
     seconds: float = 60.0
     hits: int = 200
-
-
-class RefusedError(Exception):
-    """A request that is answered with an error.
-
-    Attributes:
-        status: of HTTP.
-        code: a word for programs.
-    """
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
-class Batcher:
-    """Embeds inputs of concurrent requests together.
-
-    An input is decoded by itself, so that one that cannot be read fails alone; those that are waiting when the model is
-    free go through it together, by modality. What an input gives does not depend on the others.
-
-    Args:
-        model: with contrastive heads.
-        batch_size: inputs that go through the model together.
-        wait: seconds to wait for further inputs once there is one.
-        waiting: inputs that may wait.
-    """
-
-    def __init__(self, model: OnePeace, *, batch_size: int = 32, wait: float = 0.004, waiting: int = 2048) -> None:
-        self.model, self.batch_size, self.wait, self.waiting = model, batch_size, wait, waiting
-        self.admitted = 0
-        self.sizes: Callable[[int], None] = lambda size: None
-        self._queue: asyncio.Queue[tuple[str, Any, asyncio.Future[np.ndarray]]] = asyncio.Queue()
-        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="model")
-
-    async def embed(self, inputs: list[str], characters: int) -> np.ndarray:
-        """(N, d) float32 embeddings of unit length.
-
-        Raises:
-            RefusedError: an input cannot be read (its number is named), or too many are waiting.
-        """
-        if self.admitted + len(inputs) > self.waiting:
-            raise RefusedError(503, "busy", f"{self.admitted} inputs are waiting already; try again in a moment")
-        self.admitted += len(inputs)
-        try:
-            tasks = [asyncio.ensure_future(self._one(number, given, characters)) for number, given in enumerate(inputs)]
-            try:
-                return np.stack(await asyncio.gather(*tasks))
-            finally:
-                for task in tasks:
-                    task.cancel()
-        finally:
-            self.admitted -= len(inputs)
-
-    async def _one(self, number: int, given: str, characters: int) -> np.ndarray:
-        loop = asyncio.get_running_loop()
-        modality, array = await loop.run_in_executor(self._decoders, self._read, number, given, characters)
-        future: asyncio.Future[np.ndarray] = loop.create_future()
-        self._queue.put_nowait((modality, array, future))
-        return await future
-
-    def _read(self, number: int, given: str, characters: int) -> tuple[str, Any]:
-        """The modality of an input and what its adapter takes."""
-        try:
-            if match := _DATA_URL.match(given):
-                name, data = match[1], base64.b64decode(given[match.end() :], validate=True)
-                modality = self.model.modality(name)
-                return name, modality.transform(modality.decode(data))
-            if given[:5].lower() == "data:":
-                raise ValueError("a data URL must be data:MODALITY/FORMAT;base64,…, such as data:image/png;base64,…")
-            if not given.strip():
-                raise ValueError("the text is empty")
-            if len(given) > characters:
-                raise ValueError(f"a text of {len(given)} characters; at most {characters} are accepted")
-            text = text_modality()
-            return text, self.model.modality(text).read(given)
-        except (ValueError, OSError, binascii.Error) as error:
-            raise RefusedError(400, "bad_input", f"input {number}: {str(error).partition(chr(10))[0]}") from error
-
-    async def run(self) -> None:
-        """Embed what is waiting, until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._queue.get()]
-            deadline = loop.time() + self.wait
-            while len(batch) < self.batch_size and (left := deadline - loop.time()) > 0:
-                try:
-                    batch.append(await asyncio.wait_for(self._queue.get(), left))
-                except TimeoutError:
-                    break
-            for modality in dict.fromkeys(entry[0] for entry in batch):
-                entries = [entry for entry in batch if entry[0] == modality and not entry[2].done()]
-                if entries:
-                    await self._answer(modality, entries)
-
-    async def _answer(self, modality: str, entries: list[tuple[str, Any, asyncio.Future[np.ndarray]]]) -> None:
-        self.sizes(len(entries))
-        arrays = [array for _, array, _ in entries]
-        try:
-            rows = await asyncio.get_running_loop().run_in_executor(self._compute, self._embed, modality, arrays)
-        except Exception as error:  # whatever the model raises is the answer to these requests; the service goes on
-            for _, _, future in entries:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for row, (_, _, future) in zip(rows, entries, strict=True):
-            if not future.done():
-                future.set_result(row)
-
-    def _embed(self, modality: str, arrays: list[Any]) -> np.ndarray:
-        rows: np.ndarray = self.model.embed_inputs(modality, self.model.modality(modality).collate(arrays)).numpy()
-        return rows
 
 
 class EmbeddingsRequest(BaseModel):
@@ -379,10 +261,11 @@ def _add_search(
     app: FastAPI, gallery: Gallery, embedded: Callable[[list[str]], Awaitable[np.ndarray]], limits: Limits
 ) -> None:
     """The routes that search, and the page."""
+    page = files(__package__).joinpath("search_page.html").read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse)
     async def _page() -> str:
-        return files(__package__).joinpath("search_page.html").read_text(encoding="utf-8")
+        return page
 
     @app.post("/v1/search")
     async def _search(body: SearchRequest) -> dict[str, Any]:
@@ -396,13 +279,15 @@ def _add_search(
             raise RefusedError(404, "not_found", f"there is no row {unknown[0]}; the index has {len(gallery)}")
         inputs = [part.input for part in body.query if part.input is not None]
         rows = iter(await embedded(inputs)) if inputs else iter(())
-        query_d = np.zeros(gallery.embeddings_Nd.shape[1], np.float32)
+        asked_d = np.zeros(gallery.width, np.float32)
         for part in body.query:
-            query_d += part.weight * (next(rows) if part.row is None else gallery.embeddings_Nd[part.row])
-        length = float(np.linalg.norm(query_d))
-        if length < 1e-6:
-            raise RefusedError(400, "invalid_request", "the weighted parts add up to nothing; give other weights")
-        hits = await asyncio.to_thread(gallery.search, query_d / length, body.k)
+            given_d = gallery.query(next(rows)) if part.row is None else gallery.embedding(part.row)
+            asked_d += part.weight * given_d
+        try:
+            query_d = gallery.query(asked_d)
+        except ValueError as error:
+            raise RefusedError(400, "invalid_request", str(error)) from error
+        hits = await asyncio.to_thread(gallery.search, query_d, body.k)
         return {"hits": [hit._asdict() for hit in hits], "items": len(gallery)}
 
     @app.get("/v1/items/{row}", response_class=HTMLResponse)
@@ -410,15 +295,15 @@ def _add_search(
         if not 0 <= row < len(gallery):
             raise RefusedError(404, "not_found", f"there is no row {row}; the index has {len(gallery)}")
         try:
-            return await asyncio.to_thread(gallery.html, row)
-        except OSError as error:
+            return await asyncio.to_thread(lambda: gallery.html(gallery.item(row)))
+        except (OSError, ValueError) as error:
             raise RefusedError(404, "not_found", "the file is not there any more") from error
 
 
 def serve(
     *,
     model: str,
-    index: list[str] | None = None,
+    embeddings: list[str] | None = None,
     root: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -428,12 +313,13 @@ def serve(
     device: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Serve embeddings, and with an index search and a page to search one's files.
+    """Serve embeddings, and with embedded files search and a page to search one's files.
 
     Args:
         model: a folder, a checkpoint, or a name on the hub.
-        index: files that ``onepeace embed`` wrote with the same model.
-        root: where the indexed files are now, if they were moved.
+        embeddings: files and folders that ``onepeace embed`` wrote with the same model; with an index (``onepeace
+            index``) they are searched by it, others are held in memory.
+        root: where the embedded files are now, if they were moved.
         host: the address to listen on; only this machine reaches the default.
         port: to listen on.
         api_key: what clients must send as ``Authorization: Bearer KEY``; needed to listen on another address.
@@ -443,12 +329,12 @@ def serve(
         dtype: float32, bfloat16 or float16; the weights' own by default.
 
     Raises:
-        ValueError: an index of another model, or an address that others reach without a key.
+        ValueError: embeddings of another model, or an address that others reach without a key.
     """
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         raise ValueError(f"--host {host} lets others in: give --api-key, which clients then must send")
     onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=dtype)
-    gallery = None if index is None else Gallery.open(index, onepeace, root)
+    gallery = None if embeddings is None else Gallery(embeddings, onepeace, root, name=model, keep=True)
     app = make_app(onepeace, name=model, gallery=gallery, api_key=api_key, batch_size=batch_size)
     print(f"serving {model} on http://{host}:{port}" + (f", {len(gallery)} items to search" if gallery else ""))
     uvicorn.run(app, host=host, port=port, log_level="warning", limit_concurrency=1024, timeout_keep_alive=5)

@@ -16,7 +16,7 @@ from onepeace_lightning.data.shards import Manifest, read_manifest
 from onepeace_lightning.data.tables import TABLES, read_column
 from onepeace_lightning.data.tars import find_sample
 from onepeace_lightning.files import check_name, files_below, printable
-from onepeace_lightning.modalities.base import modality as find_modality
+from onepeace_lightning.modalities.registry import modality as find_modality
 
 Read = Callable[[], bytes]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace_lightning.losses.chunks import summed
-from onepeace_lightning.modalities.base import modality
+from onepeace_lightning.modalities.registry import modality
 
 TEMPERATURE = 0.4
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_contrast, sigmoid_contrast
 from onepeace_lightning.losses.denoising import denoising_contrast
 from onepeace_lightning.losses.plan import Sampled, StepPlan, plan_step
-from onepeace_lightning.modalities.base import modality
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.packing import Tokens, View, to_device
 from onepeace_lightning.models.pretraining import PretrainModel

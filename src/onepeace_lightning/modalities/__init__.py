@@ -1,12 +1,20 @@
-"""What is particular to each modality: one file a modality; importing them registers them."""
+"""What is particular to each modality: one file a modality; importing them registers them.
 
-from onepeace_lightning.modalities.audio import Audio, AudioConfig
-from onepeace_lightning.modalities.base import Inputs, Modality, Preprocessing, Settings, modalities, modality, register
-from onepeace_lightning.modalities.image import Image, ImageConfig
+A modality of one's own needs what is listed here, and ``Adapter``, ``AdapterConfig`` and ``Tokens`` of
+``onepeace_lightning.models``.
+"""
+
+from onepeace_lightning.modalities.arrays import hide, pad, span_mask, stack
+from onepeace_lightning.modalities.audio import Audio, AudioConfig, AudioModality
+from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
+from onepeace_lightning.modalities.image import Image, ImageConfig, ImageModality, ImageSettings
+from onepeace_lightning.modalities.preprocessing import Preprocessing
+from onepeace_lightning.modalities.registry import modalities, modality, register
 from onepeace_lightning.modalities.text import Text, TextConfig
 from onepeace_lightning.modalities.video import Video, VideoConfig
 
 __all__ = [
-    "Audio", "AudioConfig", "Image", "ImageConfig", "Inputs", "Modality", "Preprocessing", "Settings", "Text",
-    "TextConfig", "Video", "VideoConfig", "modalities", "modality", "register",
+    "Audio", "AudioConfig", "AudioModality", "Image", "ImageConfig", "ImageModality", "ImageSettings", "Inputs",
+    "Modality", "Preprocessing", "Settings", "Text", "TextConfig", "Video", "VideoConfig", "hide", "modalities",
+    "modality", "pad", "register", "span_mask", "stack", "training_only",
 ]  # fmt: skip

@@ -20,8 +20,10 @@ from PIL import ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace_lightning.modalities.arrays import pad, span_mask
 from onepeace_lightning.modalities.audio_files import SAMPLE_RATE, check_rate, check_samples, decode_audio, resample
-from onepeace_lightning.modalities.base import Inputs, Modality, Settings, pad, register, training_only
+from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
+from onepeace_lightning.modalities.registry import register
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
 from onepeace_lightning.models.flops import Flops, product
@@ -279,7 +281,7 @@ class AudioModality(Modality):
     name = "audio"
     plural = "recordings"
     order = 2
-    extensions = ("flac", "wav", "ogg", "mp3")
+    extensions = ("flac", "wav", "ogg", "mp3", "oga", "opus", "aiff", "aif", "m4a", "aac")
     config_type = AudioConfig
     settings_type = AudioSettings
 
@@ -388,32 +390,3 @@ class AudioModality(Modality):
             height = float(part.abs().max()) / peak * side / 3 if len(part) else 0.0
             draw.line((x, side / 2 - height, x, side / 2 + height), "#4477aa")
         return plot
-
-
-def span_mask(frames: int, rng: np.random.Generator, ratio: float, span: int = 5, overdraw: float = 0.1) -> np.ndarray:
-    """(1 + F,) bool that hides ``int(ratio * F)`` of F frames, mostly in spans, and never CLS.
-
-    Spans around centres drawn with replacement come first; single frames are then hidden or shown at random until the
-    count is exact.
-
-    Args:
-        frames: F.
-        rng: the only source of randomness.
-        ratio: fraction of the frames.
-        span: frames around each centre; odd.
-        overdraw: added to the ratio when centres are drawn, because spans overlap.
-
-    Raises:
-        ValueError: if there are no frames.
-    """
-    if frames < 1:
-        raise ValueError(f"there are {frames} frames; expected at least 1")
-    centres = rng.integers(frames, size=int(frames * (ratio + overdraw) / span))
-    around = np.arange(span) - span // 2
-    mask = np.zeros(frames, dtype=bool)
-    mask[np.clip(centres[:, None] + around, 0, frames - 1)] = True
-
-    excess = int(mask.sum()) - int(ratio * frames)
-    wrong = rng.choice(np.flatnonzero(mask == (excess > 0)), abs(excess), replace=False)
-    mask[wrong] = excess < 0
-    return np.concatenate([[False], mask])

@@ -11,7 +11,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from onepeace_lightning.modalities.base import looks_like
+from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.mp3 import with_right_length
 
 SAMPLE_RATE = 16_000
@@ -33,9 +33,12 @@ def decode_audio(data: bytes) -> tuple[Tensor, int]:
         The waveform (N,) float32 in about [-1, 1], and its samples per second.
 
     Raises:
-        ValueError: the bytes are no whole file of a format that libsndfile reads, hold no samples, hold infinite,
-            undefined or absurdly large values, or have an impossible sample rate.
+        ValueError: the bytes are no whole file of a format that libsndfile reads, or PyAV where it is installed (AAC,
+            in .m4a files too), hold no samples, hold infinite, undefined or absurdly large values, or have an
+            impossible sample rate.
     """
+    if data[4:8] == b"ftyp" or data[:2] in (b"\xff\xf1", b"\xff\xf9"):
+        return _decode_aac(data)
     data = with_right_length(data)
     try:
         with _Unseekable(io.BytesIO(data)) as file:
@@ -56,6 +59,35 @@ def decode_audio(data: bytes) -> tuple[Tensor, int]:
         raise ValueError(
             f"the audio ({looks_like(data)}) is cut off: {len(waveform)} of its {stated} samples are there"
         )
+    return torch.from_numpy(waveform), rate
+
+
+def _decode_aac(data: bytes) -> tuple[Tensor, int]:
+    """Decode what libsndfile does not know, see ``decode_audio``."""
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(
+            f"the audio ({looks_like(data)}) is AAC or in an MP4 container, which needs PyAV: pip install"
+            " 'onepeace-lightning[video]'; or save it as FLAC, WAV, Ogg or MP3"
+        ) from error
+    blocks = []
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            if not container.streams.audio:
+                raise ValueError(f"the file ({looks_like(data)}) has no audio in it")
+            stream = container.streams.audio[0]
+            check_rate(rate := stream.codec_context.sample_rate)
+            to_float = av.AudioResampler(format="fltp", rate=rate)
+            for frame in container.decode(stream):
+                blocks += [part.to_ndarray().mean(axis=0) for part in to_float.resample(frame)]
+            blocks += [part.to_ndarray().mean(axis=0) for part in to_float.resample(None)]
+    except av.error.FFmpegError as error:
+        raise ValueError(f"cannot decode the audio ({looks_like(data)}): {error}") from error
+    if not blocks:
+        raise ValueError(f"the audio ({looks_like(data)}) has 0 samples")
+    waveform = np.concatenate(blocks).astype(np.float32)
+    check_samples(waveform)
     return torch.from_numpy(waveform), rate
 
 

@@ -6,29 +6,22 @@ named by an installed package's entry point of the group ``onepeace_lightning.mo
 B = samples, P = positions of a sample: CLS and its tokens.
 """
 
-import base64
 import dataclasses
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.metadata import entry_points
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from onepeace_lightning.modalities.arrays import hide
+from onepeace_lightning.modalities.rendering import REPORT_SIDE, image_html, text_card
 from onepeace_lightning.modalities.tokenizers import Tokenizer
-from onepeace_lightning.models.config import AdapterConfig, DecoderConfig, ModelConfig, TransformerConfig
-
-ENTRY_POINTS = "onepeace_lightning.modalities"
-"""Group of entry points by which an installed package adds modalities; each names a module or a class."""
+from onepeace_lightning.models.config import AdapterConfig
 
 _TRAINING_ONLY = "training_only"
 
@@ -292,166 +285,6 @@ class Modality:
         return text_card(self.name, side)
 
 
-REPORT_SIDE = 244
-"""Pixels along the longer side of an image in a page, which shows it at half of that."""
-
-
-def image_html(image: Pillow.Image, title: str = "") -> str:
-    """An image in a page."""
-    return f'<img src="data:image/png;base64,{encoded_png(image)}" alt="{escape(title)}">'
-
-
-def encoded_png(image: Pillow.Image) -> str:
-    """An image as a PNG file in base64."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
-
-
-def text_card(text: str, side: int) -> Pillow.Image:
-    """A grey square with a word or two in its middle."""
-    card = Pillow.new("RGB", (side, side), "#f4f4f4")
-    font = ImageFont.load_default(max(10, side // 8))
-    ImageDraw.Draw(card).text((side / 2, side / 2), text, "#222222", font, anchor="mm")
-    return card
-
-
-def hide(tokens: int, ratio: float, rng: np.random.Generator, first: np.ndarray | None = None) -> np.ndarray:
-    """(1 + tokens,) bool that hides ``int(ratio * tokens)`` tokens at random and never CLS.
-
-    Args:
-        tokens: how many there are.
-        ratio: fraction to hide.
-        rng: the only source of randomness.
-        first: (tokens,) bool, those that are taken first; others once these are used up.
-
-    Raises:
-        ValueError: if there is no token.
-    """
-    if tokens < 1:
-        raise ValueError(f"there are {tokens} tokens; expected at least 1")
-    order = rng.permutation(tokens)
-    preferred = np.ones(tokens, dtype=bool) if first is None else first
-    order = order[np.argsort(~preferred[order], kind="stable")]
-    mask = np.zeros(1 + tokens, dtype=bool)
-    mask[1 + order[: int(ratio * tokens)]] = True
-    return mask
-
-
-_SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3": "MP3",
-    b"\xff\xfb": "MP3",
-    b"GIF8": "GIF",
-}
-
-
-def looks_like(data: bytes) -> str:
-    """What some bytes look like, for errors of decoding: how many there are, and the format that they begin with."""
-    if not data:
-        return "0 bytes"
-    if data.startswith(b"RIFF"):
-        return f"{len(data)} bytes, RIFF {data[8:12].decode('latin-1').strip()}"
-    name = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), f"begins with {data[:8]!r}")
-    return f"{len(data)} bytes, {name}"
-
-
-def stack(arrays: Sequence[Tensor]) -> Tensor:
-    """Join tensors of one shape; in a data worker, in memory that is shared already."""
-    return default_collate(list(arrays))
-
-
-def pad(rows: Sequence[Tensor], dim: int = 0) -> tuple[Tensor, list[int]]:
-    """Join tensors that differ in one dimension, filled up with zeros, and give their lengths."""
-    lengths = [row.shape[dim] for row in rows]
-    longest = max(lengths)
-    filled = []
-    for row, length in zip(rows, lengths, strict=True):
-        missing = [0, 0] * (row.dim() - 1 - dim) + [0, longest - length]
-        filled.append(torch.nn.functional.pad(row, missing) if length < longest else row)
-    return stack(filled), lengths
-
-
-# The register
-
-_REGISTERED: dict[str, type[Modality]] = {}
-_UNLOADED = list(entry_points(group=ENTRY_POINTS))
-M = TypeVar("M", bound=type[Modality])
-
-
-def register(cls: M) -> M:
-    """Make a modality known by its name; a decorator.
-
-    Raises:
-        ValueError: where the name is taken by another class, or cannot be one.
-    """
-    name = getattr(cls, "name", "")
-    if not (isinstance(name, str) and name.isidentifier() and name == name.lower() and not name.startswith("second_")):
-        raise ValueError(f"{cls.__qualname__}.name is {name!r}; give a lower-case word such as 'depth'")
-    taken = _REGISTERED.get(name)
-    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"modality {name!r} is already registered by {taken.__module__}.{taken.__qualname__}")
-    _REGISTERED[name] = cls
-    return cls
-
-
-def modality(name: str) -> type[Modality]:
-    """The modality of a name.
-
-    Raises:
-        ValueError: nobody registered it; the known ones are listed.
-    """
-    if name not in (known := modalities()):
-        raise ValueError(
-            f"there is no modality {name!r}; known are {', '.join(known)}. One of your own is registered by importing"
-            " its module: onepeace … --import my_package.my_modality"
-        )
-    return known[name]
-
-
-def modalities() -> dict[str, type[Modality]]:
-    """Every registered modality by name, ordered by ``Modality.order`` and name.
-
-    Raises:
-        ValueError: an installed package's entry point cannot be loaded.
-    """
-    while _UNLOADED:
-        entry = _UNLOADED.pop()
-        try:
-            entry.load()
-        except Exception as error:
-            raise ValueError(
-                f"the modality {entry.name!r} of an installed package cannot be loaded from {entry.value}"
-                f" ({type(error).__name__}: {error}): mend or uninstall the package"
-            ) from error
-    return {name: _REGISTERED[name] for name in sorted(_REGISTERED, key=lambda name: (_REGISTERED[name].order, name))}
-
-
-def text_modality() -> str:
-    """The name of the modality that reads texts, of which questions and captions are."""
-    return next(name for name, cls in modalities().items() if cls.reads_text)
-
-
-def modality_of(file_name: str) -> tuple[str, str] | None:
-    """The modality of a file by its name alone, and its extension; None where no modality has such files.
-
-    Raises:
-        ValueError: several modalities have.
-    """
-    found = {name: ext for name, cls in modalities().items() if (ext := cls.extension_of(file_name)) is not None}
-    longest = max(map(len, found.values()), default=0)
-    best = {name: ext for name, ext in found.items() if len(ext) == longest}
-    if len(best) > 1:
-        raise ValueError(
-            f"{file_name} may be {' or '.join(best)}: say which in a table, onepeace shards from-csv"
-            f" --{next(iter(best))}-col …"
-        )
-    return next(iter(best.items()), None)
-
-
 def read_settings(cls: type[Modality], settings: Settings | Mapping[str, Any] | None) -> Any:
     """Settings of a modality from what a user wrote.
 
@@ -470,97 +303,3 @@ def read_settings(cls: type[Modality], settings: Settings | Mapping[str, Any] | 
         return cls.settings_type(**given)
     except (ValueError, TypeError) as error:
         raise ValueError(f"preprocessing of {cls.name}: {error}") from error
-
-
-class Preprocessing:
-    """The settings of every modality; those that are not named have their defaults.
-
-    Args:
-        settings: modality to its settings, or to a mapping such as ``{"image": {"size": 96}}``.
-
-    Raises:
-        ValueError: for an unknown modality or setting, or a value out of its range.
-    """
-
-    def __init__(self, settings: "Preprocessing | Mapping[str, Any] | None" = None) -> None:
-        given = settings._settings if isinstance(settings, Preprocessing) else (settings or {})
-        if not isinstance(given, Mapping):
-            raise ValueError(f"preprocessing is {settings!r}; give a mapping such as {{image: {{size: 256}}}}")
-        self._settings: dict[str, Any] = {}
-        problems = []
-        for name, value in given.items():
-            try:
-                self._settings[name] = read_settings(modality(name), value)
-            except ValueError as error:
-                problems.append(str(error))
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    def __getitem__(self, name: str) -> Any:
-        """A modality's settings."""
-        return self._settings[name] if name in self._settings else modality(name).settings_type()
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Preprocessing):
-            return NotImplemented
-        return all(self[name] == other[name] for name in {**self._settings, **other._settings})
-
-    def __repr__(self) -> str:
-        return f"Preprocessing({self._settings})"
-
-    def modality(self, name: str, tokenizer: Tokenizer | None = None) -> Modality:
-        """A modality with its settings."""
-        return modality(name)(self[name], tokenizer)
-
-    def changed(self, **settings: Mapping[str, Any]) -> "Preprocessing":
-        """The same with other values of some settings: ``changed(image={"size": 96})``."""
-        return Preprocessing(
-            {**self._settings, **{name: dataclasses.replace(self[name], **some) for name, some in settings.items()}}
-        )
-
-    def sizes(self, names: Iterable[str], tokenizer: Tokenizer | None) -> dict[str, dict[str, Any]]:
-        """Modality to the sizes of its adapter that follow from the settings and the tokenizer."""
-        return {name: self.modality(name, tokenizer).sizes() for name in names}
-
-    def fitting(self, config: ModelConfig) -> "Preprocessing":
-        """The same with what a model of these sizes needs."""
-        fitted = {name: modality(name).settings_for(self[name], sizes) for name, sizes in config.adapters.items()}
-        return Preprocessing({**self._settings, **fitted})
-
-    def misfits(self, config: ModelConfig) -> list[str]:
-        """A line for each setting that a model of these sizes cannot take."""
-        wrong = []
-        for name, sizes in config.adapters.items():
-            ours, needed = self[name], modality(name).settings_for(self[name], sizes)
-            wrong += [
-                f"{entry.name} of {name} is {getattr(ours, entry.name)}, the model takes {getattr(needed, entry.name)};"
-                " give both the same"
-                for entry in dataclasses.fields(ours)
-                if getattr(ours, entry.name) != getattr(needed, entry.name)
-            ]
-        return wrong
-
-    def to_dict(self, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-        """Plain containers, of these modalities and of all that were given."""
-        return {name: dataclasses.asdict(self[name]) for name in dict.fromkeys([*names, *self._settings])}
-
-    def describe(self, names: Sequence[str]) -> str:
-        """What evaluation does to the input of these modalities, in one line, to print beside scores."""
-        return "; ".join(said for name in names if (said := self.modality(name).describe()))
-
-
-def config_from_dict(data: Mapping[str, Any]) -> ModelConfig:
-    """The inverse of ``ModelConfig.to_dict``.
-
-    Raises:
-        ValueError: for a modality that nobody registered, naming it.
-    """
-    decoder = data["decoder"]
-    return ModelConfig(
-        encoder=TransformerConfig(**data["encoder"]),
-        adapters={name: modality(name).config_type(**sizes) for name, sizes in data["adapters"].items()},
-        decoder=DecoderConfig(
-            transformer=TransformerConfig(**decoder["transformer"]), positions=dict(decoder["positions"])
-        ),
-        per_block_tables=data["per_block_tables"],
-    )

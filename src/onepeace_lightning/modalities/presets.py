@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from onepeace_lightning.modalities.audio import AudioConfig
-from onepeace_lightning.modalities.base import modality
 from onepeace_lightning.modalities.image import ImageConfig
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.models.config import DecoderConfig, ModelConfig, TransformerConfig
 

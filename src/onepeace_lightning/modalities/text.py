@@ -14,16 +14,11 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from onepeace_lightning.modalities.base import (
-    Inputs,
-    Modality,
-    Settings,
-    hide,
-    looks_like,
-    register,
-    text_card,
-    training_only,
-)
+from onepeace_lightning.files import looks_like
+from onepeace_lightning.modalities.arrays import hide
+from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
+from onepeace_lightning.modalities.registry import register
+from onepeace_lightning.modalities.rendering import text_card
 from onepeace_lightning.modalities.tokenizers.base import EOS, PAD, Cleaning, Encoding, TextRules
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all

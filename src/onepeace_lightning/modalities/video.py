@@ -13,8 +13,10 @@ from PIL import Image as Pillow
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
-from onepeace_lightning.modalities.base import Inputs, Modality, Settings, register, stack, training_only
+from onepeace_lightning.modalities.arrays import stack
+from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
 from onepeace_lightning.modalities.image import ImageAdapter, ImageConfig
+from onepeace_lightning.modalities.registry import register
 from onepeace_lightning.modalities.video_files import VideoFile, VideoFrames
 from onepeace_lightning.modalities.video_views import evaluation_views, training_clip
 from onepeace_lightning.models.config import ModelConfig, at_least

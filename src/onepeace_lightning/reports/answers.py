@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
 
-from onepeace_lightning.modalities.base import image_html
+from onepeace_lightning.modalities.rendering import image_html
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, page
 from onepeace_lightning.reports.sheets import wrapped

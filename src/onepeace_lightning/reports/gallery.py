@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.modalities.base import image_html, modalities, modality
+from onepeace_lightning.modalities.registry import modalities, modality
+from onepeace_lightning.modalities.rendering import image_html
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, answer_row, figure, page
 from onepeace_lightning.reports.sheets import wrapped
 

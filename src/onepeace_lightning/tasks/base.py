@@ -16,8 +16,9 @@ from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
 from onepeace_lightning.modalities.items import naming, read_batch
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig

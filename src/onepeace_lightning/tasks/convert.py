@@ -11,7 +11,7 @@ from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.loading import LoadReport, read_file
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
-from onepeace_lightning.checkpoints.released.kinds import kind_of
+from onepeace_lightning.checkpoints.released.kinds import released
 from onepeace_lightning.checkpoints.released.writing import image_branch_content, released_content, save_released
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.inference.onepeace import DTYPES, OnePeace
@@ -64,10 +64,10 @@ def convert(
     target = Path(out)
     form = to or _FORMS.get(target.suffix, "folder")
     _check_target(target, form, overwrite)
-    released = _released(source)
-    if released is not None:
-        print("\n".join(describe_file(*released, bpe_dir, labels)))
-    is_task = _is_task(source) or (released is not None and form == "task")
+    opened = released(source)
+    if opened is not None:
+        print("\n".join(describe_file(*opened, bpe_dir, labels)))
+    is_task = _is_task(source) or (opened is not None and form == "task")
     if labels is not None and not is_task:
         raise ValueError(f"labels are for what answers: give --out NAME.ckpt, or leave --labels {labels} out")
     if is_task:
@@ -99,17 +99,6 @@ def describe_file(file: ReleasedFile, kind: Kind, bpe_dir: str | None, labels: s
         yield f"published: {line}"
     if file.found:
         yield f"read as plain data, without their code: {', '.join(file.found)}"
-
-
-def _released(source: str) -> tuple[ReleasedFile, Kind] | None:
-    path = Path(source)
-    if not path.is_file():
-        return None
-    content, found = read_file(path)
-    if not isinstance(content, dict) or "onepeace" in content:
-        return None
-    file = ReleasedFile.of(path, content, found)
-    return file, kind_of(file)
 
 
 def _is_task(source: str) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.base import Inputs, Preprocessing
+from onepeace_lightning.modalities.base import Inputs
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.attention.padded import attend
 from onepeace_lightning.models.backbone import Backbone

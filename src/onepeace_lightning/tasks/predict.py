@@ -3,20 +3,22 @@
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from onepeace_lightning.checkpoints.released.kinds import released
 from onepeace_lightning.data.tables import TABLES, whole_rows
-from onepeace_lightning.inference.onepeace import available_device
+from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.inference.sources import find_items
 from onepeace_lightning.modalities.audio import AudioItem
-from onepeace_lightning.modalities.base import modalities, modality, text_modality
 from onepeace_lightning.modalities.image import ImageItem
+from onepeace_lightning.modalities.registry import modalities, modality, text_modality
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.tasks import load_task
 
@@ -59,7 +61,9 @@ def predict(
     place = available_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
-    task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
+    task: Any = Features.of(checkpoint, place)
+    if task is None:
+        task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
     inputs = _inputs(task)
     answered = 0
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +77,31 @@ def predict(
                 answered += 1
     os.replace(partial, target)
     print(f"{target}: {answered} predictions of {type(task).__name__}")
+
+
+class Features:
+    """Answers with what the last block gives for an item's CLS token; for released files that answer nothing else.
+
+    Args:
+        model: of one modality.
+    """
+
+    def __init__(self, model: OnePeace) -> None:
+        self.model = model
+        self.columns = {name: name for name in model.config.adapters}
+
+    @classmethod
+    def of(cls, path: str, device: torch.device) -> "Features | None":
+        """Of a released file that is of such a kind; None for others."""
+        opened = released(path)
+        if opened is None or not opened[1].encodes:
+            return None
+        return cls(OnePeace.from_pretrained(path).to(device))
+
+    def predict(self, image: Sequence[ImageItem], *, batch_size: int = 32) -> list[list[float]]:
+        """(d) numbers for each item."""
+        [(values_BLD, _)] = self.model.encode(image=image, batch_size=batch_size).values()
+        return values_BLD[:, 0].tolist()
 
 
 def _inputs(task: Any) -> dict[str, str | None]:

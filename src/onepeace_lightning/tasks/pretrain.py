@@ -13,8 +13,9 @@ from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.losses.plan import Sampled
 from onepeace_lightning.losses.pretraining import Contrast, Embeddings, Objectives, pretraining_loss, weighted
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict, text_modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import ModelConfig, raise_all

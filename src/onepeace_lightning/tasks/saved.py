@@ -14,7 +14,7 @@ from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
 from onepeace_lightning.checkpoints.sharded import is_sharded
-from onepeace_lightning.modalities.base import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.models.config import ModelConfig

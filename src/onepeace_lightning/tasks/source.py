@@ -12,8 +12,9 @@ from onepeace_lightning.checkpoints.original import named
 from onepeace_lightning.checkpoints.pretrained import Pretrained, read_pretrained
 from onepeace_lightning.checkpoints.resize import fit_tables
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.base import Preprocessing, text_modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.presets import Preset, preset_config
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.vision.trunk import LAYER_SCALE

@@ -10,7 +10,7 @@ from PIL import Image as Picture
 from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.readers.aligned import AlignedReader
 from onepeace_lightning.modalities.audio import num_frames
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
 

@@ -6,7 +6,7 @@ import torch
 
 from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.readers.questions import ChoicesReader, PairReader, QuestionReader
-from onepeace_lightning.modalities.base import Preprocessing
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from tests.samples import as_json, png, wav
 

@@ -113,6 +113,8 @@ class Kind(ABC):
     """What can be had from it."""
     task: ClassVar[str | None] = None
     """The class of the task that answers with it, by name; None: it embeds or encodes only."""
+    encodes: ClassVar[bool] = False
+    """Whether features of tokens are all that can be had from it."""
     takes_labels: ClassVar[bool] = False
     """Whether the names of its classes or answers come from a file that the user gives."""
     takes_vocabulary: ClassVar[bool] = False

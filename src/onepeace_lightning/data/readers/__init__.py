@@ -8,13 +8,14 @@ from onepeace_lightning.data.readers.base import Reader
 from onepeace_lightning.data.readers.boxes import BoxReader
 from onepeace_lightning.data.readers.captions import CaptionsReader
 from onepeace_lightning.data.readers.detection import InstancesReader
-from onepeace_lightning.data.readers.labels import LabelReader
+from onepeace_lightning.data.readers.labels import LabelReader, TargetReader
 from onepeace_lightning.data.readers.masks import MaskReader
 from onepeace_lightning.data.readers.questions import ChoicesReader, PairReader, QuestionReader
 
 READERS: Mapping[str | None, type[Reader]] = {
     None: AlignedReader,
     "label": LabelReader,
+    "target": TargetReader,
     "captions": CaptionsReader,
     "box": BoxReader,
     "boxes": InstancesReader,

@@ -10,7 +10,8 @@ from onepeace_lightning.data.bad_samples import EmptyCaption
 from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.base import Reader, encoded
 from onepeace_lightning.losses.denoising import denoised_alone
-from onepeace_lightning.modalities.base import Modality, modality, text_modality
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.modalities.tokenizers.base import clean_caption, clean_text
 
 

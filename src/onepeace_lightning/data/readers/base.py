@@ -13,7 +13,9 @@ from torch import Tensor
 from onepeace_lightning.data.bad_samples import BadSample, NoRow
 from onepeace_lightning.data.batch import Collate, Example
 from onepeace_lightning.data.data_types import DataType, data_type
-from onepeace_lightning.modalities.base import Modality, Preprocessing, text_modality
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.preprocessing import Preprocessing
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.models.adapter import SECOND

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.augmentation import blurred, squared
 from onepeace_lightning.data.readers.base import Reader, read_json, size_of
-from onepeace_lightning.modalities.base import text_modality
+from onepeace_lightning.modalities.registry import text_modality
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""

@@ -10,7 +10,8 @@ from onepeace_lightning.data.bad_samples import NoRow
 from onepeace_lightning.data.batch import Batch, Collate, Example
 from onepeace_lightning.data.readers.base import Reader, read_json
 from onepeace_lightning.data.shards import CAPTION
-from onepeace_lightning.modalities.base import Modality, text_modality
+from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.registry import text_modality
 
 
 @dataclass(frozen=True)

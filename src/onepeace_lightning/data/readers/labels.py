@@ -1,5 +1,6 @@
-"""Reads samples with class names (``image-label``, ``audio-label``, ``image-audio-label``)."""
+"""Reads samples with class names (``image-label``, ``image-audio-label``) or with numbers (``audio-target``)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from torchvision.transforms.v2 import Compose, RandomErasing, RandomHorizontalFl
 
 from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.augmentation import seeded
-from onepeace_lightning.data.readers.base import Reader, read_labels
+from onepeace_lightning.data.readers.base import Reader, read_json, read_labels
 from onepeace_lightning.models.patches import MEAN
 
 
@@ -61,7 +62,7 @@ class LabelReader(Reader):
     augmentation_type: ClassVar[type] = LabelAugmentation
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
-        """The sample's items and its class names."""
+        """The sample's items and what is to be learned of them."""
         arrays = {}
         for name in self.items:
             item, modality = self.decoded(raw, name), self.modalities[name]
@@ -71,4 +72,20 @@ class LabelReader(Reader):
                 arrays[name] = modality.transform(self.augmentation(item, modality.settings.size, rng))
             else:
                 arrays[name] = modality.augment(item, rng)
-        return Example(raw["__key__"], arrays, targets={"labels": read_labels(raw)})
+        return Example(raw["__key__"], arrays, targets=self.answer(raw))
+
+    def answer(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Its class names."""
+        return {"labels": read_labels(raw)}
+
+
+@dataclass(frozen=True)
+class TargetReader(LabelReader):
+    """Reads samples with numbers to be learned; their items as ``LabelReader`` does."""
+
+    def answer(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Its numbers by name."""
+        numbers = read_json(raw, "targets", dict)
+        if not numbers or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers.values()):
+            raise ValueError(f"its targets are {numbers!r}; give at least one finite number by its name")
+        return {"targets": {name: float(number) for name, number in numbers.items()}}

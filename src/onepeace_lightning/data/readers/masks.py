@@ -20,7 +20,7 @@ from torchvision.tv_tensors import Mask
 from onepeace_lightning.data.batch import Example
 from onepeace_lightning.data.readers.augmentation import seeded
 from onepeace_lightning.data.readers.base import Reader
-from onepeace_lightning.modalities.base import looks_like
+from onepeace_lightning.files import looks_like
 from onepeace_lightning.models.patches import MEAN
 from onepeace_lightning.models.vision.segmentation import UNLABELLED
 from onepeace_lightning.models.vision.windows import scaled_size

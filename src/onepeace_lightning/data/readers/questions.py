@@ -16,7 +16,7 @@ from onepeace_lightning.data.data_types import second_extensions
 from onepeace_lightning.data.readers.augmentation import PairAugmentation
 from onepeace_lightning.data.readers.base import Reader, encoded, read_json, read_labels, size_of
 from onepeace_lightning.data.readers.captions import CollateTexts
-from onepeace_lightning.modalities.base import text_modality
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.adapter import SECOND
 
 
