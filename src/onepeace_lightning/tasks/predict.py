@@ -96,7 +96,7 @@ class Features:
         opened = released(path)
         if opened is None or not opened[1].encodes:
             return None
-        return cls(OnePeace.from_pretrained(path).to(device))
+        return cls(OnePeace.from_pretrained(path, device=device))
 
     def predict(self, image: Sequence[ImageItem], *, batch_size: int = 32) -> list[list[float]]:
         """(d) numbers for each item."""
