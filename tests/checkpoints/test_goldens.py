@@ -78,7 +78,7 @@ def folder(tmp_path) -> Path:
             ("audio_classification.pt", "audio classification", ["waveforms"]),
         ):
             model = drawn(KINDS[kind]())
-            modality = model.head.config.modality
+            [modality] = model.head.config.pooled
             logits = torch.cat([model({modality: one}) for one in raw[modality]])
             save(file, model, {name: inputs[name] for name in names}, {"logits": logits})
 
@@ -87,7 +87,7 @@ def folder(tmp_path) -> Path:
         loss = F.binary_cross_entropy(logits.sigmoid(), target, reduction="sum")
         save("vqa.pt", model, pair | {"target": target}, {"logits": logits, "loss_sum": loss})
 
-        model, target = drawn(classifier(sizes("text", "image"), modality="image", outputs=4)), torch.rand(2, 4)
+        model, target = drawn(classifier(sizes("text", "image"), pooled=("image",), outputs=4)), torch.rand(2, 4)
         logits = torch.cat([model({"text": t, "image": i}) for t, i in zip(text, image, strict=True)])
         save("grounding.pt", model, pair | {"target": target}, {"logits": logits, "loss": box_loss(logits, target)})
 

@@ -44,7 +44,7 @@ def sizes(*modalities: str, **changes) -> ModelConfig:
 
 
 def classifier(config: ModelConfig, **head) -> ClassifyModel:
-    return ClassifyModel(config, PoolingConfig(**{"outputs": 3, "modality": next(iter(config.adapters))} | head))
+    return ClassifyModel(config, PoolingConfig(**{"outputs": 3, "pooled": (next(iter(config.adapters)),)} | head))
 
 
 def two_images() -> ClassifyModel:
@@ -61,7 +61,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "image classification": lambda: classifier(sizes("image", per_block_tables=True)),
     "audio classification": lambda: classifier(sizes("audio", per_block_tables=True), expansion=3),
     "question answering": lambda: classifier(sizes("text", "image"), pooler=True),
-    "grounding": lambda: classifier(sizes("text", "image"), modality="image"),
+    "grounding": lambda: classifier(sizes("text", "image"), pooled=("image",)),
     "two images": two_images,
     "the image branch": lambda: Backbone(sizes("image")),
     "one head": lambda: PretrainModel(
@@ -279,7 +279,7 @@ def test_a_fourth_modality_cannot_be_written():
 
 
 def test_a_head_that_the_format_cannot_express_is_not_written():
-    model = classifier(sizes("text", "audio"), modality="audio")
+    model = classifier(sizes("text", "audio"), pooled=("audio",))
     with pytest.raises(ValueError, match="can only pool 'image' or 'text'"):
         to_original(model)
 

@@ -28,7 +28,7 @@ def sizes(*modalities, two_images=False):
 
 
 def head(config, modality, outputs, **options):
-    return ClassifyModel(config, PoolingConfig(outputs=outputs, modality=modality, **options))
+    return ClassifyModel(config, PoolingConfig(outputs=outputs, pooled=(modality,), **options))
 
 
 MODELS = {
@@ -108,7 +108,8 @@ def test_a_task_takes_options_of_the_user(tmp_path):
     path, _ = written("grounding", tmp_path)
     assert load_task(path).pooled == "image"
     task = load_task(path, pooled="text", trainable="head", drop_path=0.3)
-    assert task.pooled == task.model.head.config.modality == "text"
+    assert task.pooled == "text"
+    assert task.model.head.config.pooled == ("text",)
     assert task.config.encoder.drop_path == 0.3
     assert {name.split(".")[0] for name, p in task.model.named_parameters() if p.requires_grad} == {"head"}
 
@@ -116,8 +117,8 @@ def test_a_task_takes_options_of_the_user(tmp_path):
 def test_labels_name_the_outputs(tmp_path):
     path, _ = written("vqa", tmp_path)
     (tmp_path / "answers.txt").write_text("\n".join("abcdefg"))
-    assert load_task(path).answers == list("0123456")
-    assert load_task(path, labels=tmp_path / "answers.txt").answers == list("abcdefg")
+    assert load_task(path).names == list("0123456")
+    assert load_task(path, labels=tmp_path / "answers.txt").names == list("abcdefg")
     (tmp_path / "answers.txt").write_text("\n".join("abc"))
     with pytest.raises(ValueError, match=r"vqa\.pt has 7 classes, the labels are 3; give one name for each"):
         load_task(path, labels=tmp_path / "answers.txt")

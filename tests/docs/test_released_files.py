@@ -25,7 +25,7 @@ from onepeace_lightning.modalities.video_files import write_video
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks import (
-    ImageClassificationTask,
+    ClassificationTask,
     ObjectDetectionTask,
     SemanticSegmentationTask,
     VideoClassificationTask,
@@ -61,7 +61,7 @@ def fairseq(model: torch.nn.Module) -> dict:
 def pooled(*names: str, **head):
     """A model with a pooling head over some modalities."""
     return lambda: fairseq(
-        ClassifyModel(tiny_config(adapters=adapters(*names)), PoolingConfig(**{"modality": "text", **head}))
+        ClassifyModel(tiny_config(adapters=adapters(*names)), PoolingConfig(**{"pooled": ("text",), **head}))
     )
 
 
@@ -72,7 +72,7 @@ def aligned(*names: str):
 
 def two_images() -> dict:
     both = {name: replace(adapter, type_embedding=True) for name, adapter in adapters("text", "image").items()}
-    return fairseq(ClassifyModel(tiny_config(adapters=both), PoolingConfig(outputs=2, modality="text", images=2)))
+    return fairseq(ClassifyModel(tiny_config(adapters=both), PoolingConfig(outputs=2, pooled=("text",), images=2)))
 
 
 def branch() -> dict:
@@ -102,14 +102,17 @@ GENERATED = {
     **dict.fromkeys(("finetune_coco.pt", "finetune_flickr.pt"), aligned("text", "image")),
     "finetune_al_retrieval.pt": aligned("text", "audio"),
     **dict.fromkeys(
-        ("finetune_refcoco.pt", "finetune_refcoco+.pt"), pooled("text", "image", outputs=4, modality="image")
+        ("finetune_refcoco.pt", "finetune_refcoco+.pt"), pooled("text", "image", outputs=4, pooled=("image",))
     ),
     "finetune_refcocog.pt": pooled("text", "image", outputs=4),
     "finetune_vqa.pt": pooled("text", "image", outputs=7, pooler=True),
     "finetune_nlvr2.pt": two_images,
     "finetune_aqa.pt": pooled("text", "audio", outputs=1),
-    **dict.fromkeys(("finetune_fsd50k.pt", "finetune_vggsound.pt"), pooled("audio", outputs=6, modality="audio")),
-    **dict.fromkeys(("onepeace_ft_21kto1k_384.pth", "onepeace_ft_21kto1k_512.pth"), vision(ImageClassificationTask)),
+    **dict.fromkeys(("finetune_fsd50k.pt", "finetune_vggsound.pt"), pooled("audio", outputs=6, pooled=("audio",))),
+    **dict.fromkeys(
+        ("onepeace_ft_21kto1k_384.pth", "onepeace_ft_21kto1k_512.pth"),
+        vision(ClassificationTask, modalities=["image"], pooling="mean", per_block_tables=False),
+    ),
     "onepeace_video_k400.pth": vision(VideoClassificationTask, frames=4),
     "onepeace_seg_cocostuff2ade20k.pth": vision(
         SemanticSegmentationTask, preprocessing={"image": {"size": 64}}, **SMALL_HEAD

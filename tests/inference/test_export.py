@@ -44,7 +44,7 @@ def test_every_branch_runs_in_onnxruntime_on_batches_and_lengths_of_any_size(exp
 
 def test_a_pooling_head_s_answers_over_fused_modalities_are_exported(tmp_path):
     model = tiny_onepeace()
-    network = randomised(ClassifyModel(model.config, PoolingConfig(outputs=7, modality="text", pooler=True))).eval()
+    network = randomised(ClassifyModel(model.config, PoolingConfig(outputs=7, pooled=("text",), pooler=True))).eval()
     draw = module._draw(model.config, model.preprocessing, model.tokenizer, ["text", "image", "audio"])
     counts = {name: len(part.exported()) for name, part in draw(1, 0).items()}
     graph = module.AnswerGraph(network, counts)

@@ -395,7 +395,7 @@ def test_an_incomplete_or_foreign_vocabulary_is_refused(onepeace, tmp_path):
 def test_models_without_contrastive_heads_encode_and_survive_saving(tokenizer, pictures, tmp_path):
     config = config_for(tokenizer.vocab_size)
     torch.manual_seed(0)
-    head = PoolingConfig(outputs=5, modality="text", pooler=True)
+    head = PoolingConfig(outputs=5, pooled=("text",), pooler=True)
     for name, model in {"classify": ClassifyModel(config, head), "backbone": Backbone(config)}.items():
         onepeace = OnePeace(randomised(model), tokenizer=tokenizer)
         with pytest.raises(ValueError, match=f"{type(model).__name__} has no contrastive heads"):

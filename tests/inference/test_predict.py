@@ -8,7 +8,7 @@ import torch
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
-from onepeace_lightning.tasks import AudioClassificationTask, ImageTextRetrievalTask, load_task
+from onepeace_lightning.tasks import ClassificationTask, RetrievalTask, load_task
 from tests.samples import COLOURS, PITCHES, png, wav
 from tests.tasks.conftest import reading, words  # noqa: F401 (fixtures)
 from tests.tiny import tiny_model
@@ -32,7 +32,9 @@ def sounds(tmp_path):
     (tmp_path / "sounds").mkdir()
     for name in PITCHES:
         (tmp_path / "sounds" / f"{name}.wav").write_bytes(wav(name))
-    return save(AudioClassificationTask(OnePeace(tiny_model()), classes=list(PITCHES)), tmp_path / "task.ckpt")
+    return save(
+        ClassificationTask(OnePeace(tiny_model()), classes=list(PITCHES), modalities=["audio"]), tmp_path / "task.ckpt"
+    )
 
 
 def test_a_folder_gives_what_the_task_gives_for_its_files(sounds, tmp_path):
@@ -59,7 +61,7 @@ def test_retrieval_ranks_the_texts_of_the_table(reading, tmp_path):  # noqa: F81
         (tmp_path / f"{name}.png").write_bytes(png(name))
         rows.append({"image": f"{name}.png", "text": f"a {name} square"})
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    checkpoint = save(ImageTextRetrievalTask(reading), tmp_path / "task.ckpt")
+    checkpoint = save(RetrievalTask(reading, item="image"), tmp_path / "task.ckpt")
     main(["predict", checkpoint, str(tmp_path / "items.jsonl"), "--out", str(tmp_path / "answers.jsonl"),
           "--batch-size=1"])  # fmt: skip
     cosines = reading.similarity(image=[tmp_path / row["image"] for row in rows], text=[row["text"] for row in rows])

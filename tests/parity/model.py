@@ -30,10 +30,10 @@ from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.tasks import (
-    AudioQuestionAnsweringTask,
     FinetuneTask,
+    MultipleChoiceTask,
+    QuestionAnsweringTask,
     VisualGroundingTask,
-    VisualQuestionAnsweringTask,
     VisualReasoningTask,
 )
 from onepeace_lightning.training.param_groups import parameter_rules
@@ -136,7 +136,7 @@ def layer_decay(folder: Path, file: str) -> Iterator[Check]:
         model: nn.Module = PretrainModel(config)
         if any(name.startswith("head.") for name in kept.values()):
             pooler = any(name.startswith("head.pooler.") for name in kept.values())
-            model = ClassifyModel(config, PoolingConfig(outputs=2, modality="text", pooler=pooler))
+            model = ClassifyModel(config, PoolingConfig(outputs=2, pooled=("text",), pooler=pooler))
     decay = max(value[1] for value in golden.values())
     blocks = 1 + max(int(found[1]) for name in golden if (found := re.search(r"layers\.(\d+)\.", name)))
     rate = min(value[0] for value in golden.values()) ** (1 / (blocks + 1))
@@ -205,10 +205,10 @@ def classification(folder: Path, file: str) -> Iterator[Check]:
     names = [str(place) for place in range(logits.shape[1])]
     tables = {"per_block_tables": model.config.per_block_tables}
     tasks: dict[str, Callable[[], FinetuneTask]] = {
-        "grounding.pt": lambda: VisualGroundingTask(model.config, pooled=model.head.config.modality, **tables),
-        "vqa.pt": lambda: VisualQuestionAnsweringTask(model.config, answers=names, **tables),
+        "grounding.pt": lambda: VisualGroundingTask(model.config, pooled=model.head.config.pooled[0], **tables),
+        "vqa.pt": lambda: QuestionAnsweringTask(model.config, answers=names, **tables, modalities=["image"]),
         "nlvr2.pt": lambda: VisualReasoningTask(model.config, classes=names, **tables),
-        "aqa.pt": lambda: AudioQuestionAnsweringTask(model.config, **tables),
+        "aqa.pt": lambda: MultipleChoiceTask(model.config, **tables, modalities=["audio"]),
     }
     if file not in tasks:
         return

@@ -15,7 +15,7 @@ from onepeace_lightning.checkpoints.released.segmentation import Segmentation
 from onepeace_lightning.checkpoints.released.video import Video
 from onepeace_lightning.checkpoints.released.vision_names import our_name, to_released
 from onepeace_lightning.modalities.image import Image
-from onepeace_lightning.models.vision.classifier import ImageClassifier
+from onepeace_lightning.models.vision.classifier import MeanClassifier
 from onepeace_lightning.models.vision.segmentation import class_scores
 from onepeace_lightning.models.vision.video import VideoClassifier, VideoClassifierConfig
 from onepeace_lightning.models.vision.windows import View, read_views
@@ -27,8 +27,8 @@ MASK_LOGITS = 5e-4
 """Tolerance of mask logits."""
 
 
-def imagenet(opened: Opened) -> ImageClassifier:
-    return ImageClassifier(opened.config, len(opened.settings["classes"]))
+def imagenet(opened: Opened) -> MeanClassifier:
+    return MeanClassifier(opened.config, len(opened.settings["classes"]))
 
 
 def video(opened: Opened) -> VideoClassifier:

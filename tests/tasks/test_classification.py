@@ -12,7 +12,7 @@ from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.readers.labels import LabelAugmentation
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.tasks import AudioClassificationTask, ImageClassificationTask, Lora, load_task
+from onepeace_lightning.tasks import ClassificationTask, Lora, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, as_json, labelled_images, labelled_sounds, png, wav, write
 from tests.tiny import IMAGE_SIZE, randomised, tiny_config, tiny_model
@@ -20,6 +20,10 @@ from tests.tiny import IMAGE_SIZE, randomised, tiny_config, tiny_model
 SIZES = Preprocessing(
     {"image": {"size": IMAGE_SIZE, "crop_scale": (1.0, 1.0)}, "audio": {"min_seconds": 0.2, "max_seconds": 1.0}}
 )
+
+
+IMAGES = {"modalities": ["image"], "pooling": "mean", "per_block_tables": False}
+"""The published classifier of images."""
 
 
 def image_data(folder: Path, **options) -> DataModule:
@@ -36,7 +40,7 @@ FAST = Optimization(lr=3e-3, warmup_steps=0.1)
 
 def test_a_head_learns_and_is_opened_from_its_checkpoint_alone(trainer, tmp_path):
     data = image_data(tmp_path)
-    task = ImageClassificationTask(OnePeace(tiny_model()), FAST)
+    task = ClassificationTask(OnePeace(tiny_model()), FAST, **IMAGES)
     run = trainer()
     run.fit(task, data)
     [scores] = run.validate(task, data, verbose=False)
@@ -59,7 +63,7 @@ def test_a_head_learns_and_is_opened_from_its_checkpoint_alone(trainer, tmp_path
 
 def test_only_the_needed_modality_is_kept_with_its_weights_and_a_table_for_each_block():
     model = tiny_model()
-    task = AudioClassificationTask(OnePeace(model), num_classes=3)
+    task = ClassificationTask(OnePeace(model), num_classes=3, modalities=["audio"])
     task.configure_model()
     names = [name for name, _ in task.model.named_parameters()]
     assert not any("text" in name or "image" in name for name in names)
@@ -73,14 +77,27 @@ def test_only_the_needed_modality_is_kept_with_its_weights_and_a_table_for_each_
 
 
 def test_the_attention_is_the_chosen_one():
-    task = ImageClassificationTask("tiny", classes=["a", "b"], preprocessing={"image": {"size": 32}}, attention="flex")
+    task = ClassificationTask(
+        "tiny",
+        classes=["a", "b"],
+        preprocessing={"image": {"size": 32}},
+        attention="flex",
+        modalities=["image"],
+        pooling="mean",
+        per_block_tables=False,
+    )
     task.configure_model()
     assert {module.attention for module in task.model.modules() if isinstance(module, Encoder)} == {"flex"}
 
 
 def test_pictures_of_another_side_are_taken_after_resizing():
-    task = ImageClassificationTask(
-        OnePeace(tiny_model()), num_classes=3, preprocessing={"image": {"size": 2 * IMAGE_SIZE}}
+    task = ClassificationTask(
+        OnePeace(tiny_model()),
+        num_classes=3,
+        preprocessing={"image": {"size": 2 * IMAGE_SIZE}},
+        modalities=["image"],
+        pooling="mean",
+        per_block_tables=False,
     )
     [answer] = task.predict([torch.rand(3, 50, 60)], top=2)
     assert len(answer) == 2
@@ -97,7 +114,7 @@ def test_pictures_of_another_side_are_taken_after_resizing():
 )
 def test_what_is_frozen_stays_bit_for_bit(trainer, tmp_path, options, expected):
     data = image_data(tmp_path)
-    task = ImageClassificationTask(OnePeace(tiny_model()), FAST, **options)
+    task = ClassificationTask(OnePeace(tiny_model()), FAST, **options, **IMAGES)
     task.classes = list(COLOURS)
     task.configure_model()
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
@@ -110,8 +127,13 @@ def test_what_is_frozen_stays_bit_for_bit(trainer, tmp_path, options, expected):
 
 
 def test_low_rank_updates_are_merged_where_the_backbone_is_handed_on(trainer, tmp_path):
-    task = ImageClassificationTask(
-        OnePeace(tiny_model()), lora=Lora(rank=2, targets=("query", "value", "down")), num_classes=3
+    task = ClassificationTask(
+        OnePeace(tiny_model()),
+        lora=Lora(rank=2, targets=("query", "value", "down")),
+        num_classes=3,
+        modalities=["image"],
+        pooling="mean",
+        per_block_tables=False,
     )
     task.configure_model()
     for name, parameter in task.model.named_parameters():
@@ -124,7 +146,7 @@ def test_low_rank_updates_are_merged_where_the_backbone_is_handed_on(trainer, tm
     merged = task.backbone
     assert not any("lora" in name for name in merged.model.state_dict())
     torch.testing.assert_close(merged.encode(image=picture)["image"][0][0], expected, atol=1e-5, rtol=1e-5)
-    again = ImageClassificationTask(merged, num_classes=2)
+    again = ClassificationTask(merged, num_classes=2, **IMAGES)
     assert len(again.predict(picture)[0]) == 2
 
     run = trainer(max_steps=0)
@@ -141,7 +163,7 @@ def test_sounds_with_several_labels(trainer, tmp_path):
     folder = write(tmp_path / "train", "audio-label", samples, classes=["low", "middle", "high"])
     stream = StreamConfig(str(folder), 4)
     data = DataModule(stream, {"val": stream}, preprocessing=SIZES)
-    task = AudioClassificationTask(OnePeace(tiny_model()), FAST, multi_label=True)
+    task = ClassificationTask(OnePeace(tiny_model()), FAST, multi_label=True, modalities=["audio"])
     run = trainer(max_steps=120)
     run.fit(task, data)
     [scores] = run.validate(task, data, verbose=False)
@@ -149,7 +171,7 @@ def test_sounds_with_several_labels(trainer, tmp_path):
     (tmp_path / "a.wav").write_bytes(wav("low", seed=0))
     answer = task.predict([tmp_path / "a.wav"])[0]
     assert set(answer) == {"low", "middle", "high"}
-    single = AudioClassificationTask(OnePeace(tiny_model()), FAST)
+    single = ClassificationTask(OnePeace(tiny_model()), FAST, modalities=["audio"])
     with pytest.raises(ValueError, match=r"labels \['low', 'high'\].*multi_label"):
         trainer(max_steps=1).fit(single, data)
 
@@ -158,7 +180,16 @@ def test_augmented_and_mixed_training_pictures(trainer, tmp_path):
     # RandAugment is left out: it turns colours, which are the classes here, into one another
     augmentation = LabelAugmentation(crop_scale=(0.5, 1.0), erase=0.5)
     data = image_data(tmp_path, augmentation=augmentation)
-    task = ImageClassificationTask(OnePeace(tiny_model()), FAST, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+    task = ClassificationTask(
+        OnePeace(tiny_model()),
+        FAST,
+        mixup=0.8,
+        cutmix=1.0,
+        label_smoothing=0.1,
+        modalities=["image"],
+        pooling="mean",
+        per_block_tables=False,
+    )
     run = trainer(max_steps=150)
     run.fit(task, data)
     assert run.validate(task, data, verbose=False)[0]["val/accuracy"] == 100.0
@@ -183,7 +214,13 @@ def test_augmentation_is_a_function_of_its_generator_and_leaves_the_global_ones_
 
 def test_epochs_say_how_long_the_schedule_is(trainer, tmp_path):
     data = image_data(tmp_path)
-    task = ImageClassificationTask(OnePeace(tiny_model()), Optimization(lr=1e-3, warmup_steps=0.5, min_lr=1e-6))
+    task = ClassificationTask(
+        OnePeace(tiny_model()),
+        Optimization(lr=1e-3, warmup_steps=0.5, min_lr=1e-6),
+        modalities=["image"],
+        pooling="mean",
+        per_block_tables=False,
+    )
     run = trainer(max_steps=-1, max_epochs=2)
     run.fit(task, data)
     assert run.global_step == 4
@@ -193,7 +230,7 @@ def test_epochs_say_how_long_the_schedule_is(trainer, tmp_path):
 def test_what_does_not_fit_is_refused(trainer, tmp_path):
     model = OnePeace(tiny_model())
     with pytest.raises(ValueError, match="has no audio; it has text, image"):
-        AudioClassificationTask(
+        ClassificationTask(
             OnePeace(
                 randomised(
                     type(model.model)(
@@ -202,37 +239,50 @@ def test_what_does_not_fit_is_refused(trainer, tmp_path):
                 )
             ),
             num_classes=2,
+            modalities=["audio"],
         )
     with pytest.raises(ValueError, match="trainable is"):
-        ImageClassificationTask(model, num_classes=2, trainable=["audio"])
+        ClassificationTask(model, num_classes=2, trainable=["audio"], **IMAGES)
     with pytest.raises(ValueError, match="classes"):
-        ImageClassificationTask(model, classes=["a", "a"])
+        ClassificationTask(model, classes=["a", "a"], **IMAGES)
     data = image_data(tmp_path)
     with pytest.raises(ValueError, match=r"classes .*are not the task's"):
-        trainer(max_steps=1).fit(ImageClassificationTask(model, classes=["cat"]), data)
-    other = ImageClassificationTask(model, num_classes=3, preprocessing={"image": {"size": 2 * IMAGE_SIZE}})
+        trainer(max_steps=1).fit(
+            ClassificationTask(model, classes=["cat"], **IMAGES),
+            data,
+        )
+    other = ClassificationTask(
+        model,
+        num_classes=3,
+        preprocessing={"image": {"size": 2 * IMAGE_SIZE}},
+        modalities=["image"],
+        pooling="mean",
+        per_block_tables=False,
+    )
     with pytest.raises(ValueError, match=f"size of image is {IMAGE_SIZE}, the model takes {2 * IMAGE_SIZE}"):
         trainer(max_steps=1).fit(other, data)
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"image 1 .*no\.png"):
-        ImageClassificationTask(model, num_classes=3).predict([torch.rand(3, 8, 8), tmp_path / "no.png"])
+        ClassificationTask(model, num_classes=3, **IMAGES).predict([torch.rand(3, 8, 8), tmp_path / "no.png"])
     samples = [{"png": png("red"), "json": as_json(labels=["mauve"])}] * 1
     folder = write(tmp_path / "odd", "image-label", samples, classes=list(COLOURS))
     stream = StreamConfig(str(folder), 1)
     odd = DataModule(stream, {"val": stream}, preprocessing=SIZES)
     with pytest.raises(ValueError, match="class 'mauve' is none of the 3"):
-        trainer(max_steps=1).fit(ImageClassificationTask(model), odd)
+        trainer(max_steps=1).fit(ClassificationTask(model, **IMAGES), odd)
 
 
 def test_a_checkpoint_of_another_task_is_refused(trainer, tmp_path):
-    task = ImageClassificationTask(OnePeace(tiny_model()), FAST)
+    task = ClassificationTask(OnePeace(tiny_model()), FAST, **IMAGES)
     run = trainer(max_steps=1)
     run.fit(task, image_data(tmp_path))
     run.save_checkpoint(tmp_path / "image.ckpt")
     sounds = StreamConfig(str(labelled_sounds(tmp_path / "sounds")), 4)
     data = DataModule(sounds, {"val": sounds}, preprocessing=SIZES)
-    with pytest.raises(ValueError, match=r"of ImageClassificationTask, not of AudioClassificationTask"):
-        trainer().fit(AudioClassificationTask(OnePeace(tiny_model())), data, ckpt_path=tmp_path / "image.ckpt")
+    with pytest.raises(ValueError, match=r"modalities is \['image'\], configured \['audio'\]"):
+        trainer().fit(
+            ClassificationTask(OnePeace(tiny_model()), modalities=["audio"]), data, ckpt_path=tmp_path / "image.ckpt"
+        )
 
 
 def test_from_the_command_line_with_epochs_and_from_scratch(tmp_path, monkeypatch):
@@ -241,7 +291,7 @@ def test_from_the_command_line_with_epochs_and_from_scratch(tmp_path, monkeypatc
     main([
         "fit", "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=1",
         "--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-        "--model=AudioClassificationTask", "--model.backbone=tiny", "--model.drop_path=0.1",
+        "--model=ClassificationTask", "--model.modalities=[audio]", "--model.backbone=tiny", "--model.drop_path=0.1",
         "--model.optimization.lr=1e-3",
         "--data=DataModule",
         "--data.train={path: train, batch_size: 6}", "--data.val={val: {path: train, batch_size: 4}}",

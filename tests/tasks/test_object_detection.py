@@ -82,7 +82,7 @@ def test_the_gallery_draws_what_is_found_and_what_is_not(data, task, trainer):
     task.to("cpu").eval()
     for batch in data.val_dataloader()["val"]:
         with torch.no_grad():
-            outputs = task.measure(batch, task.make_metrics())
+            outputs = task(batch)
         for row in range(len(batch)):
             drawn = task.draw(batch, outputs, row)
             assert len(drawn.pictures) == 2

@@ -77,10 +77,10 @@ def test_wrong_settings_are_all_reported_at_once(tokenizer):
 def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(tokenizer):
     task = built(tokenizer, data_types=["image-text"]).eval()
     inputs = batches(task.model, "image-text")["image-text"].inputs
-    whole = task.embed(inputs)
+    whole = task.model.embed(inputs)
     assert set(whole) == {"image", "text"}
     torch.testing.assert_close(whole["image"].norm(dim=1), torch.ones(3))
-    alone = task.embed({"image": type(inputs["image"])(inputs["image"].pixels[:1])})
+    alone = task.model.embed({"image": type(inputs["image"])(inputs["image"].pixels[:1])})
     torch.testing.assert_close(alone["image"], whole["image"][:1], atol=1e-5, rtol=0)
 
 

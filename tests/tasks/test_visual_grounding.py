@@ -60,7 +60,7 @@ def test_what_is_pooled_is_learned_from_and_kept(trainer, tmp_path, reading, dat
     run.strategy.connect(task)
     run.save_checkpoint(tmp_path / "task.ckpt")
     opened = load_task(tmp_path / "task.ckpt")
-    assert opened.model.head.config.modality == pooled
+    assert opened.model.head.config.pooled == (pooled,)
     with torch.no_grad():
         torch.testing.assert_close(opened.model.eval()(batch.inputs), task.model.eval()(batch.inputs))
 

@@ -39,7 +39,7 @@ def test_statements_about_the_left_picture_are_learned(trainer, tmp_path, readin
 
     data.setup("validate")
     batch = next(iter(data.val_dataloader()["val"]))
-    drawn = opened.draw(batch, opened.measure(batch, opened.make_metrics()), 0)
+    drawn = opened.draw(batch, opened(batch), 0)
     assert [picture.size for picture in drawn.pictures] == [(240, 240)] * 2
     red, blue = (picture.resize((1, 1)).getpixel((0, 0)) for picture in drawn.pictures)
     assert red[0] > red[2]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.models import Backbone
-from onepeace_lightning.tasks import ZeroShotAudioClassificationTask, ZeroShotImageClassificationTask
+from onepeace_lightning.tasks import ZeroShotClassificationTask
 from tests.samples import COLOURS, PITCHES, labelled_images, labelled_sounds, png, wav
 
 PROMPTS = ["a {label} square", "{label}"]
@@ -17,7 +17,7 @@ PROMPTS = ["a {label} square", "{label}"]
 
 def test_accuracy_is_that_of_the_nearest_prompt_mean(reading, trainer, tmp_path):
     val = {"val": StreamConfig(str(labelled_images(tmp_path / "val", 9)), 4)}
-    task = ZeroShotImageClassificationTask(reading, prompts=PROMPTS)
+    task = ZeroShotClassificationTask(reading, prompts=PROMPTS, item="image")
     data = DataModule(None, val, preprocessing=reading.preprocessing)
     [scores] = trainer().validate(task, data, verbose=False)
     vectors = torch.stack(
@@ -39,7 +39,7 @@ def test_accuracy_is_that_of_the_nearest_prompt_mean(reading, trainer, tmp_path)
 def test_names_may_be_said_in_several_ways(reading, trainer, tmp_path):
     names = {"low": ["low", "deep"], "middle": "middle", "high": ["high"]}
     (tmp_path / "names.json").write_text(json.dumps(names))
-    task = ZeroShotAudioClassificationTask(reading, classes=list(PITCHES), names=str(tmp_path / "names.json"))
+    task = ZeroShotClassificationTask(reading, classes=list(PITCHES), names=str(tmp_path / "names.json"), item="audio")
     task.configure_model()
     said = [f"This is a sound of {name}" for name in ("low", "deep")]
     expected = F.normalize(reading.embed(text=said).mean(0), dim=0)
@@ -53,13 +53,17 @@ def test_names_may_be_said_in_several_ways(reading, trainer, tmp_path):
 
 def test_what_cannot_answer_is_refused(reading, trainer, tmp_path):
     with pytest.raises(ValueError, match="no trained contrastive heads"):
-        ZeroShotImageClassificationTask(OnePeace(Backbone(reading.config), tokenizer=reading.tokenizer), classes=["a"])
+        ZeroShotClassificationTask(
+            OnePeace(Backbone(reading.config), tokenizer=reading.tokenizer), classes=["a"], item="image"
+        )
     with pytest.raises(ValueError, match="do not say where"):
-        ZeroShotImageClassificationTask(reading, classes=["a"], prompts=["a photo"])
-    task = ZeroShotImageClassificationTask(reading, classes=["red", "blue"], names={"red": ["red"]})
+        ZeroShotClassificationTask(reading, classes=["a"], prompts=["a photo"], item="image")
+    task = ZeroShotClassificationTask(reading, classes=["red", "blue"], names={"red": ["red"]}, item="image")
     with pytest.raises(ValueError, match=r"says nothing of \['blue'\]"):
         task.predict([torch.rand(3, 20, 20)])
     train = StreamConfig(str(labelled_images(tmp_path / "train")), 4)
     data = DataModule(train, {"val": train}, preprocessing=reading.preprocessing)
     with pytest.raises(RuntimeError, match="nothing to train"):
-        trainer(limit_val_batches=0, num_sanity_val_steps=0).fit(ZeroShotImageClassificationTask(reading), data)
+        trainer(limit_val_batches=0, num_sanity_val_steps=0).fit(
+            ZeroShotClassificationTask(reading, item="image"), data
+        )

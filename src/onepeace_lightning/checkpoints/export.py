@@ -214,15 +214,15 @@ def _cfg(model: OriginalModel) -> dict[str, Any]:
 
 def _head(config: PoolingConfig, modalities: list[str]) -> dict[str, Any]:
     # The format tells images from all else; else the text is pooled where there is any.
-    if config.modality not in ("image", modalities[0]):
+    if config.pooled not in (("image",), (modalities[0],)):
         raise ValueError(
-            f"the head pools {config.modality!r}; of {modalities}, the original's format can only pool 'image' or"
-            f" {modalities[0]!r}"
+            f"the head pools {' and '.join(config.pooled)}; of {modalities}, the original's format can only pool"
+            f" 'image' or {modalities[0]!r}"
         )
     return HEAD_CHOICES | {
         "head_scale_ratio": config.expansion,
         "use_pooler": config.pooler,
-        "use_image_features": config.modality != modalities[0],
+        "use_image_features": config.pooled != (modalities[0],),
     }
 
 

@@ -111,10 +111,10 @@ def head_from_original(checkpoint: Mapping[str, Any]) -> PoolingConfig | None:
     raise_all("this model does not have what the checkpoint's cfg asks for", _differing(cfg, HEAD_CHOICES, "model"))
     width = state.shape("head.norm.weight")[0]
     inner, joined = state.shape("head.classifier.0.weight")
-    present = [name for name in MODALITIES if state.has(f"backbone.adapters.{name}.")]
+    present = tuple(name for name in MODALITIES if state.has(f"backbone.adapters.{name}."))
     return PoolingConfig(
         outputs=state.shape("head.classifier.3.weight")[0],
-        modality="image" if cfg.get("use_image_features") and "image" in present else present[0],
+        pooled=("image",) if cfg.get("use_image_features") and "image" in present else present[:1],
         images=joined // width,
         pooler=state.has("head.pooler."),
         expansion=inner // width,

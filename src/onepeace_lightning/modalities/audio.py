@@ -280,6 +280,7 @@ class AudioModality(Modality):
 
     name = "audio"
     plural = "recordings"
+    prompts = ("This is a sound of {label}",)
     order = 2
     extensions = ("flac", "wav", "ogg", "mp3", "oga", "opus", "aiff", "aif", "m4a", "aac")
     config_type = AudioConfig

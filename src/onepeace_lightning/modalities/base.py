@@ -127,6 +127,8 @@ class Modality:
     """Whether items are texts, which need the tokenizer and are kept beside embeddings and answers."""
     plural: ClassVar[str] = ""
     """What several items are called in a report; the name where it is empty."""
+    prompts: ClassVar[tuple[str, ...]] = ("{label}",)
+    """What is said of an item of a class in zero-shot classification; ``{label}`` is the class's name."""
     denoising_weight: ClassVar[float] = 1.0
     """Of its loss term where it is denoised alone."""
     order: ClassVar[int] = 100

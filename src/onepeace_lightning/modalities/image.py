@@ -237,6 +237,7 @@ class ImageModality(Modality):
 
     name = "image"
     plural = "images"
+    prompts = ("a photo of a {label}",)
     order = 1
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
     config_type = ImageConfig

@@ -177,6 +177,7 @@ class VideoModality(Modality):
 
     name = "video"
     plural = "videos"
+    prompts = ("a video of {label}",)
     order = 3
     extensions = ("mp4", "webm", "mkv", "avi", "mov")
     config_type = VideoConfig

@@ -1,8 +1,9 @@
 """Backbone, contrastive heads and denoiser: what pretraining trains."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.config import ModelConfig
@@ -28,6 +29,12 @@ class PretrainModel(nn.Module):
             config.encoder.width, tuple(config.adapters), config.encoder.init_std, biased=logit_bias
         )
         self.denoiser = Denoiser(config) if denoise else None
+
+    def embed(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """(rows, D) float32 unit-length embeddings of each modality, seen alone, in one pass; rows may differ."""
+        tokens = self.backbone.embed(inputs)
+        features = self.backbone.encode([self.backbone.view({name: part}) for name, part in tokens.items()])
+        return {name: self.heads(name, view) for name, view in zip(tokens, features, strict=True)}
 
     def trained_in_stage2(self, modalities: Collection[str]) -> set[str]:
         """Names of the parameters that train when modalities are added to a trained model (paper section 3.4).

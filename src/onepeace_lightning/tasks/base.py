@@ -5,28 +5,33 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from PIL import Image as Pillow
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from onepeace_lightning.checkpoints.loading import LoadReport, fill
+from onepeace_lightning.checkpoints.loading import LoadReport, fill, read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.data_types import ANSWERS, DataType, data_type
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.items import naming, read_batch
+from onepeace_lightning.modalities.items import batched, naming, read_batch
 from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
-from onepeace_lightning.modalities.registry import text_modality
-from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.modalities.registry import modality, text_modality
+from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.base import AttentionChoice
-from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
+from onepeace_lightning.reports.drawing import SIDE
+from onepeace_lightning.tasks.arguments import built, show_inherited
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
+from onepeace_lightning.tasks.opening import of_checkpoint
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_backbone
-from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.tasks.training import ENTRIES, TrainedModule
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.strategy import placement
@@ -41,14 +46,13 @@ TASKS: dict[str, type["FinetuneTask"]] = {}
 class FinetuneTask(TrainedModule):
     """A downstream task.
 
-    A subclass sets the class attributes and implements ``build``, ``loss``, ``make_metrics``, ``measure`` and
-    ``predict``. Metrics are logged in percent as ``val/NAME`` (``val/GALLERY/NAME`` where there are several), and the
-    mean over galleries of the one called ``score_name`` as ``val/score``.
+    A subclass sets the class attributes and implements ``build``, ``loss``, ``forward``, ``make_metrics``, ``measure``
+    and ``answers``. The arguments that its constructor passes on as ``**options`` stand in its signature and help.
 
     Args:
         backbone: a preset's name (from scratch), a ``save_pretrained`` folder, a checkpoint of this project or of the
             original, a hub name, an ``OnePeace``, or sizes. Another task's ``backbone`` is an ``OnePeace``.
-        optimization: learning rates and steps.
+        optimization: learning rates and steps; also a mapping of them, as are ``lora`` and ``parallel``.
         tokenizer: folder of the tokenizer that the data use; needed where the backbone has none.
         preprocessing: modality to its settings, as the data have them; sizes of the model follow from them, such as the
             image's. None: the backbone's.
@@ -64,22 +68,25 @@ class FinetuneTask(TrainedModule):
         ValueError: the backbone lacks a modality, its vocabulary is another, or a setting is out of its range.
     """
 
-    modalities: ClassVar[tuple[str, ...]]
-    """What the task takes in."""
+    modalities: tuple[str, ...]
+    """What the model takes in; a constructor to which the user gives them sets them before it calls its parent's."""
+    learns: ClassVar[tuple[str | None, ...]] = ()
+    """Kinds of answers (``data.data_types.ANSWERS``, None for none) that its data have; empty: any."""
     score_name: ClassVar[str]
     """The metric to choose checkpoints by; more is better."""
-    to_percent: ClassVar[float] = 100.0
-    """What metrics are multiplied by where they are logged: in percent."""
     carried: ClassVar[tuple[str, ...]] = ("backbone",)
     """Parts of the model that are taken over from the backbone's source."""
+    entries: ClassVar[tuple[str, ...]] = ENTRIES
+    """Methods that use the model; see ``parallelize``."""
     type_embedding: ClassVar[bool] = False
-    """Whether pictures are told apart by learned vectors."""
+    """Whether images are told apart by learned vectors."""
     published: ClassVar[Mapping[str, str]] = {}
     """Corpus to the original's published result, printed where a gallery's name or path contains the corpus's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         TASKS[cls.__name__] = cls
+        show_inherited(cls)
 
     def __init__(
         self,
@@ -96,22 +103,20 @@ class FinetuneTask(TrainedModule):
         attention: AttentionChoice = "auto",
     ) -> None:
         super().__init__()
+        lora = None if lora is None else built(Lora, lora)
         _check_trainable(trainable, self.modalities, lora)
         given = None if preprocessing is None else Preprocessing(preprocessing)
         self.source = open_backbone(backbone, tokenizer, given)
-        self.config: ModelConfig = finetune_config(
+        self.config = finetune_config(
             self.source.config, self.modalities, name=self.source.name, preprocessing=given, drop_path=drop_path,
             per_block_tables=per_block_tables, type_embedding=self.type_embedding,
         )  # fmt: skip
-        self.optimization = optimization
-        self.trainable, self.lora, self.parallel = trainable, lora, parallel
+        self.optimization, self.parallel = built(Optimization, optimization), built(ParallelConfig, parallel)
+        self.trainable, self.lora = trainable, lora
         self.attention: AttentionChoice = attention
-        self.tokenizer: Tokenizer | None = self.source.tokenizer
-        self.preprocessing: Preprocessing = (given or self.source.preprocessing).fitting(self.config)
+        self.tokenizer = self.source.tokenizer
+        self.preprocessing = (given or self.source.preprocessing).fitting(self.config)
         self.model: Any = None
-        self.galleries: list[str] = []
-        self.metrics = nn.ModuleList()
-        self.score_context: list[str] = []
 
     # What a task is made of
 
@@ -121,65 +126,72 @@ class FinetuneTask(TrainedModule):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """The training loss of a batch, a scalar."""
+        """The training loss of a batch, a scalar: features of its views, and the loss of the features."""
 
     @abstractmethod
     def make_metrics(self) -> MetricCollection:
         """New metrics of one gallery; a metric that gives several numbers names them itself."""
 
-    @abstractmethod
-    def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
-        """Answer a batch of evaluation, update the metrics, and return what callbacks may show."""
-
     def settings(self) -> dict[str, Any]:
         """Arguments besides the backbone that the task must be built with again; plain containers."""
         return {}
 
-    def context(self) -> list[str]:
-        """Lines to print beside the scores, such as a prompt."""
-        return []
-
     def score(self, values: Mapping[str, Tensor]) -> Tensor:
-        """What to choose checkpoints by, out of one gallery's metrics."""
+        """The metric called ``score_name``."""
         return values[self.score_name]
+
+    def gallery_metrics(self, kind: DataType | None) -> MetricCollection:
+        """``make_metrics``."""
+        return self.make_metrics()
+
+    def gallery_score(self, kind: DataType | None, values: Mapping[str, Tensor]) -> Tensor | None:
+        """``score``."""
+        return self.score(values)
 
     def load_source(self) -> LoadReport:
         """Fill the model with what the backbone's source has of it (``carried``); the rest keeps its initial values."""
         return load_source(self.model, self.source, self.carried)
 
-    def adopt(self, data: DataModule) -> None:
-        """Take over from the data what the task was not told (class names), or check that it fits."""
-
     # Lightning
 
     def setup(self, stage: str) -> None:
-        """Adopt the data's vocabulary and make metrics for its galleries.
+        """As ``TrainedModule.setup``; the first line beside the scores is the preprocessing."""
+        super().setup(stage)
+        self.score_context.insert(0, f"preprocessing: {self.preprocessing.describe(self.read_modalities)}")
 
-        Raises:
-            ValueError: the data's tokenizer, picture size or vocabulary is not the task's.
-        """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, DataModule):
-            self.galleries, self.metrics = ["val"], nn.ModuleList([self.make_metrics()])
-            return
-        self._check_data(data)
-        self.preprocessing = data.preprocessing
-        self.adopt(data)
-        streams = data.evaluated(stage)
-        self.galleries = list(streams)
-        self.metrics = nn.ModuleList(self.make_metrics() for _ in streams)
-        self.score_context = [f"preprocessing: {self.preprocessing.describe(self.modalities)}", *self.context()]
-        for name, stream in streams.items():
-            manifest = data.stream_manifest(stream)
-            self.score_context.append(
-                f"{name}: {stream.path}, {manifest.samples} samples, fingerprint {manifest.fingerprint()}"
-            )
-            if chance := manifest.about.get("chance"):  # {"metric", "percent", "definition"}
-                self.score_context.append(
-                    f"{name}: chance is {chance['percent']} % {chance['metric']} ({chance['definition']})"
-                )
-            if corpus := _named(f"{name} {stream.path}", self.published):
-                self.score_context.append(f"published for {corpus}: {self.published[corpus]}")
+    @property
+    def read_modalities(self) -> tuple[str, ...]:
+        """The modalities of the data that the task reads."""
+        return self.modalities
+
+    def gallery_context(self, name: str, data: DataModule) -> list[str]:
+        """What chance would give, as the manifest says, and what was published."""
+        stream, lines = {**data.val, **data.test}[name], []
+        if chance := data.stream_manifest(stream).about.get("chance"):  # {"metric", "percent", "definition"}
+            lines.append(f"{name}: chance is {chance['percent']} % {chance['metric']} ({chance['definition']})")
+        if corpus := _named(f"{name} {stream.path}", self.published):
+            lines.append(f"published for {corpus}: {self.published[corpus]}")
+        return lines
+
+    def data_problems(self, data: DataModule) -> list[str]:
+        """What of the data does not go with the task or its model."""
+        problems = super().data_problems(data)
+        if text_modality() in self.modalities and self.tokenizer is None:
+            problems.insert(0, "tokenizer: this task reads text; give the data the folder of one")
+        for where, manifest in data.manifests().items():
+            kind = data_type(manifest.data_type)
+            if not self.takes(kind):
+                accepted = " or ".join(_type_name(self.read_modalities, answer) for answer in self.learns)
+                problems.append(f"{where} holds {str(kind)!r}; {type(self).__name__} takes {accepted} here")
+        return problems
+
+    def takes(self, kind: DataType) -> bool:
+        """Whether samples of a data type are the task's; they may have further modalities, which it does not read."""
+        return not self.learns or (kind.answer in self.learns and set(self.read_modalities) <= set(kind.inputs))
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The inputs of a batch that the model takes."""
+        return {name: part for name, part in batch.inputs.items() if name.removeprefix(SECOND) in self.modalities}
 
     def configure_model(self) -> None:
         """Build the model, freeze what does not train, lay it out on its devices, fill it."""
@@ -200,7 +212,7 @@ class FinetuneTask(TrainedModule):
         if whole is not None and where.get("mesh") is None:
             fill(self.model, whole, self.source.name)  # the tensors themselves: nothing is drawn or copied
             whole = {}
-        parallelize(self, self.parallel, entries=("training_step", "validation_step", "test_step"), **where)
+        parallelize(self, self.parallel, entries=self.entries, **where)
         if whole is None:
             report, scratch = self.load_source(), self.source.weights is None
             self.untrained = sum(
@@ -216,25 +228,6 @@ class FinetuneTask(TrainedModule):
         loss = self.loss(batch)
         self.log_means({"train/loss": loss}, len(batch))
         return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Answer and measure one batch; the answers go to callbacks. A filler is answered alone."""
-        if batch.filler:
-            self.measure(batch, self.make_metrics().to(self.device))
-            return {}
-        return self.measure(batch, self.metrics[dataloader_idx])  # type: ignore[arg-type]
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """As ``validation_step``."""
-        return self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log every gallery's metrics."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log every gallery's metrics."""
-        self._log_metrics("test")
 
     def configure_optimizers(self) -> Any:
         """AdamW with layer decay, over what trains."""
@@ -264,8 +257,6 @@ class FinetuneTask(TrainedModule):
         if task is None or task["name"] != type(self).__name__:
             found = "pretraining" if task is None else task["name"]
             raise ValueError(f"the checkpoint is of {found}, not of {type(self).__name__}")
-        if (theirs := config_from_dict(checkpoint["onepeace"]["config"])) != self.config:
-            raise ValueError(f"the checkpoint's model is {theirs}, the configured one {self.config}")
         ours = {key: value for key, value in self.settings().items() if value is not None}
         differing = [key for key, value in ours.items() if task["settings"].get(key) != value]
         if differing:
@@ -273,6 +264,27 @@ class FinetuneTask(TrainedModule):
                 "the checkpoint's task differs: "
                 + "; ".join(f"{key} is {task['settings'].get(key)!r}, configured {ours[key]!r}" for key in differing)
             )
+        if (theirs := config_from_dict(checkpoint["onepeace"]["config"])) != self.config:
+            raise ValueError(f"the checkpoint's model is {theirs}, the configured one {self.config}")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **options: Any
+    ) -> Self:
+        """Open a task from its checkpoint alone, with its weights, vocabulary and settings.
+
+        Args:
+            checkpoint_path: what training has written.
+            map_location: the device to put it on; None: the CPU.
+            **options: of the task, such as ``optimization``; they come before those of the file.
+
+        Raises:
+            ValueError: it is a checkpoint of another task, naming which.
+        """
+        task = of_checkpoint(checkpoint_path, read_checkpoint(checkpoint_path), options, TASKS)
+        if not isinstance(task, cls):
+            raise ValueError(f"{checkpoint_path} is a checkpoint of {type(task).__name__}, not of {cls.__name__}")
+        return task if map_location is None else task.to(map_location)
 
     # In use
 
@@ -301,6 +313,75 @@ class FinetuneTask(TrainedModule):
         finally:
             for module, training in modes.items():
                 module.training = training
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """What ``predict`` takes, in order: its name, and the input that it becomes; None for plain values."""
+        return {name: name for name in self.modalities}
+
+    def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
+        """Users' items as a batch without targets.
+
+        Args:
+            given: column to equally many items.
+            first: the number of the first one, for messages.
+
+        Raises:
+            ValueError: naming the first item that cannot be read.
+        """
+        read = {
+            kind: self.read(kind.removeprefix(SECOND), given[name], first)
+            for name, kind in self.columns.items()
+            if kind is not None
+        }
+        order = [*self.config.adapters, *(SECOND + name for name in self.config.adapters)]
+        keys = [str(first + row) for row in range(len(next(iter(given.values()))))]
+        return Batch(keys, {name: read[name] for name in order if name in read})
+
+    def predicted(
+        self, items: Sequence[Sequence[Any]], named: Mapping[str, Sequence[Any]], batch_size: int, **options: Any
+    ) -> list[Any]:
+        """``answers`` to users' items, read and answered in batches.
+
+        Args:
+            items: lists of equal length, in the order of ``columns``.
+            named: those that are given by their column's name.
+            batch_size: items of each list that run through the model together.
+            **options: of ``answers``.
+
+        Raises:
+            ValueError: a list is missing, or naming an item that cannot be read.
+        """
+        given = self.given(items, named)
+        answers: list[Any] = []
+        with self.answering():
+            for first, parts in batched(batch_size, **given):
+                batch = self.batch_of(dict(zip(given, parts, strict=True)), first)
+                answers += self.answers(self.forward(batch), batch, **options)
+        return answers
+
+    def given(self, items: Sequence[Sequence[Any]], named: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        """The arguments of ``predict`` by column, in order.
+
+        Raises:
+            ValueError: one is missing, given twice or unknown.
+        """
+        columns = list(self.columns)
+        by_order = dict(zip(columns, items, strict=False))
+        given = {**by_order, **named}
+        if len(items) > len(columns) or set(by_order) & set(named) or set(given) != set(columns):
+            got = [*(f"argument {number}" for number, _ in enumerate(items, 1)), *named]
+            raise ValueError(
+                f"{type(self).__name__} predicts from {', '.join(columns)}: give a list for each, in this order or by"
+                f" name; got {', '.join(got) or 'none'}"
+            )
+        return {name: given[name] for name in columns}
+
+    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
+        """What a sample of a batch looks like, its texts left out."""
+        size = batch.targets["size"][row].cpu() if "size" in batch.targets else None
+        shown = [name for name in self.read_modalities if not modality(name).reads_text]
+        return [picture_of(name, batch.inputs[name], row, size if len(shown) == 1 else None) for name in shown]
 
     def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
         """Users' items as one batch of a modality's input on the model's device.
@@ -337,35 +418,46 @@ class FinetuneTask(TrainedModule):
             self.configure_model()
         return self.model
 
-    def _check_data(self, data: DataModule) -> None:
-        problems = []
-        ours, theirs = self.tokenizer, data.tokenizer
-        if text_modality() in self.modalities and ours is None:
-            problems.append("tokenizer: this task reads text; give the data the folder of one")
-        if ours is not None and theirs is not None and ours.fingerprint() != theirs.fingerprint():
-            problems.append(
-                f"tokenizer: the data's ({data.tokenizer_folder}) is not the model's: its ids mean other words"
-            )
-        problems += [f"preprocessing: the data's {wrong}" for wrong in data.preprocessing.misfits(self.config)]
-        if problems:
-            raise ValueError("data: " + "; ".join(problems))
 
-    def _log_metrics(self, split: str) -> None:
-        scores = []
-        for name, metrics in zip(self.galleries, self.metrics, strict=True):
-            values = metrics.compute()  # type: ignore[operator]
-            metrics.reset()  # type: ignore[operator]
-            prefix = f"{split}/" if len(self.galleries) == 1 else f"{split}/{name}/"
-            percent = {key: value.float() * self.to_percent for key, value in values.items()}
-            self.log_dict({prefix + key: value for key, value in percent.items()})
-            scores.append(self.score(percent))
-        self.log(f"{split}/score", torch.stack(scores).mean(), prog_bar=True)
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of registered modalities.
+
+    Raises:
+        ValueError: there is none, one is named twice or unknown, or they are a single word.
+    """
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise ValueError(f"modalities is {names!r}; give a list of at least one, none twice, such as ['image']")
+    return tuple(modality(name).name for name in names)
+
+
+def picture_of(name: str, inputs: Any, row: int, size: Tensor | None = None) -> Pillow.Image:
+    """One item of a batch as a picture.
+
+    Args:
+        name: its modality.
+        inputs: what the adapter takes.
+        row: which item.
+        size: (2,) width and height of an image before it became a square.
+    """
+    one = modality(name)()
+    picture = one.picture(one.sample(inputs, row), SIDE)
+    if size is None:
+        return picture
+    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
+    return picture.resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def _named(where: str, corpora: Iterable[str]) -> str | None:
     """The corpus whose name is in a text, the longest one: RefCOCOg's has RefCOCO's in it."""
     found = [corpus for corpus in corpora if _plain(corpus) in _plain(where)]
     return max(found, key=len, default=None)
+
+
+def _type_name(names: Sequence[str], answer: str | None) -> str:
+    """A data type of modalities, those whose text an answer brings left out."""
+    texts = answer is not None and (ANSWERS[answer].text or ANSWERS[answer].captions)
+    parts = [name for name in names if not (texts and modality(name).reads_text)]
+    return "-".join(parts if answer is None else [*parts, answer])
 
 
 def _plain(name: str) -> str:

@@ -1,139 +1,104 @@
-"""What classification of pictures, sounds and pairs of pictures shares: classes, losses, metrics and answers."""
+"""Classification of samples of one modality, or of several that are seen together."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
 
-import torch
+from timm.data.mixup import Mixup
 from torch import Tensor
-from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.losses.answers import soft_score_bce
-from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.source import BackboneSource
-from onepeace_lightning.tasks.vocabulary import indices, likeliest, vocabulary
+from onepeace_lightning.models.vision.classifier import MeanClassifier
+from onepeace_lightning.tasks.base import FINETUNING, distinct
+from onepeace_lightning.tasks.labels import LabelTask
+from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
 from onepeace_lightning.training.optimizer import Optimization
 
+Pooling = Literal["attention", "mean"]
+"""How the tokens' features become one vector."""
 
-class ClassificationTask(FinetuneTask):
-    """Samples in classes, one or several for each.
+
+class ClassificationTask(LabelTask):
+    """Classes of samples, from ``image-label``, ``audio-label``, ``image-audio-label``, … data.
+
+    Several modalities go through the encoder together, and one query pools the tokens of all of them.
 
     Args:
         backbone: see ``FinetuneTask``.
         optimization: see ``FinetuneTask``.
-        classes: their names; None: those that the data list.
-        num_classes: how many there are, where they have no names: they are then called "0", "1", ….
-        multi_label: a sample may be in several classes; the loss is binary cross-entropy, the score mean average
-            precision. Otherwise it is in one: cross-entropy and accuracy.
-        label_smoothing: of the cross-entropy.
-        **options: see ``FinetuneTask``.
+        modalities: what is classified, such as ``["audio"]`` or ``["image", "audio"]``; any that is registered.
+        pooling: "attention" is the head of published fine-tuning. "mean" is the published ImageNet classifier, for one
+            modality: the mean of its tokens' features, without final norm, then LayerNorm and one linear layer; learned
+            positions are resized to the input's grid once, and rates and decay follow its own rules. It shares one
+            bias table (``per_block_tables=False``).
+        mixup: strength α of mixing whole images in training (arXiv 1710.09412), 0 for none.
+        cutmix: strength α of pasting parts of other images (arXiv 1905.04899), 0 for none; with both, each batch takes
+            one of them. Batches must then have an even size.
+        **options: see ``LabelTask``.
+
+    Raises:
+        ValueError: a setting is out of its range, or as ``FinetuneTask``.
     """
+
+    published: ClassVar = {name: PUBLISHED[name] for name in ("ImageNet-1k", "FSD50K", "VGGSound", "VGGSound-AV")}
 
     def __init__(
         self,
         backbone: BackboneSource,
         optimization: Optimization = FINETUNING,
         *,
-        classes: list[str] | None = None,
-        num_classes: int | None = None,
-        multi_label: bool = False,
-        label_smoothing: float = 0.0,
+        modalities: Sequence[str],
+        pooling: Pooling = "attention",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         **options: Any,
     ) -> None:
+        self.modalities = distinct(modalities)
         super().__init__(backbone, optimization, **options)
-        if classes is not None and num_classes is not None and len(classes) != num_classes:
-            raise ValueError(f"num_classes is {num_classes}, but classes names {len(classes)}; leave one of them out")
-        if not 0 <= label_smoothing < 1 or (multi_label and label_smoothing):
-            raise ValueError(f"label_smoothing is {label_smoothing}; give 0 to 1, and 0 where there are several labels")
-        if classes is None and num_classes is not None:
-            classes = [str(number) for number in range(num_classes)]
-        self.classes = None if classes is None else vocabulary(classes, None, "classes")
-        self.multi_label = multi_label
-        self.label_smoothing = label_smoothing
-
-    @property
-    def score_name(self) -> str:  # type: ignore[override]
-        """The metric to choose checkpoints by."""
-        return "mAP" if self.multi_label else "accuracy"
+        if pooling not in get_args(Pooling) or (pooling == "mean" and len(self.modalities) > 1):
+            raise ValueError(
+                f"pooling is {pooling!r}; give one of {', '.join(get_args(Pooling))}, the last for one modality alone"
+            )
+        if mixup < 0 or cutmix < 0 or ((mixup or cutmix) and (self.multi_label or len(self.modalities) > 1)):
+            raise ValueError(
+                f"mixup is {mixup} and cutmix {cutmix}; give 0 or more, and 0 with multi_label or several modalities"
+            )
+        self.pooling: Pooling = pooling
+        if pooling == "mean":
+            self.config = with_own_positions(self.config, final_norm=False)
+        self.mixup, self.cutmix = mixup, cutmix
 
     def settings(self) -> dict[str, Any]:
-        """Classes and what an answer is."""
-        return {"classes": self.classes, "multi_label": self.multi_label}
+        """Modalities, classes and head."""
+        return {"modalities": list(self.modalities), **super().settings(), "pooling": self.pooling}
 
-    def adopt(self, data: DataModule) -> None:
-        """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
-
-    def build(self) -> ClassifyModel:
-        """Attention pooling over the modality's tokens, and a classifier."""
-        [modality] = self.modalities
-        names = vocabulary(self.classes, None, "classes")
-        return ClassifyModel(self.config, PoolingConfig(outputs=len(names), modality=modality))
+    def build(self) -> MeanClassifier | ClassifyModel:
+        """The modalities' branches and a head."""
+        if self.pooling == "mean":
+            return MeanClassifier(self.config, len(self.names))
+        return ClassifyModel(self.config, PoolingConfig(outputs=len(self.names), pooled=self.modalities))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the samples' classes, binary for several labels (summed over classes)."""
-        return self.loss_of(self.model(batch.inputs), self.targets(batch))
+        """As ``LabelTask``, on mixed images where that is asked for."""
+        if not (self.mixup or self.cutmix):
+            return super().loss(batch)
+        mixed, targets_BC = self.mix(batch)
+        logits_BC = self.model(self.inputs(mixed))
+        return self.loss_of(logits_BC, targets_BC)
 
-    def loss_of(self, logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
-        """Loss of logits against shares of classes."""
-        if self.multi_label:
-            return soft_score_bce(logits_BC, targets_BC)
-        return F.cross_entropy(logits_BC.float(), targets_BC, label_smoothing=self.label_smoothing)
-
-    def targets(self, batch: Batch) -> Tensor:
-        """(B, C) float32, 1 for the classes that a sample is in.
+    def mix(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """A batch of mixed images, and (B, C) their fractions of classes.
 
         Raises:
-            ValueError: for an unknown class, or several of one sample where there should be one.
+            ValueError: the modality has no pixels.
         """
-        among = self._places
-        targets_BC = torch.zeros(len(batch), len(among), device=self.device)
-        for row, (key, labels) in enumerate(zip(batch.keys, batch.targets["labels"], strict=True)):
-            if not self.multi_label and len(labels) != 1:
-                raise ValueError(f"sample {key!r} has labels {labels}; one is expected unless multi_label is set")
-            targets_BC[row, indices(labels, among, "class")] = 1.0
-        return targets_BC
-
-    def make_metrics(self) -> MetricCollection:
-        """Accuracy of the first and of the best five answers, or mean average precision, in percent."""
-        classes = len(vocabulary(self.classes, None, "classes"))
-        metrics: dict[str, Metric | MetricCollection] = {"mAP": MultilabelAveragePrecision(classes)}
-        if not self.multi_label:
-            metrics = {"accuracy": MulticlassAccuracy(classes, average="micro")}
-            if classes > 5:
-                metrics["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
-        return MetricCollection(metrics)
-
-    def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
-        """Classify a batch.
-
-        Returns:
-            {"logits": (B, C)}.
-        """
-        logits_BC, targets_BC = self.model(batch.inputs).float(), self.targets(batch)
-        metrics.update(logits_BC, targets_BC.long() if self.multi_label else targets_BC.argmax(1))
-        return {"logits": logits_BC}
-
-    def classify(self, items: Sequence[Any], top: int, batch_size: int) -> list[dict[str, float]]:
-        """For each item the names of the likeliest classes, likeliest first, with their probabilities."""
-        [modality] = self.modalities
-        names = vocabulary(self.classes, None, "classes")
-        answers = []
-        with self.answering() as model:
-            for first, [part] in batched(batch_size, **{modality: items}):
-                logits_BC = model({modality: self.read(modality, part, first)}).float()
-                answers += likeliest(self.probabilities(logits_BC), names, top)
-        return answers
-
-    def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """(B, C) probabilities of classes, which exclude one another unless there may be several labels."""
-        return logits_BC.sigmoid() if self.multi_label else logits_BC.softmax(-1)
-
-    @property
-    def _places(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(vocabulary(self.classes, None, "classes"))}
+        [name] = self.modalities
+        inputs, targets_BC = batch.inputs[name], self.targets(batch)
+        if not hasattr(inputs, "normalised"):
+            raise ValueError(f"mixup is {self.mixup} and cutmix {self.cutmix}: {name} has no pixels to mix; give 0")
+        # The smoothing is the loss's, which mixed fractions of classes are given to.
+        mix = Mixup(self.mixup, self.cutmix, label_smoothing=0.0, num_classes=targets_BC.shape[1])
+        pixels, mixed_BC = mix(inputs.normalised().clone(), targets_BC.argmax(1))
+        return replace(batch, inputs={name: type(inputs)(pixels)}), mixed_BC

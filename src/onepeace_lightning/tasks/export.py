@@ -117,7 +117,7 @@ class AnswerGraph(nn.Module):
         """(B, outputs)."""
         given = iter(tensors)
         parts = [[next(given) for _ in range(count)] for count in self.counts]
-        return self.head(self.encoder(parts)[self.head.config.modality])
+        return self.head(self.encoder(parts))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Object detection and instance segmentation: boxes and masks of things, with their classes (COCO)."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,19 +15,19 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from onepeace_lightning.checkpoints.detection import load_trunk
 from onepeace_lightning.checkpoints.loading import LoadReport
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.data.instances import AnnotatedImage, Annotations, Rle, encode_mask, fitted
+from onepeace_lightning.data.instances import AnnotatedImage, Annotations, Rle, encode_mask, fitted, read_annotations
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.detection import REGIONS, detection_losses
 from onepeace_lightning.metrics.detection import CocoAP
-from onepeace_lightning.modalities.image import ImageConfig, ImageItem
-from onepeace_lightning.modalities.items import batched
+from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
+from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
-from onepeace_lightning.tasks.vocabulary import vocabulary
 from onepeace_lightning.training.optimizer import Optimization
 
 RIGHT_FROM = 0.5
@@ -40,7 +40,8 @@ class ObjectDetectionTask(FinetuneTask):
     Args:
         backbone: see ``FinetuneTask``; the pretrained model, whose relative position table all blocks share.
         optimization: see ``FinetuneTask``.
-        classes: their names; None: those that the data list.
+        classes: their names, in the order of the model's outputs; None: those that the data list.
+        num_classes: how many there are, to have the data checked.
         window: side of the attention windows in patches; None: the backbone's grid, for which its relative positions
             were trained.
         global_blocks: blocks that attend to the whole image; None: every fourth.
@@ -55,8 +56,9 @@ class ObjectDetectionTask(FinetuneTask):
     """
 
     modalities = ("image",)
+    learns = ("boxes",)
     score_name = "box_AP"
-    published: ClassVar = {"COCO": "box AP 60.4, mask AP 52.9"}
+    published: ClassVar = {"COCO": PUBLISHED["COCO detection"]}
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class ObjectDetectionTask(FinetuneTask):
         optimization: Optimization = FINETUNING,
         *,
         classes: list[str] | None = None,
+        num_classes: int | None = None,
         window: int | None = None,
         global_blocks: Sequence[int] | None = None,
         channels: int = 256,
@@ -77,7 +80,8 @@ class ObjectDetectionTask(FinetuneTask):
         source = self.source.config.adapters["image"]
         assert isinstance(source, ImageConfig)
         self.config = replace(with_own_positions(self.config), per_block_tables=False)
-        self.classes = None if classes is None else vocabulary(classes, None, "classes")
+        self.classes = None if classes is None else known_names(classes, None, "classes")
+        self.num_classes = num_classes
         self.regions = regions
         self.head = DetectorConfig(
             classes=1 if self.classes is None else len(self.classes),
@@ -112,12 +116,21 @@ class ObjectDetectionTask(FinetuneTask):
 
     def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
+        listed = data.names("classes")  # the reader gives indices among these
+        self.classes = adopted_names(self.classes, self.num_classes, listed, "classes", ordered=True)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes.
+
+        Raises:
+            ValueError: they are not known yet.
+        """
+        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
 
     def build(self) -> Detector:
         """Trunk, pyramid, proposals, cascade and mask head."""
-        classes = vocabulary(self.classes, None, "classes")
-        return Detector(self.config, replace(self.head, classes=len(classes)))
+        return Detector(self.config, replace(self.head, classes=len(self.names)))
 
     def load_source(self) -> LoadReport:
         """Fill the trunk; CLS, final norms and contrastive heads are left behind, the detector's own parts are new."""
@@ -148,15 +161,15 @@ class ObjectDetectionTask(FinetuneTask):
         """COCO's average precision of boxes and of masks."""
         return MetricCollection({"box": CocoAP("box"), "mask": CocoAP("mask")}, compute_groups=False)
 
-    def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
-        """Detect in a batch.
-
-        Returns:
-            {"instances": for each image ``Instances`` in the pixels of the stored image}.
-        """
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """Detect in a batch: {"instances": for each image ``Instances`` in the pixels of the stored image}."""
         images: list[AnnotatedImage] = batch.targets["image"]
-        found = self._detect([image.pixels for image in images], [image.annotations.size for image in images])
-        for instances, image in zip(found, images, strict=True):
+        return {"instances": self._detect([i.pixels for i in images], [i.annotations.size for i in images])}
+
+    def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
+        """Compare with the annotations."""
+        images: list[AnnotatedImage] = batch.targets["image"]
+        for instances, image in zip(outputs["instances"], images, strict=True):
             truth = image.annotations
             masks, classes = instances.pasted(truth.size).cpu(), instances.classes.cpu()
             target = {
@@ -166,11 +179,18 @@ class ObjectDetectionTask(FinetuneTask):
             for name, scores in (("box", instances.scores), ("mask", instances.mask_scores)):
                 answer = {"boxes": instances.boxes.cpu(), "labels": classes, "masks": masks, "scores": scores.cpu()}
                 metrics[name].update([answer], [target])
-        return {"instances": found}
+
+    def answers(self, outputs: dict[str, Any], batch: Batch, threshold: float = 0.05) -> list[list[dict[str, Any]]]:
+        """For each image its instances of at least this score in plain containers, best first."""
+        images: list[AnnotatedImage] = batch.targets["image"]
+        return [
+            described(instances, image.annotations.size, self.names, threshold)
+            for instances, image in zip(outputs["instances"], images, strict=True)
+        ]
 
     def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
         """The image with the right boxes, and with those that the model is sure of and their masks."""
-        names = vocabulary(self.classes, None, "classes")
+        names = self.names
         image: AnnotatedImage = batch.targets["image"][row]
         truth, found = image.annotations, outputs["instances"][row]
         found = found.where(found.scores >= RIGHT_FROM)
@@ -191,15 +211,28 @@ class ObjectDetectionTask(FinetuneTask):
         expected = ", ".join(names[label] for label in truth.classes.tolist()) or "nothing"
         return Drawn([right, said], "truth, detections", words or "nothing", expected, score >= RIGHT_FROM)
 
+    def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
+        """Images in their proportions, with no annotations but their size.
+
+        Raises:
+            ValueError: naming the first item that cannot be read.
+        """
+        images = [
+            AnnotatedImage(fitted(picture, self.side), read_annotations([], {}, (picture.height, picture.width)))
+            for picture in self.load("image", given["image"], first)
+        ]
+        return Batch([str(first + row) for row in range(len(images))], {}, targets={"image": images})
+
     def predict(
-        self, image: Sequence[ImageItem], *, threshold: float = 0.05, batch_size: int = 4
+        self, *items: Sequence[Any], threshold: float = 0.05, batch_size: int = 4, **named: Sequence[Any]
     ) -> list[list[dict[str, Any]]]:
         """Detect things.
 
         Args:
-            image: paths, PIL images, arrays or tensors.
+            *items: one list of images: paths, PIL images, arrays or tensors.
             threshold: least score of what is reported.
             batch_size: images that run through the model together.
+            **named: the list by its name, ``image=[…]``.
 
         Returns:
             For each image its instances, best first: ``label``, ``score``, ``box`` [x0, y0, x1, y1] in its pixels,
@@ -208,17 +241,7 @@ class ObjectDetectionTask(FinetuneTask):
         Raises:
             ValueError: naming an image that cannot be read.
         """
-        names = vocabulary(self.classes, None, "classes")
-        answers: list[list[dict[str, Any]]] = []
-        with self.answering():
-            for first, [items] in batched(batch_size, image=image):
-                pictures = self.load("image", items, first)
-                sizes = [(picture.height, picture.width) for picture in pictures]
-                found = self._detect([fitted(picture, self.side) for picture in pictures], sizes)
-                answers += [
-                    described(instances, size, names, threshold) for instances, size in zip(found, sizes, strict=True)
-                ]
-        return answers
+        return self.predicted(items, named, batch_size, threshold=threshold)
 
     def _detect(self, pixels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """Instances in images of these sizes, which were resized to ``pixels``."""

@@ -1,11 +1,10 @@
 """``onepeace predict``: a trained downstream task's answers to files, from its checkpoint alone."""
 
-import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,13 @@ from onepeace_lightning.checkpoints.released.kinds import released
 from onepeace_lightning.data.tables import TABLES, whole_rows
 from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.inference.sources import find_items
-from onepeace_lightning.modalities.audio import AudioItem
-from onepeace_lightning.modalities.image import ImageItem
-from onepeace_lightning.modalities.registry import modalities, modality, text_modality
+from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.tasks import load_task
 
 JSON_LINES = ".jsonl"
-_SHOWN_TEXTS = 5
+_SHOWN = 5
 
 
 def predict(
@@ -64,14 +62,14 @@ def predict(
     task: Any = Features.of(checkpoint, place)
     if task is None:
         task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
-    inputs = _inputs(task)
+    inputs = {name: None if kind is None else _of_files(kind) for name, kind in task.columns.items()}
     answered = 0
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     with partial.open("w", encoding="utf-8") as lines:
         for shown, given in _batches(Path(items), items, inputs, root, batch_size):
             answers = task.predict(**given, batch_size=batch_size)
-            for row, answer in zip(shown, _rows(answers, given), strict=True):
+            for row, answer in zip(shown, _rows(answers, given, shown), strict=True):
                 written = _writable(answer, target.with_suffix(""), answered)
                 lines.write(json.dumps({**row, "prediction": written}, ensure_ascii=False) + "\n")
                 answered += 1
@@ -98,21 +96,16 @@ class Features:
             return None
         return cls(OnePeace.from_pretrained(path, device=device))
 
-    def predict(self, image: Sequence[ImageItem], *, batch_size: int = 32) -> list[list[float]]:
+    def predict(self, *, batch_size: int, **items: Sequence[Any]) -> list[list[float]]:
         """(d) numbers for each item."""
-        [(values_BLD, _)] = self.model.encode(image=image, batch_size=batch_size).values()
+        [(values_BLD, _)] = self.model.encode(batch_size=batch_size, **items).values()
         return values_BLD[:, 0].tolist()
 
 
-def _inputs(task: Any) -> dict[str, str | None]:
-    """What the task takes, by name: "image" or "audio" where it is files, None where it is text."""
-    kinds = {}
-    for name, parameter in inspect.signature(task.predict).parameters.items():
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-            item = get_args(parameter.annotation)[0]
-            files = name if name in modalities() and not modality(name).reads_text else None
-            kinds[name] = "image" if item == ImageItem else "audio" if item == AudioItem else files
-    return kinds
+def _of_files(name: str) -> str | None:
+    """The modality of an input where its items are files; None where they are texts."""
+    name = name.removeprefix(SECOND)
+    return None if modality(name).reads_text else name
 
 
 Rows = tuple[list[dict[str, Any]], dict[str, list[Any]]]
@@ -193,14 +186,14 @@ def _value(value: Any, kind: str | None) -> Any:
     return value
 
 
-def _rows(answers: Any, given: Mapping[str, list[Any]]) -> list[Any]:
-    """One answer for each item; of a matrix of cosines the nearest texts."""
+def _rows(answers: Any, given: Mapping[str, list[Any]], shown: list[dict[str, Any]]) -> list[Any]:
+    """One answer for each item; of a matrix of cosines what is nearest in the last column."""
     if not isinstance(answers, Tensor):
         return list(answers)
-    texts = given["text"]
-    best = answers.topk(min(_SHOWN_TEXTS, len(texts)))
+    searched = [str(row[list(given)[-1]]) for row in shown]
+    best = answers.topk(min(_SHOWN, len(searched)))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [{texts[i]: value for i, value in zip(*row, strict=True)} for row in rows]
+    return [{searched[i]: value for i, value in zip(*row, strict=True)} for row in rows]
 
 
 def _writable(answer: Any, folder: Path, number: int) -> Any:

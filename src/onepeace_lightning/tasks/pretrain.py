@@ -1,12 +1,16 @@
 """Pretraining: aligning and denoising contrast over any data types without answers (paper sections 3.3 and 3.4)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
-from onepeace_lightning.checkpoints.loading import load_pretrained
+from onepeace_lightning.checkpoints.loading import load_pretrained, read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType, data_type
@@ -16,29 +20,27 @@ from onepeace_lightning.metrics import CrossModalRecall, caption_ids
 from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.registry import text_modality
-from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
+from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
 from onepeace_lightning.models.attention.base import AttentionChoice
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import raise_all
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.models.pretraining import PretrainModel
-from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.tasks.arguments import built
+from onepeace_lightning.tasks.training import ENTRIES, SCORE, TrainedModule
 from onepeace_lightning.training.gradient_cache import cached_loss, encode
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 from onepeace_lightning.training.strategy import placement
 
-SCORE = "R@1"
-"""What the mean over trained pairs is taken of: the monitored ``val/mean_R@1``."""
-
 
 class PretrainTask(TrainedModule):
     """Trains a model from scratch (stage 1), or new modalities of a trained one with all else frozen (stage 2).
 
     Args:
-        tokenizer: folder of the saved tokenizer that the data use; the checkpoint carries a copy.
-        optimization: learning rates and steps.
+        tokenizer: folder of the saved tokenizer that the data use, or the tokenizer; the checkpoint carries a copy.
+        optimization: learning rates and steps; also a mapping of them, as are ``objectives`` and ``parallel``.
         preset: size of the model.
         data_types: what is trained on; parameters that none of them uses are frozen.
         modalities: what the model is built for, in the order in which tokens are joined.
@@ -54,8 +56,8 @@ class PretrainTask(TrainedModule):
 
     def __init__(
         self,
-        tokenizer: str,
-        optimization: Optimization,
+        tokenizer: str | Tokenizer,
+        optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         preset: Preset = "tiny",
         data_types: Sequence[str] = ("image-text", "audio-text"),
         modalities: Sequence[str] = ("text", "image", "audio"),
@@ -68,22 +70,20 @@ class PretrainTask(TrainedModule):
         attention: AttentionChoice = "auto",
     ) -> None:
         super().__init__()
-        self.optimization = optimization
+        self.optimization, self.parallel = built(Optimization, optimization), built(ParallelConfig, parallel)
         self.data_types = _parsed(data_types)
-        self.objectives = objectives
+        self.objectives = built(Objectives, objectives)
         self.trainable = trainable
         self.init_from = init_from
-        self.parallel = parallel
         self.attention: AttentionChoice = attention
-        self.tokenizer: Tokenizer = load_tokenizer(tokenizer)
-        sizes = {} if preprocessing is None else Preprocessing(preprocessing).sizes(modalities, None)
+        self.tokenizer: Tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | PathLike) else tokenizer
+        given = Preprocessing(preprocessing)
+        sizes = {} if preprocessing is None else given.sizes(modalities, None)
         sizes[text_modality()] = {"vocab_size": self.tokenizer.vocab_size}
-        self.config: ModelConfig = preset_config(preset, modalities=modalities, sizes=sizes, drop_path=drop_path)
-        _check(self.data_types, modalities, trainable, denoise=objectives.denoise)
+        self.config = preset_config(preset, modalities=modalities, sizes=sizes, drop_path=drop_path)
+        self.preprocessing = given.fitting(self.config)
+        _check(self.data_types, modalities, trainable, denoise=self.objectives.denoise)
         self.model: PretrainModel | None = None
-        self.galleries: list[str] = []
-        self.recalls = nn.ModuleList()
-        self.trained: list[bool] = []
 
     def configure_model(self) -> None:
         """Build the model, freeze what does not train, lay it out on its devices, load what it starts from."""
@@ -103,8 +103,7 @@ class PretrainTask(TrainedModule):
         for name, parameter in self.model.named_parameters():
             idle = name in unused or _unpaired(name, paired)
             parameter.requires_grad = not idle and (trained is None or name in trained)
-        entries = ("learn", "encode", "validation_step", "embed")
-        parallelize(self, self.parallel, entries=entries, **placement(self))
+        parallelize(self, self.parallel, entries=(*ENTRIES[1:], "learn", "encode"), **placement(self))
         if self.init_from is not None:
             new = modality_parameters(self.model, self.trainable or ())
             load_pretrained(self.model, self.init_from, new.__contains__)
@@ -113,12 +112,16 @@ class PretrainTask(TrainedModule):
             self.untrained = sum(parameter.numel() for parameter in self.model.parameters())
 
     def monitor(self, data: Any) -> str | None:
-        """``val/mean_R@1``, where the validation data have pairs of a trained type."""
+        """``val/score``, where the validation data have pairs of a trained type."""
         try:
             kinds = [data.data_type(stream) for stream in getattr(data, "val", {}).values()]
         except (OSError, ValueError):  # the data's own set-up says what is wrong with them
             return None
-        return f"val/mean_{SCORE}" if any(kind.pairs and kind in self.data_types for kind in kinds) else None
+        return SCORE if any(self._scored(kind) for kind in kinds) else None
+
+    def _scored(self, kind: DataType) -> bool:
+        """Whether the recall of a gallery counts: it has pairs, and they are trained."""
+        return bool(kind.pairs) and kind in self.data_types
 
     def _stage2(self, model: PretrainModel, trainable: Sequence[str]) -> set[str]:
         """Names of the parameters that train; no embedding of a modality that is not named depends on them."""
@@ -126,36 +129,27 @@ class PretrainTask(TrainedModule):
         kept = {name for name in others if not name.startswith("denoiser.")}
         return model.trained_in_stage2(trainable) - kept
 
-    def setup(self, stage: str) -> None:
-        """Make one recall metric per validation gallery.
-
-        Raises:
-            ValueError: where the data module reads text with another vocabulary.
-        """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return
-        if data.tokenizer is not None and data.tokenizer.fingerprint() != self.tokenizer.fingerprint():
-            raise ValueError(
-                f"the data's tokenizer ({data.tokenizer_folder}) is not the model's: its ids would mean other words; "
-                "give both the same folder"
-            )
-        if wrong := data.preprocessing.misfits(self.config):
-            raise ValueError("data: " + "; ".join(f"preprocessing: the data's {line}" for line in wrong))
-        self.galleries = list(data.val)
-        types = [data.data_type(data.val[name]) for name in self.galleries]
-        self.recalls = nn.ModuleList(
-            nn.ModuleList(CrossModalRecall(*_named(pair, str(kind))) for pair in kind.pairs) for kind in types
-        )
-        self.trained = [kind in self.data_types for kind in types]
-        self.score_context = [
-            f"preprocessing: {data.preprocessing.describe(list(self.config.adapters))}",
+    def context(self) -> list[str]:
+        """Preprocessing and vocabulary."""
+        return [
+            f"preprocessing: {self.preprocessing.describe(list(self.config.adapters))}",
             f"tokenizer: {self.tokenizer.vocab_size} ids, fingerprint {self.tokenizer.fingerprint()}",
-            *(
-                f"{name}: {data.val[name].path}, fingerprint {data.stream_manifest(data.val[name]).fingerprint()}"
-                for name in self.galleries
-            ),
         ]
+
+    def gallery_metrics(self, kind: DataType | None) -> MetricCollection:
+        """Recall of every pair of modalities."""
+        recalls: dict[str, Metric | MetricCollection] = {}
+        for pair in kind.pairs if kind is not None else ():
+            first, second = _named(pair, str(kind))
+            recalls[f"{first}-{second}"] = CrossModalRecall(first, second)
+        return MetricCollection(recalls, compute_groups=False)
+
+    def gallery_score(self, kind: DataType | None, values: Mapping[str, Tensor]) -> Tensor | None:
+        """Mean R@1 over all directions, where the pairs are trained."""
+        if kind is None or not self._scored(kind):
+            return None
+        found = [value for key, value in values.items() if key.endswith("R@1") and not key.startswith("chance/")]
+        return torch.stack(found).mean()
 
     def training_step(self, batches: Mapping[str, Batch | Sequence[Batch]], batch_idx: int) -> Tensor:
         """One batch of every stream, or several with one contrast (``gradient_cache``); the sum of weighted terms."""
@@ -195,40 +189,22 @@ class PretrainTask(TrainedModule):
         flops = (step_flops(self.config, part, self.objectives, self.trainable, ranks) for part in parts)
         return sum(total_flops(part) for part in flops)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, dict[str, Tensor]]:
-        """Embed every modality of the batch alone and add both sides to the gallery.
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """Embed every modality of a batch alone: {"embeddings": {modality: (B, d)}}, float32 of unit length."""
+        return {"embeddings": cast(PretrainModel, self.model).embed(batch.inputs)}
 
-        Returns:
-            {"embeddings": {modality: (B, d)}}, for callbacks.
-        """
-        embeddings = self.embed(batch.inputs)
-        recalls: Any = () if batch.filler else self.recalls[dataloader_idx]
-        for recall in recalls:
-            ids = caption_ids(batch.targets["answer"]).to(self.device)
-            recall.update(embeddings[recall.first], embeddings[recall.second], ids)
-        return {"embeddings": embeddings}
+    def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
+        """Add both sides of every pair to the gallery."""
+        if not len(metrics):
+            return
+        ids = caption_ids(batch.targets["answer"]).to(self.device)
+        for recall in cast(Any, metrics.values()):
+            recall.update(outputs["embeddings"][recall.first], outputs["embeddings"][recall.second], ids)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log recall and chance of every gallery, and the mean R@1 over the trained pairs' galleries."""
-        trained = []
-        for name, recalls, is_trained in zip(self.galleries, self.recalls, self.trained, strict=True):
-            for recall in cast(Any, recalls):
-                prefix = "val/" if name == f"{recall.first}-{recall.second}" else f"val/{name}/"
-                scores = recall.compute()
-                recall.reset()
-                # Every rank has the whole gallery's scores; Lightning would warn that they were not averaged.
-                self.log_dict({prefix + key: value for key, value in scores.items()}, sync_dist=True)
-                if is_trained:
-                    trained += [value for key, value in scores.items() if key.endswith(SCORE) and "chance" not in key]
-        if trained:
-            self.log(f"val/mean_{SCORE}", torch.stack(trained).mean(), prog_bar=True, sync_dist=True)
-
-    def embed(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """(B, d) float32 unit-length embeddings of each modality, seen alone, in one pass."""
-        model = cast(PretrainModel, self.model)
-        tokens = model.backbone.embed(inputs)
-        features = model.backbone.encode([model.backbone.view({name: part}) for name, part in tokens.items()])
-        return {name: model.heads(name, view) for name, view in zip(tokens, features, strict=True)}
+    def answers(self, outputs: dict[str, Any], batch: Batch) -> list[dict[str, Tensor]]:
+        """For each sample its (d,) embeddings by modality."""
+        embeddings = {name: rows.cpu() for name, rows in outputs["embeddings"].items()}
+        return [{name: rows[row] for name, rows in embeddings.items()} for row in range(len(batch))]
 
     def configure_optimizers(self) -> Any:
         """AdamW over parameter groups and the schedule, stepped by optimizer step."""
@@ -240,10 +216,14 @@ class PretrainTask(TrainedModule):
         checkpoint["onepeace"] = {
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.to_files(),
+            "preprocessing": self.preprocessing.to_dict(list(self.config.adapters)),
             "parts": model_parts(cast(PretrainModel, self.model)),
+            "pretraining": {
+                "data_types": [str(kind) for kind in self.data_types],
+                "objectives": asdict(self.objectives),
+                "trainable": self.trainable,
+            },
         }
-        if (data := getattr(self.trainer, "datamodule", None)) is not None:
-            checkpoint["onepeace"]["preprocessing"] = data.preprocessing.to_dict(list(self.config.adapters))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other sizes or of another vocabulary.
@@ -256,6 +236,34 @@ class PretrainTask(TrainedModule):
             raise ValueError("the checkpoint was trained with another tokenizer than the configured one")
         if (ours := config_from_dict(saved["config"])) != self.config:
             raise ValueError(f"the checkpoint's model is {ours}, the configured one {self.config}")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **options: Any
+    ) -> Self:
+        """Open pretraining from its checkpoint alone, to go on with it or to measure it.
+
+        Args:
+            checkpoint_path: what training has written.
+            map_location: the device to put it on; None: the CPU.
+            **options: of the task, such as ``optimization``; they come before those of the file.
+
+        Raises:
+            ValueError: it is no checkpoint of pretraining.
+        """
+        content = read_checkpoint(checkpoint_path)
+        saved = content.get("onepeace", {})
+        if "pretraining" not in saved:
+            raise ValueError(f"{checkpoint_path} is no checkpoint of pretraining; tasks are opened by load_task")
+        config = config_from_dict(saved["config"])
+        tokenizer = tokenizer_from_files(saved["tokenizer"], source=str(checkpoint_path))
+        own = {"tokenizer": tokenizer, "modalities": list(config.adapters), **saved["pretraining"]}
+        task = cls(**{**own, **options})
+        task.config, task.preprocessing = config, Preprocessing(saved["preprocessing"])
+        task.configure_model()
+        task.load_state_dict(content["state_dict"])
+        task.untrained = 0
+        return task if map_location is None else task.to(map_location)
 
 
 def _parts(batches: Mapping[str, Batch | Sequence[Batch]]) -> list[dict[str, Batch]]:

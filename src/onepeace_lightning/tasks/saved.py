@@ -1,25 +1,22 @@
 """Opening a downstream task from its checkpoint or from a released file, and saving one."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from onepeace_lightning.checkpoints.loading import read_checkpoint, read_file
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
 from onepeace_lightning.checkpoints.sharded import is_sharded
-from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
-from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_files
-from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from onepeace_lightning.tasks.base import TASKS, FinetuneTask
-from onepeace_lightning.tasks.lora import Lora
+from onepeace_lightning.tasks.opening import made, of_checkpoint
 
 
 def load_task(
@@ -46,7 +43,7 @@ def load_task(
         if bpe_dir is not None or labels is not None:
             given = "bpe_dir" if bpe_dir is not None else "labels"
             raise ValueError(f"{path} has its vocabulary and its labels in it; leave {given} out")
-        return _of_checkpoint(path, content, options)
+        return of_checkpoint(path, content, options, TASKS)
     return _of_released(ReleasedFile.of(path, content, found), bpe_dir, labels, options)
 
 
@@ -72,28 +69,6 @@ def save_task(task: FinetuneTask, path: str | Path) -> None:
     partial.replace(path)
 
 
-def _of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any]) -> FinetuneTask:
-    about = checkpoint.get("onepeace", {}) if isinstance(checkpoint, dict) else {}
-    task = about.get("task")
-    if task is None or task["name"] not in TASKS:
-        found = "no downstream task" if task is None else f"the task {task['name']!r}, whose module must be imported"
-        raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(TASKS))}")
-    settings = {**task["settings"], **options}
-    if isinstance(lora := settings.pop("lora"), dict):
-        lora = Lora(**{**lora, "targets": tuple(lora["targets"])})
-    tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
-    weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
-               if name.startswith("model.")}  # fmt: skip
-    config = config_from_dict(about["config"])
-    preprocessing = Preprocessing(about["preprocessing"])
-    opened = _made(
-        task["name"], config, None if lora else weights, {**settings, "lora": lora}, tokenizer, preprocessing, path
-    )
-    if lora is not None:
-        opened.model.load_state_dict(weights, assign=True)
-    return opened
-
-
 def _of_released(
     file: ReleasedFile, bpe_dir: str | Path | None, labels: str | Path | None, options: Mapping[str, Any]
 ) -> FinetuneTask:
@@ -117,23 +92,4 @@ def _of_released(
         )
     settings = {**opened.settings, **options}
     preprocessing = Preprocessing(opened.preprocessing).fitting(opened.config)
-    return _made(kind.task, opened.config, opened.weights, settings, tokenizer, preprocessing, file.path)
-
-
-def _made(
-    name: str,
-    config: ModelConfig,
-    weights: Mapping[str, Tensor] | None,
-    settings: Mapping[str, Any],
-    tokenizer: Tokenizer | None,
-    preprocessing: Preprocessing,
-    path: str | Path,
-) -> FinetuneTask:
-    fixed = {"drop_path": config.encoder.drop_path, "per_block_tables": config.per_block_tables}
-    task = TASKS[name](config, **{**fixed, **settings})
-    task.config = replace(config, encoder=replace(config.encoder, drop_path=task.config.encoder.drop_path))
-    task.tokenizer, task.preprocessing = tokenizer, preprocessing
-    if weights is not None:
-        task.source = replace(task.source, weights=weights, name=str(path), whole=True)
-    task.configure_model()
-    return task
+    return made(TASKS[kind.task], opened.config, opened.weights, settings, tokenizer, preprocessing, file.path)

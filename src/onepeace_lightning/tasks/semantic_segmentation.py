@@ -5,7 +5,7 @@ sliding windows (``models.vision.windows``).
 """
 
 import colorsys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -15,12 +15,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
-from onepeace_lightning.modalities.image import Image, ImageItem
-from onepeace_lightning.modalities.items import batched
+from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapterConfig
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel
 from onepeace_lightning.models.vision.segmentation import (
@@ -33,9 +33,9 @@ from onepeace_lightning.models.vision.segmentation import (
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
 from onepeace_lightning.reports.drawing import SIDE, Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
+from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names
 from onepeace_lightning.tasks.lora import merged
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
-from onepeace_lightning.tasks.vocabulary import vocabulary
 from onepeace_lightning.training.optimizer import Optimization
 
 Head = Literal["published", "light"]
@@ -51,7 +51,8 @@ class SemanticSegmentationTask(FinetuneTask):
     Args:
         backbone: see ``FinetuneTask``.
         optimization: see ``FinetuneTask``.
-        classes: their names; None: those that the data list.
+        classes: their names, in the order of the masks' indices; None: those that the data list.
+        num_classes: how many there are, to have the data checked.
         head: "published" is the model of the released file, an adapter trunk with deformable attention: the default,
             since only its scores compare with the paper's. "light" has convolutions in their place, which take about a
             quarter of the time and two thirds of the memory of a training step of a small model on a CPU.
@@ -75,8 +76,9 @@ class SemanticSegmentationTask(FinetuneTask):
     """
 
     modalities = ("image",)
+    learns = ("mask",)
     score_name = "mIoU"
-    published: ClassVar = {"ADE20K": "mIoU 62.0, multi-scale 63.0"}
+    published: ClassVar = {"ADE20K": PUBLISHED["ADE20K"]}
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class SemanticSegmentationTask(FinetuneTask):
         optimization: Optimization = FINETUNING,
         *,
         classes: list[str] | None = None,
+        num_classes: int | None = None,
         head: Head = "published",
         queries: int = 200,
         decoder_layers: int = 9,
@@ -105,7 +108,8 @@ class SemanticSegmentationTask(FinetuneTask):
             raise ValueError(
                 f"points is {points}, windows {windows}, scales {scales}; give 1 or more of each, scales of 0.1 to 10"
             )
-        self.classes = None if classes is None else vocabulary(classes, None, "classes")
+        self.classes = None if classes is None else known_names(classes, None, "classes")
+        self.num_classes = num_classes
         if head not in get_args(Head) or (step is not None and not 1 <= step <= self.side):
             raise ValueError(
                 f"head is {head!r} and step {step}; give {' or '.join(get_args(Head))}, and a step of 1 to {self.side}"
@@ -159,7 +163,17 @@ class SemanticSegmentationTask(FinetuneTask):
 
     def adopt(self, data: DataModule) -> None:
         """Take the data's class names, or check that they are the task's."""
-        self.classes = vocabulary(self.classes, data.names("classes"), "classes")
+        listed = data.names("classes")
+        self.classes = adopted_names(self.classes, self.num_classes, listed, "classes", ordered=True)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes.
+
+        Raises:
+            ValueError: they are not known yet.
+        """
+        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
 
     @property
     def backbone(self) -> OnePeace:
@@ -175,22 +189,21 @@ class SemanticSegmentationTask(FinetuneTask):
 
     def build(self) -> SegmentationModel | LightSegmentationModel:
         """The image branch with pixel decoder and mask decoder."""
-        sizes = self.sizes(len(vocabulary(self.classes, None, "classes")))
+        sizes = self.sizes(len(self.names))
         if self.head == "light":
             return LightSegmentationModel(self.config, sizes.head)
         return SegmentationModel(self.config, sizes)
 
     def loss(self, batch: Batch) -> Tensor:
         """Classes, masks and overlap of what the queries say, after every layer."""
-        losses = mask_classification_loss(
-            self.model(batch.inputs["image"]), batch.targets["classes"], points=self.points
-        )
+        layers = self.model(batch.inputs["image"])
+        losses = mask_classification_loss(layers, batch.targets["classes"], points=self.points)
         self.log_means({f"train/loss_{name}": loss for name, loss in losses.items()}, len(batch))
         return torch.stack(list(losses.values())).sum()
 
     def make_metrics(self) -> MetricCollection:
         """Mean over classes of intersection over union, and share of pixels; of the whole data set's pixels."""
-        classes = len(vocabulary(self.classes, None, "classes"))
+        classes = len(self.names)
         # The reader has checked every index.
         options: dict[str, Any] = {"ignore_index": UNLABELLED, "validate_args": False}
         return MetricCollection(
@@ -200,21 +213,23 @@ class SemanticSegmentationTask(FinetuneTask):
             }
         )
 
-    def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
-        """Answer a batch of whole pictures.
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """Answer a batch of whole images: {"classes": for each image (Y, X) int64 on the CPU}."""
+        return {"classes": [classes_YX.cpu() for classes_YX in self._read(batch.targets["pixels"])]}
 
-        Returns:
-            {"classes": for each picture (Y, X) int64 on the CPU}.
-        """
-        answers = []
-        for classes_YX, truth in zip(self._answers(batch.targets["pixels"]), batch.targets["classes"], strict=True):
-            metrics.update(classes_YX[None], torch.from_numpy(truth).to(classes_YX.device)[None].long())
-            answers.append(classes_YX.cpu())
-        return {"classes": answers}
+    def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
+        """Compare with the masks."""
+        for classes_YX, truth in zip(outputs["classes"], batch.targets["classes"], strict=True):
+            metrics.update(classes_YX[None].to(self.device), torch.from_numpy(truth).to(self.device)[None].long())
+
+    def answers(self, outputs: dict[str, Any], batch: Batch) -> list[Tensor]:
+        """For each image (Y, X) int64 indices into ``names``, at its own size."""
+        classes: list[Tensor] = outputs["classes"]
+        return classes
 
     def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
         """The picture, its classes, and the model's, side by side."""
-        names = vocabulary(self.classes, None, "classes")
+        names = self.names
         pixels, truth = batch.targets["pixels"][row], batch.targets["classes"][row]
         answer = outputs["classes"][row].numpy()
         known = truth != UNLABELLED
@@ -228,27 +243,33 @@ class SemanticSegmentationTask(FinetuneTask):
         pictures = [shown(pixels), shown(painted(truth, len(names))), shown(painted(answer, len(names)))]
         return Drawn(pictures, "picture, truth, answer", f"mean IoU {mean:.2f}: {said}", "", mean >= RIGHT_FROM)
 
-    def predict(self, image: Sequence[ImageItem], *, batch_size: int = 32) -> list[Tensor]:
+    def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
+        """Whole images, at their own size.
+
+        Raises:
+            ValueError: naming the first item that cannot be read.
+        """
+        pixels = [np.array(picture) for picture in self.load("image", given["image"], first)]
+        return Batch([str(first + row) for row in range(len(pixels))], {}, targets={"pixels": pixels})
+
+    def predict(self, *items: Sequence[Any], batch_size: int = 32, **named: Sequence[Any]) -> list[Tensor]:
         """Name each pixel's class.
 
         Args:
-            image: paths, PIL pictures, arrays or tensors.
-            batch_size: pictures that are read together.
+            *items: one list of images: paths, PIL images, arrays or tensors.
+            batch_size: images that are read together.
+            **named: the list by its name, ``image=[…]``.
 
         Returns:
-            For each picture (Y, X) int64 indices into ``classes``, at its own size.
+            For each image (Y, X) int64 indices into ``names``, at its own size.
 
         Raises:
-            ValueError: naming a picture that cannot be read.
+            ValueError: naming an image that cannot be read.
         """
-        answers: list[Tensor] = []
-        with self.answering():
-            for first, [items] in batched(batch_size, image=image):
-                answers += self._answers(np.array(picture) for picture in self.load("image", items, first))
-        return answers
+        return self.predicted(items, named, batch_size)
 
-    def _answers(self, pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:
-        """(Y, X) int64 for each (Y, X, 3) uint8 picture."""
+    def _read(self, pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """(Y, X) int64 for each (Y, X, 3) uint8 image."""
 
         def score(pixels: Tensor) -> Tensor:
             return class_scores(self.model(Image(pixels))[-1], self.side)

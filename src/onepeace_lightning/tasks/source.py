@@ -128,18 +128,20 @@ def _sized(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]], *, kept:
 
 
 def with_own_positions(config: ModelConfig, **encoder: Any) -> ModelConfig:
-    """Sizes of a vision model: learned positions are resized to the images' grid once and stored so.
+    """Sizes of a model whose learned positions are resized to its input's grid once and stored so, as of vision models.
 
     Where nothing gives γ, it starts at ``LAYER_SCALE``, or higher as a small model's sizes say.
 
     Args:
-        config: of a model of images.
+        config: sizes.
         **encoder: other sizes of the encoder.
     """
-    image = replace(config.adapters["image"], position_grid=None)  # type: ignore[call-arg]
+    adapters = {
+        name: replace(one, position_grid=None) if hasattr(one, "position_grid") else one  # type: ignore[call-arg]
+        for name, one in config.adapters.items()
+    }
     gamma = max(config.encoder.layer_scale or 0.0, LAYER_SCALE)
-    transformer = replace(config.encoder, **{"layer_scale": gamma, **encoder})
-    return replace(config, encoder=transformer, adapters={**config.adapters, "image": image})
+    return replace(config, encoder=replace(config.encoder, **{"layer_scale": gamma, **encoder}), adapters=adapters)
 
 
 def load_source(model: nn.Module, source: BackboneWeights, parts: Sequence[str]) -> LoadReport:

@@ -4,25 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
-from torchmetrics import MetricCollection
 
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.items import batched
 from onepeace_lightning.models.vision.video import VideoClassifier, VideoClassifierConfig
 from onepeace_lightning.tasks.base import FINETUNING
-from onepeace_lightning.tasks.classification import ClassificationTask
+from onepeace_lightning.tasks.labels import LabelTask
 from onepeace_lightning.tasks.lora import merged
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
-from onepeace_lightning.tasks.vocabulary import likeliest, vocabulary
 from onepeace_lightning.training.optimizer import Optimization
 
 
-class VideoClassificationTask(ClassificationTask):
-    """Videos in classes, from ``video-label`` data; see ``ClassificationTask``.
+class VideoClassificationTask(LabelTask):
+    """Videos in classes, from ``video-label`` data, by the published model of Kinetics.
 
-    The backbone's image branch looks at every frame. As published, it stays as it is, and what trains are adapters
+    ``ClassificationTask(modalities=["video"])`` instead gives all frames to the encoder as one sequence. Here the
+    backbone's image branch looks at every frame. As published, it stays as it is, and what trains are adapters
     around its blocks, positions in time, a final norm and the head; adapters and positions at a tenth of the rate.
 
     Args:
@@ -33,14 +32,15 @@ class VideoClassificationTask(ClassificationTask):
         trainable: "head" trains all but the image branch, "all" the branch too.
         per_block_tables: see ``FinetuneTask``.
         preprocessing: of "video"; the frames' side is also the model's.
-        **options: see ``ClassificationTask``.
+        **options: see ``LabelTask``.
 
     Raises:
-        ValueError: a setting is out of its range, or as ``ClassificationTask``.
+        ValueError: a setting is out of its range, or as ``FinetuneTask``.
     """
 
     modalities = ("image",)
-    published: ClassVar = {"Kinetics-400": "top-1 88.1, top-5 97.8"}
+    read_modalities = ("video",)
+    published: ClassVar = {"Kinetics-400": PUBLISHED["Kinetics-400"]}
 
     def __init__(
         self,
@@ -76,9 +76,10 @@ class VideoClassificationTask(ClassificationTask):
         """Classes and frames."""
         return {**super().settings(), "frames": self.frames, "dropout": self.dropout}
 
-    def context(self) -> list[str]:
-        """Which frames are looked at."""
-        return [self.preprocessing.describe(["video"])]
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The videos."""
+        return {"video": "video"}
 
     @property
     def backbone(self) -> OnePeace:
@@ -90,55 +91,41 @@ class VideoClassificationTask(ClassificationTask):
         branch = merged(self._built().backbone.as_backbone())
         return OnePeace(branch, tokenizer=self.tokenizer, preprocessing=self.preprocessing)
 
-    def build(self) -> VideoClassifier:  # type: ignore[override]
+    def build(self) -> VideoClassifier:
         """The image branch with adapters."""
-        return VideoClassifier(self.config, self.sizes(len(vocabulary(self.classes, None, "classes"))))
+        return VideoClassifier(self.config, self.sizes(len(self.names)))
+
+    def inputs(self, batch: Batch) -> Any:
+        """(B, V, T, 3, S, S) the frames of all views."""
+        return batch.inputs["video"].frames
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of each video's one clip."""
-        return self.loss_of(self.model(batch.inputs["video"].frames.flatten(0, 1)), self.targets(batch))
+        logits_BC = self.model(self.inputs(batch).flatten(0, 1))
+        return self.loss_of(logits_BC, self.targets(batch))
 
-    def measure(self, batch: Batch, metrics: MetricCollection) -> dict[str, Any]:
-        """Classify a batch by the mean over views of their probabilities.
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """Classify a batch by the mean over views of their probabilities: {"logits": (B, C) its logarithm}."""
+        return {"logits": self.model.probabilities(self.inputs(batch)).log()}
 
-        Returns:
-            {"logits": (B, C) logarithms of the probabilities}.
-        """
-        probabilities_BC, targets_BC = self.model.probabilities(batch.inputs["video"].frames), self.targets(batch)
-        metrics.update(probabilities_BC, targets_BC.argmax(1))
-        return {"logits": probabilities_BC.log()}
-
-    def predict(self, video: Sequence[Any], *, top: int = 5, batch_size: int = 1) -> list[dict[str, float]]:
-        """Classify videos.
-
-        Args:
-            video: paths.
-            top: classes to name for each.
-            batch_size: videos all of whose views run through the model together.
-
-        Returns:
-            For each video class names with probabilities, likeliest first.
+    def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
+        """Videos with all of their views.
 
         Raises:
-            ValueError: naming a video that cannot be read.
+            ValueError: naming the first item that cannot be read.
         """
-        names = vocabulary(self.classes, None, "classes")
-        answers: list[dict[str, float]] = []
-        with self.answering() as model:
-            for first, [part] in batched(batch_size, video=video):
-                frames = self.read("video", part, first).frames
-                answers += likeliest(model.probabilities(frames), names, top)
-        return answers
+        keys = [str(first + row) for row in range(len(given["video"]))]
+        return Batch(keys, {"video": self.read("video", given["video"], first)})
 
-    def _check_data(self, data: DataModule) -> None:
+    def data_problems(self, data: DataModule) -> list[str]:
+        """Of the frames instead of the images, which are not the data's."""
         settings, side = data.preprocessing["video"], self.config.adapters["image"].image_size  # type: ignore[attr-defined]
-        wrong = [
-            f"{name} of video is {given}, the model takes {needed}"
+        own = super().data_problems(data)
+        return [problem for problem in own if not problem.startswith("preprocessing")] + [
+            f"preprocessing: {name} of video is {given}, the model takes {needed}; give both the same"
             for name, given, needed in (("frames", settings.frames, self.frames), ("size", settings.size, side))
             if given != needed
         ]
-        if wrong:
-            raise ValueError(f"data: preprocessing: {'; '.join(wrong)}; give both the same")
 
 
 def with_image_side(preprocessing: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]] | None:

@@ -1,66 +1,58 @@
-"""Visual reasoning: whether a statement about two pictures is true (NLVR2)."""
+"""Visual reasoning: whether a statement about two images is true (NLVR2)."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from PIL import Image as Pillow
+
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.modalities.image import ImageItem
-from onepeace_lightning.modalities.items import batched
+from onepeace_lightning.modalities.registry import text_modality
+from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.reports.drawing import Drawn, picture_of
-from onepeace_lightning.tasks.classification import ClassificationTask
-from onepeace_lightning.tasks.vocabulary import likeliest, vocabulary
+from onepeace_lightning.tasks.base import FINETUNING, distinct, picture_of
+from onepeace_lightning.tasks.labels import LabelTask
+from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.training.optimizer import Optimization
 
 
-class VisualReasoningTask(ClassificationTask):
-    """Classes, such as "True" and "False", of a text about two pictures; see ``ClassificationTask``.
+class VisualReasoningTask(LabelTask):
+    """Classes, such as "True" and "False", of a text about two items of one modality, from ``image-pair`` data.
 
-    The text is seen with each picture; learned vectors tell text, first and second picture apart.
+    The text is seen with each item; learned vectors tell text, first and second item apart.
+
+    Args:
+        backbone: see ``FinetuneTask``.
+        optimization: see ``FinetuneTask``.
+        item: the modality of both items.
+        **options: see ``LabelTask``.
     """
 
-    modalities = ("text", "image")
+    learns = ("pair",)
     type_embedding = True
-    published: ClassVar = {"NLVR2": "accuracy dev 87.8, test-P 88.3"}
+    published: ClassVar = {"NLVR2": PUBLISHED["NLVR2"]}
+
+    def __init__(
+        self, backbone: BackboneSource, optimization: Optimization = FINETUNING, *, item: str = "image", **options: Any
+    ) -> None:
+        self.item = item
+        self.modalities = distinct([text_modality(), item])
+        super().__init__(backbone, optimization, **options)
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The first items, the second items, and a statement for each pair."""
+        return {"first": self.item, "second": SECOND + self.item, "text": text_modality()}
+
+    def settings(self) -> dict[str, Any]:
+        """The modality and the classes."""
+        return {"item": self.item, **super().settings()}
 
     def build(self) -> ClassifyModel:
         """Attention pooling over the text's tokens of both passes, and a classifier of both together."""
-        names = vocabulary(self.classes, None, "classes")
-        return ClassifyModel(self.config, PoolingConfig(outputs=len(names), modality="text", images=2))
+        return ClassifyModel(self.config, PoolingConfig(outputs=len(self.names), pooled=(text_modality(),), images=2))
 
-    def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
-        """Both pictures, the model's class and the right one."""
-        sizes = batch.targets["sizes"][row]
-        pictures = [
-            picture_of(images, row, size)
-            for images, size in zip((batch.inputs["image"], batch.inputs["second_image"]), sizes, strict=True)
-        ]
-        names = vocabulary(self.classes, None, "classes")
-        [(answer, share)] = likeliest(self.probabilities(outputs["logits"][row : row + 1]), names, 1)[0].items()
-        right = batch.targets["labels"][row]
-        return Drawn(pictures, batch.captions[row], f"{answer} ({share:.0%})", ", ".join(right), answer in right)
-
-    def predict(
-        self, first: Sequence[ImageItem], second: Sequence[ImageItem], text: Sequence[str], *, batch_size: int = 32
-    ) -> list[dict[str, float]]:
-        """Judge statements about two pictures.
-
-        Args:
-            first: paths, PIL pictures, arrays or tensors; the left pictures.
-            second: the right pictures, one for each.
-            text: a statement for each pair.
-            batch_size: pairs that run through the model together.
-
-        Returns:
-            For each pair class names with probabilities, likeliest first.
-
-        Raises:
-            ValueError: naming an item that cannot be read, or where there are not equally many of each.
-        """
-        names = vocabulary(self.classes, None, "classes")
-        answers = []
-        with self.answering() as model:
-            for number, [left, right, texts] in batched(batch_size, first=first, second=second, text=text):
-                images = {"image": self.read("image", left, number), "second_image": self.read("image", right, number)}
-                logits_BC = model({"text": self.read("text", texts, number), **images}).float()
-                answers += likeliest(self.probabilities(logits_BC), names, len(names))
-        return answers
+    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
+        """Both items."""
+        sizes = batch.targets["sizes"][row] if "sizes" in batch.targets else (None, None)
+        inputs = (batch.inputs[self.item], batch.inputs[SECOND + self.item])
+        return [picture_of(self.item, part, row, size) for part, size in zip(inputs, sizes, strict=True)]

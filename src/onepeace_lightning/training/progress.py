@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
-_SHOWN = ("train/loss", "val/score", "val/mean_R@1")
+_SHOWN = ("train/loss", "val/score")
 """Logged values beside the bar, where there are such."""
 
 

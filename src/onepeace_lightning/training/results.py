@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 _SPLITS = ("val/", "test/")
-_NOT_SCORES = ("loss", "score", "mean_R@1")
+_NOT_SCORES = ("loss", "score")
 """Logged names that repeat others, or are no scores."""
 _RECALL = re.compile(r"(?:(?!chance/)(?P<gallery>.+?)/)?(?P<chance>chance/)?(?P<query>[^/]+?)_to_(?P<key>[^/]+)/R@\d+")
 

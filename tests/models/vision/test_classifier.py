@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from onepeace_lightning.models.vision.classifier import ImageClassifier
+from onepeace_lightning.models.vision.classifier import MeanClassifier
 from onepeace_lightning.models.vision.trunk import Trunk
 from onepeace_lightning.training.parallelize import materialise
 from onepeace_lightning.training.param_groups import parameter_rules
@@ -20,7 +20,7 @@ def config():
 @torch.no_grad()
 def test_the_mean_of_the_patches_is_classified_without_a_final_norm():
     torch.manual_seed(0)
-    model = randomised(ImageClassifier(config(), 7)).eval()
+    model = randomised(MeanClassifier(config(), 7)).eval()
     assert not any("encoder.norms" in name for name in model.state_dict())
     trunk = Trunk(config()).eval()
     trunk.load_state_dict(model.backbone.state_dict())
@@ -32,14 +32,14 @@ def test_the_mean_of_the_patches_is_classified_without_a_final_norm():
 
 def test_it_answers_next_to_nothing_at_first_and_is_drawn_from_the_meta_device():
     with torch.device("meta"):
-        model = ImageClassifier(config(), 7)
+        model = MeanClassifier(config(), 7)
     materialise(model, torch.device("cpu"))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert 0 < model.head.classifier.weight.abs().max() < 1e-4
 
 
 def test_its_bias_table_learns_as_slowly_as_its_adapter():
-    rules = parameter_rules(ImageClassifier(config(), 7), weight_decay=0.05, layer_decay=0.5)
+    rules = parameter_rules(MeanClassifier(config(), 7), weight_decay=0.05, layer_decay=0.5)
     assert rules["backbone.adapters.image.bias_tables.0"] == (0.5**4, 0.05)
     assert rules["backbone.adapters.image.positions"] == (0.5**4, 0.0)
     assert rules["backbone.encoder.blocks.2.attention.key.weight"] == (0.5, 0.05)

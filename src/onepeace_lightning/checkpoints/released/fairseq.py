@@ -99,9 +99,13 @@ class ImageTextRetrieval(FairseqKind):
     name = "image-text-retrieval"
     title = "image-text retrieval (finetune_coco.pt, finetune_flickr.pt)"
     answers = "cosines of images and texts; their embeddings"
-    task = "ImageTextRetrievalTask"
+    task = "RetrievalTask"
     takes_vocabulary = True
     modalities = ("text", "image")
+
+    def settings(self, file: ReleasedFile, labels: Sequence[str] | None) -> dict[str, Any]:
+        """What captions are compared with."""
+        return {"item": "image"}
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of the data set that the file was trained on, or of both."""
@@ -116,11 +120,15 @@ class AudioTextRetrieval(FairseqKind):
     name = "audio-text-retrieval"
     title = "audio-text retrieval (finetune_al_retrieval.pt)"
     answers = "cosines of audio clips and texts; their embeddings"
-    task = "AudioTextRetrievalTask"
+    task = "RetrievalTask"
     takes_vocabulary = True
     modalities = ("text", "audio")
     seconds = RETRIEVAL_AUDIO_SECONDS
     corpora = ("AudioCaps", "Clotho")
+
+    def settings(self, file: ReleasedFile, labels: Sequence[str] | None) -> dict[str, Any]:
+        """What captions are compared with."""
+        return {"item": "audio"}
 
 
 class Grounding(FairseqKind):
@@ -145,7 +153,7 @@ class Grounding(FairseqKind):
     def model(self, file: ReleasedFile) -> tuple[OriginalModel, LoadReport]:
         """With the head that pools what the file was trained to."""
         model, report = super().model(file)
-        model.head.config = replace(model.head.config, modality=pooled_modality(file))  # type: ignore[union-attr,type-var]
+        model.head.config = replace(model.head.config, pooled=(pooled_modality(file),))  # type: ignore[union-attr,type-var]
         return model, report
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
@@ -166,7 +174,7 @@ class VisualQuestionAnswering(FairseqKind):
     name = "vqa"
     title = "visual question answering (finetune_vqa.pt)"
     answers = "answers to a question about an image"
-    task = "VisualQuestionAnsweringTask"
+    task = "QuestionAnsweringTask"
     takes_labels = True
     takes_vocabulary = True
     modalities = ("text", "image")
@@ -177,8 +185,8 @@ class VisualQuestionAnswering(FairseqKind):
         return head is not None and head.pooler
 
     def settings(self, file: ReleasedFile, labels: Sequence[str] | None) -> dict[str, Any]:
-        """The answers."""
-        return {"answers": _names(file, labels)}
+        """What is asked about, and the answers."""
+        return {"modalities": ["image"], "answers": _names(file, labels)}
 
 
 class VisualReasoning(FairseqKind):
@@ -210,11 +218,15 @@ class AudioQuestionAnswering(FairseqKind):
     name = "avqa"
     title = "audio question answering (finetune_aqa.pt)"
     answers = "the best of several answers to a question about an audio clip"
-    task = "AudioQuestionAnsweringTask"
+    task = "MultipleChoiceTask"
     takes_vocabulary = True
     modalities = ("text", "audio")
     text: ClassVar[Mapping[str, Any]] = {"cleaning": "none", "truncate": False}
     corpora = ("AVQA",)
+
+    def settings(self, file: ReleasedFile, labels: Sequence[str] | None) -> dict[str, Any]:
+        """What is asked about."""
+        return {"modalities": ["audio"]}
 
     def fits(self, head: PoolingConfig | None) -> bool:
         """One number."""
@@ -227,7 +239,7 @@ class AudioClassification(FairseqKind):
     name = "audio-classification"
     title = "audio classification (finetune_fsd50k.pt, finetune_vggsound.pt)"
     answers = "classes of an audio clip"
-    task = "AudioClassificationTask"
+    task = "ClassificationTask"
     takes_labels = True
     modalities = ("audio",)
 
@@ -237,7 +249,7 @@ class AudioClassification(FairseqKind):
 
     def settings(self, file: ReleasedFile, labels: Sequence[str] | None) -> dict[str, Any]:
         """Classes, and whether a clip may be in several."""
-        return {"classes": _names(file, labels), "multi_label": self.multi_label(file)}
+        return {"modalities": ["audio"], "classes": _names(file, labels), "multi_label": self.multi_label(file)}
 
     def multi_label(self, file: ReleasedFile) -> bool:
         """FSD50K's clips are; its number of classes tells it from VGGSound, else what the loss was told."""

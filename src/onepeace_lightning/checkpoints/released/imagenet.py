@@ -17,7 +17,7 @@ class ImageNet(Kind):
     name = "imagenet"
     title = "an ImageNet classifier (onepeace_ft_21kto1k_384.pth, onepeace_ft_21kto1k_512.pth)"
     answers = "the classes of an image"
-    task = "ImageClassificationTask"
+    task = "ClassificationTask"
     takes_labels = True
 
     def recognise(self, file: ReleasedFile) -> bool:
@@ -28,7 +28,7 @@ class ImageNet(Kind):
         """Classes are in the order of ImageNet's folder names."""
         config = image_branch(file, "")
         classes = class_names(labels, file.shape("head.weight")[0], file.path)
-        settings = {"classes": classes, "pooling": "mean"}
+        settings = {"modalities": ["image"], "classes": classes, "pooling": "mean"}
         return Opened(config, to_ours("imagenet", file.tensors), settings, self.preprocessing(file, config))
 
     def preprocessing(self, file: ReleasedFile, config: ModelConfig) -> Mapping[str, Mapping[str, Any]]:

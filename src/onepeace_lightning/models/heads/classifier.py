@@ -1,9 +1,9 @@
-"""What fine-tuned models answer with: attention pooling over one modality's features, then a classifier.
+"""What fine-tuned models answer with: attention pooling over the features of one modality or several, a classifier.
 
 H = heads, E = head width; see ``tokens`` for the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,31 +23,34 @@ class PoolingConfig:
 
     Attributes:
         outputs: numbers given per sample: classes, 4 for a box, 1 to score a choice.
-        modality: whose tokens are pooled.
+        pooled: the modalities whose tokens are pooled, all in one attention.
         images: fused passes per sample whose pooled vectors are joined; 2 for tasks with two images.
         pooler: a linear layer and tanh before the classifier (visual question answering).
         expansion: the classifier's inner width as a multiple of the encoder's.
     """
 
     outputs: int
-    modality: str
+    pooled: tuple[str, ...]
     images: int = 1
     pooler: bool = False
     expansion: int = 2
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "pooled", tuple(self.pooled))  # YAML and JSON have no tuples
         problems = [
             f"{name} is {getattr(self, name)}, must be at least 1"
             for name in ("outputs", "expansion")
             if getattr(self, name) < 1
         ]
+        if not self.pooled:
+            problems.append("pooled names no modality")
         if self.images not in (1, 2):
             problems.append(f"images is {self.images}, must be 1 or 2")
         raise_all("pooling head", problems)
 
 
 class AttentionPooling(nn.Module):
-    """A learned query attends over all tokens but CLS; its logits are not scaled."""
+    """A learned query attends over all tokens but the CLS of each modality; its logits are not scaled."""
 
     def __init__(self, width: int, heads: int, init_std: float) -> None:
         super().__init__()
@@ -62,10 +65,11 @@ class AttentionPooling(nn.Module):
         """Draw the query."""
         init_normal_(self.query, self.init_std)
 
-    def forward(self, features: Tokens) -> Tensor:
-        """(B, D) from one modality's features, their CLS left out."""
-        x_BLD, valid_BL = features.padded()
-        x_BLD, valid_BL = x_BLD[:, 1:], valid_BL[:, 1:]
+    def forward(self, features: Sequence[Tokens]) -> Tensor:
+        """(B, D) from the features of some modalities, their CLS left out."""
+        padded = [part.padded() for part in features]
+        x_BLD = torch.cat([x[:, 1:] for x, _ in padded], 1)
+        valid_BL = torch.cat([valid[:, 1:] for _, valid in padded], 1)
         k_BLHE, v_BLHE = (project(x_BLD).unflatten(-1, self.query.shape) for project in (self.key, self.value))
         logits_BLH = (k_BLHE * self.query).sum(-1).float().masked_fill(~valid_BL[..., None], -torch.inf)
         share_BLH = logits_BLH.softmax(1).to(v_BLHE.dtype)
@@ -89,14 +93,14 @@ class PoolingHead(nn.Module):
             Linear(inner, config.outputs, init_std),
         )
 
-    def pool(self, features: Tokens) -> Tensor:
-        """(B, D) one vector per sample from the features of the pooled modality."""
-        x_BD = self.norm(self.pooling(features))
+    def pool(self, features: Mapping[str, Tokens]) -> Tensor:
+        """(B, D) one vector per sample from the features of the pooled modalities."""
+        x_BD = self.norm(self.pooling([features[name] for name in self.config.pooled]))
         return x_BD if self.pooler is None else self.pooler(x_BD)
 
-    def forward(self, *features: Tokens) -> Tensor:
-        """(B, outputs) from the pooled modality's features, those of each fused pass in order."""
-        return self.classifier(torch.cat([self.pool(part) for part in features], -1))
+    def forward(self, *passes: Mapping[str, Tokens]) -> Tensor:
+        """(B, outputs) from the features of each fused pass, in order, by modality."""
+        return self.classifier(torch.cat([self.pool(features) for features in passes], -1))
 
 
 def repeated(tokens: Tokens, times: int) -> Tokens:
@@ -113,13 +117,15 @@ class ClassifyModel(nn.Module):
         head: what is pooled and given out.
 
     Raises:
-        ValueError: where the model lacks the modality that is pooled.
+        ValueError: where the model lacks a modality that is pooled.
     """
 
     def __init__(self, config: ModelConfig, head: PoolingConfig) -> None:
         super().__init__()
-        if head.modality not in config.adapters:
-            raise ValueError(f"the head pools {head.modality!r}; the model has {', '.join(config.adapters)}")
+        if lacking := [name for name in head.pooled if name not in config.adapters]:
+            raise ValueError(
+                f"the head pools {', '.join(map(repr, lacking))}; the model has {', '.join(config.adapters)}"
+            )
         self.config = config
         self.backbone = Backbone(config)
         self.head = PoolingHead(head, config.encoder.width, config.encoder.heads, config.encoder.init_std)
@@ -140,7 +146,7 @@ class ClassifyModel(nn.Module):
             raise ValueError(
                 f"{1 + len(seconds)} item(s) of a modality per sample; this head is made for {self.head.config.images}"
             )
-        backbone, modality = self.backbone, self.head.config.modality
+        backbone = self.backbone
         tokens = backbone.embed({name: part for name, part in inputs.items() if not name.startswith(SECOND)})
         if choices > 1:
             longest = max(len(part.lengths) for part in tokens.values())
@@ -151,4 +157,4 @@ class ClassifyModel(nn.Module):
         for name, second in seconds.items():
             adapter = backbone.adapter(name)
             views.append(backbone.view({**tokens, name: adapter.as_second(adapter.embed(second))}))
-        return self.head(*(features[modality] for features in backbone.encode(views)))
+        return self.head(*backbone.encode(views))

@@ -1,4 +1,4 @@
-"""Image classification as published for ImageNet: mean over the patches' features, LayerNorm, Linear."""
+"""Classification as published for ImageNet: mean over the tokens' features, LayerNorm, Linear."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,9 +25,11 @@ class MeanHead(nn.Module):
         self.classifier = SmallLinear(width, classes, init_std)
 
     def forward(self, features: Tokens) -> Tensor:
-        """(B, classes) logits from images of one size."""
-        x_BLD = features.values_TD.unflatten(0, (len(features.lengths), -1))
-        return self.classifier(self.norm(x_BLD[:, 1:].mean(1)))
+        """(B, classes) logits."""
+        x_BLD, valid_BL = features.padded()
+        kept_BL1 = valid_BL[:, 1:, None]
+        mean_BD = (x_BLD[:, 1:] * kept_BL1).sum(1) / kept_BL1.sum(1)
+        return self.classifier(self.norm(mean_BD))
 
 
 class SmallLinear(Linear):
@@ -40,24 +42,25 @@ class SmallLinear(Linear):
             self.weight.mul_(HEAD_SCALE)
 
 
-class ImageClassifier(nn.Module):
-    """The image branch without its final norm, and a head over the mean of the patches.
+class MeanClassifier(nn.Module):
+    """The branch of one modality (of images, as published) without its final norm, a head over the mean of its tokens.
 
     Args:
-        config: sizes.
+        config: sizes; of one modality.
         classes: how many.
     """
 
     def __init__(self, config: ModelConfig, classes: int) -> None:
         super().__init__()
+        [self.modality] = config.adapters
         # The published classifier has no final norm: the mean is over what the last block gives.
         self.config = replace(config, encoder=replace(config.encoder, final_norm=False))
         self.backbone = Backbone(self.config)
         self.head = MeanHead(config.encoder.width, classes, config.encoder.init_std)
 
-    def forward(self, inputs: Mapping[str, Any], second: None = None) -> Tensor:
-        """(B, classes) logits of {"image": …}."""
-        return self.head(self.backbone(inputs)["image"])
+    def forward(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(B, classes) logits of {modality: …}."""
+        return self.head(self.backbone(inputs)[self.modality])
 
     def lr_scale(self, name: str, layer_decay: float) -> float | None:
         """The bias table belongs to the adapter, as published."""

@@ -4,7 +4,7 @@ import torch
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.modalities.audio import Audio
 from onepeace_lightning.modalities.text import Text
-from onepeace_lightning.tasks import AudioQuestionAnsweringTask, load_task
+from onepeace_lightning.tasks import MultipleChoiceTask, load_task
 from tests.samples import PITCHES, wav, with_choices
 from tests.tasks.conftest import learn
 from tests.tiny import audios, texts
@@ -25,7 +25,7 @@ def data(tmp_path, words, reading) -> DataModule:
 def test_right_choices_are_learned_and_given_from_a_checkpoint(trainer, tmp_path, reading, data):
     data.setup("validate")
     batch = next(iter(data.val_dataloader()["val"]))
-    task = AudioQuestionAnsweringTask(reading)
+    task = MultipleChoiceTask(reading, modalities=["audio"])
     before, after = learn(task, batch, 60)
     assert after < 0.6 * before
     run = trainer(max_steps=1)
@@ -45,12 +45,14 @@ def test_right_choices_are_learned_and_given_from_a_checkpoint(trainer, tmp_path
 
 
 def test_the_score_is_the_share_of_right_choices(reading, data):
-    task = AudioQuestionAnsweringTask(reading)
+    task = MultipleChoiceTask(reading, modalities=["audio"])
     task.configure_model()
     data.setup("validate")
     batch = next(iter(data.val_dataloader()["val"]))
     metrics = task.make_metrics()
-    scores = task.measure(batch, metrics)["scores"]
+    outputs = task(batch)
+    task.measure(outputs, batch, metrics)
+    scores = outputs["scores"]
     right = sum(
         row.index(max(row)) == answer
         for row, answer in zip(scores.tolist(), batch.targets["answer"].tolist(), strict=True)
@@ -58,12 +60,12 @@ def test_the_score_is_the_share_of_right_choices(reading, data):
     assert metrics.compute()["accuracy"].item() == pytest.approx(right / len(batch))
     batch.targets["answer"] = scores.argmax(1)
     metrics.reset()
-    task.measure(batch, metrics)
+    task.measure(outputs, batch, metrics)
     assert metrics.compute()["accuracy"].item() == 1
 
 
 def test_a_sound_is_embedded_once_and_scored_as_if_it_were_given_with_every_choice(reading):
-    task = AudioQuestionAnsweringTask(reading)
+    task = MultipleChoiceTask(reading, modalities=["audio"])
     words, sounds = texts(9, 4, 7, 5, 6, 8), audios(320 * 11 + 80, 320 * 6 + 80)
     rows = []
     with task.answering() as model:
@@ -80,7 +82,7 @@ def test_a_sound_is_embedded_once_and_scored_as_if_it_were_given_with_every_choi
 
 
 def test_gradients_reach_the_sound_once_for_all_choices(reading):
-    task = AudioQuestionAnsweringTask(reading)
+    task = MultipleChoiceTask(reading, modalities=["audio"])
     task.configure_model()
     words, sounds = texts(6, 4, 7, 5), audios(320 * 11 + 80, 320 * 6 + 80)
     weight = task.model.backbone.adapter("audio").project.weight
@@ -94,7 +96,7 @@ def test_gradients_reach_the_sound_once_for_all_choices(reading):
 
 
 def test_what_cannot_be_answered_is_refused(trainer, tmp_path, words, reading):
-    task = AudioQuestionAnsweringTask(reading)
+    task = MultipleChoiceTask(reading, modalities=["audio"])
     sound = (torch.rand(8000), 16_000)
     for choices, message in (
         ([["a"]], r"choices 0: \['a'\]; give 2 or more"),

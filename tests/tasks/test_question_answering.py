@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
-from onepeace_lightning.tasks import VisualQuestionAnsweringTask, load_task
+from onepeace_lightning.tasks import QuestionAnsweringTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, asked_about, png
 from tests.tiny import images, randomised, texts
@@ -21,7 +21,7 @@ def data(tmp_path, words, reading) -> DataModule:
 
 
 def test_answers_are_learned_scored_and_given_from_a_checkpoint(trainer, tmp_path, reading, data):
-    task = VisualQuestionAnsweringTask(reading, FAST, answers=list(COLOURS))
+    task = QuestionAnsweringTask(reading, FAST, answers=list(COLOURS), modalities=["image"])
     task.configure_model()
     randomised(task.model.head)
     run = trainer(max_steps=60)
@@ -47,7 +47,7 @@ def test_answers_are_learned_scored_and_given_from_a_checkpoint(trainer, tmp_pat
 
 
 def test_answers_outside_the_vocabulary_train_towards_nothing(reading, data):
-    task = VisualQuestionAnsweringTask(reading, answers=list(COLOURS))
+    task = QuestionAnsweringTask(reading, answers=list(COLOURS), modalities=["image"])
     task.configure_model()
     data.setup("fit")
     batch = next(iter(data.val_dataloader()["val"]))
@@ -59,7 +59,7 @@ def test_answers_outside_the_vocabulary_train_towards_nothing(reading, data):
 
 
 def test_padding_and_the_rest_of_the_batch_change_nothing(reading):
-    task = VisualQuestionAnsweringTask(reading, answers=["a", "b"])
+    task = QuestionAnsweringTask(reading, answers=["a", "b"], modalities=["image"])
     words, pictures = texts(9, 4), images(2)
     with task.answering() as model:
         together = model({"text": words, "image": pictures})
@@ -69,8 +69,8 @@ def test_padding_and_the_rest_of_the_batch_change_nothing(reading):
 
 def test_what_cannot_be_answered_is_refused(trainer, tmp_path, reading, data):
     with pytest.raises(ValueError, match=r"the data's answers .*are not the task's"):
-        trainer(max_steps=1).fit(VisualQuestionAnsweringTask(reading, answers=["red", "mauve"]), data)
-    task = VisualQuestionAnsweringTask(reading, answers=list(COLOURS))
+        trainer(max_steps=1).fit(QuestionAnsweringTask(reading, answers=["red", "mauve"], modalities=["image"]), data)
+    task = QuestionAnsweringTask(reading, answers=list(COLOURS), modalities=["image"])
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"image 0 .*no\.png"):
         task.predict([tmp_path / "no.png"], ["what is it?"])
@@ -79,4 +79,4 @@ def test_what_cannot_be_answered_is_refused(trainer, tmp_path, reading, data):
     with pytest.raises(ValueError, match="single str"):
         task.predict([torch.rand(3, 8, 8)], "what is it?")
     with pytest.raises(ValueError, match="answers: give at least one"):
-        VisualQuestionAnsweringTask(reading).predict([torch.rand(3, 8, 8)], ["what is it?"])
+        QuestionAnsweringTask(reading, modalities=["image"]).predict([torch.rand(3, 8, 8)], ["what is it?"])
