@@ -53,6 +53,7 @@ OPTIMIZATION: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Where it is not ``FAIRSEQ``."""
+IMAGENET_HEAD = {"pooling": "mean", "per_block_tables": False}
 RETRIEVAL = {"keys": "detached"}
 TASK: dict[str, dict[str, Any]] = {
     "audio_classification/fsd50k": {"multi_label": True},
@@ -63,8 +64,8 @@ TASK: dict[str, dict[str, Any]] = {
     "visual_grounding/refcoco": {"pooled": "image"},
     "visual_grounding/refcoco_plus": {"pooled": "image"},
     "visual_grounding/refcocog": {"pooled": "text"},
-    "image_classification/imagenet1k": {"label_smoothing": 0.3},
-    "image_classification/imagenet21k": {"label_smoothing": 0.1},
+    "image_classification/imagenet1k": IMAGENET_HEAD | {"label_smoothing": 0.3},
+    "image_classification/imagenet21k": IMAGENET_HEAD | {"label_smoothing": 0.1},
     "semantic_segmentation/ade20k": {"queries": 200},
     "video_classification/kinetics400": {"frames": 16},
 }

@@ -12,6 +12,8 @@ from onepeace_lightning.checkpoints.loading import LoadReport, read_file
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import released
+from onepeace_lightning.checkpoints.released.protocol import PROTOCOLS
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.writing import image_branch_content, released_content, save_released
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.inference.onepeace import DTYPES, OnePeace
@@ -91,12 +93,13 @@ def describe_file(file: ReleasedFile, kind: Kind, bpe_dir: str | None, labels: s
     if kind.takes_vocabulary:
         needs.append(f"the vocabulary ({f'from {bpe_dir}' if bpe_dir else '--bpe-dir FOLDER: none given'})")
     if kind.takes_labels:
-        given = f"from {labels}" if labels else "--labels FILE: none given, classes are called by their numbers"
-        needs.append(f"names of its classes ({given})")
+        given = f"from {labels}" if labels else "--labels FILE: none given; unknown classes are called by their numbers"
+        needs.append(f"names of its {kind.outputs(file)} classes, in the order of its outputs ({given})")
     yield f"needs: {'; '.join(needs) or 'nothing'}"
     yield from kind.describe(file)
-    for line in kind.published(file):
-        yield f"published: {line}"
+    for name in kind.published(file):
+        protocol = f" ({PROTOCOLS[name].describe()})" if name in PROTOCOLS else ""
+        yield f"published: {name}: {PUBLISHED[name]}{protocol}"
     if file.found:
         yield f"read as plain data, without their code: {', '.join(file.found)}"
 

@@ -15,7 +15,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from onepeace_lightning.checkpoints.detection import load_trunk
 from onepeace_lightning.checkpoints.loading import LoadReport
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.data.instances import AnnotatedImage, Annotations, Rle, encode_mask, fitted, read_annotations
@@ -58,7 +57,7 @@ class ObjectDetectionTask(FinetuneTask):
     modalities = ("image",)
     learns = ("boxes",)
     score_name = "box_AP"
-    published: ClassVar = {"COCO": PUBLISHED["COCO detection"]}
+    published: ClassVar = {"COCO": ("COCO detection",)}
 
     def __init__(
         self,

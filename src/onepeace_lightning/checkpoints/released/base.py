@@ -151,8 +151,12 @@ class Kind(ABC):
         return {}
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
-        """Scores that the authors have published for it, a line each."""
+        """Names (``PUBLISHED``) of the scores that the authors have published for it."""
         return ()
+
+    def outputs(self, file: ReleasedFile) -> int | None:
+        """How many classes or answers it has; None where it has none."""
+        return None
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """What else is to be said about a file, a line each."""

@@ -16,13 +16,13 @@ from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.heads.classifier import ClassifyModel
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.models.relative_bias import grid_buckets
-from onepeace_lightning.models.vision.classifier import ImageClassifier
+from onepeace_lightning.models.vision.classifier import MeanClassifier
 from onepeace_lightning.models.vision.detector import Detector
 from onepeace_lightning.models.vision.segmentation import SegmentationModel
 from onepeace_lightning.models.vision.video import VideoClassifier
 
 _VISION: dict[type[nn.Module], tuple[str, str, str]] = {
-    ImageClassifier: ("imagenet", "model", ""),
+    MeanClassifier: ("imagenet", "model", ""),
     VideoClassifier: ("video", "state_dict", "backbone."),
     SegmentationModel: ("segmentation", "state_dict", "backbone."),
     Detector: ("detection", "model", "backbone.net."),
