@@ -92,7 +92,8 @@ def run(model: str | None = None, items: int = 1000, repeated: float = 0.05, see
     rng = np.random.default_rng(seed)
     if model is None:
         torch.manual_seed(seed)
-        opened = OnePeace(PretrainModel(preset_config("tiny"), denoise=False), preprocessing=Preprocessing())
+        config = preset_config("tiny")
+        opened = OnePeace(PretrainModel(config, denoise=False), preprocessing=Preprocessing().fitting(config))
     else:
         opened = OnePeace.from_pretrained(model)
     recall = ties(items, repeated, rng)

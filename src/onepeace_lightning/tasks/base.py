@@ -4,13 +4,14 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, read_checkpoint
@@ -207,9 +208,15 @@ class FinetuneTask(TrainedModule):
         return {name: part for name, part in batch.inputs.items() if name.removeprefix(SECOND) in self.modalities}
 
     def configure_model(self) -> None:
-        """Build the model, freeze what does not train, lay it out on its devices, fill it."""
+        """Build the model, freeze what does not train, lay it out on its devices, fill it.
+
+        A task that was opened whole is laid out anew, with its own weights, by a trainer that shards it.
+        """
         if self.model is not None:
-            return
+            if placement(self).get("mesh") is None or isinstance(self, FSDPModule):
+                return
+            self.source = replace(self.source, weights=self.model.state_dict(), name="the opened task", whole=True)
+            self.model = None
         with torch.device("meta"):
             self.model = self.build()
         set_attention(self.model, self.attention)
