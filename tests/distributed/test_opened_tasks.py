@@ -46,8 +46,8 @@ def train(folder: Path, rank: int, ranks: int, port: int) -> None:
         folder / "onepeace_ft_21kto1k_384.pth", labels=folder / "labels.txt", optimization=optimization, drop_path=0.0
     )
     data = DataModule(
-        StreamConfig(str(folder / "train"), 4 // ranks), preprocessing={"image": {"size": IMAGE_SIZE, "resize": "crop"}},
-        augmentation=False,
+        StreamConfig(str(folder / "train"), 4 // ranks), augmentation=False,
+        preprocessing={"image": {"size": IMAGE_SIZE, "resize": "crop"}},
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", devices=ranks, strategy=FullyShardedStrategy() if ranks > 1 else "auto", max_steps=2,
@@ -82,6 +82,5 @@ def test_two_processes_train_an_opened_file_as_one_does(folder):
     assert one.keys() == two.keys() == before.keys()
     assert not torch.equal(one["head.classifier.weight"], before["head.classifier.weight"])
     for name, tensor in one.items():
-        torch.testing.assert_close(
-            two[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        gap = float((two[name] - tensor).abs().max())
+        assert gap < 1e-5, f"{name}: {gap}"
