@@ -195,7 +195,7 @@ def test_names_that_a_hand_written_pickle_may_ask_for_are_refused(module, name, 
 def test_an_object_cannot_rename_the_class_that_it_is_of(tmp_path):
     """A state that is given to a class itself, not to one of its objects."""
     (tmp_path / "file").write_bytes(b"\x80\x04cmmcv.utils\nConfig\n}(S'full_name'\nS'os.system'\nub.")
-    with pytest.raises(ValueError, match="file (is refused|cannot be read)"):
+    with pytest.raises(ValueError, match=r"file (is refused|cannot be read)"):
         read_file(tmp_path / "file")
 
 

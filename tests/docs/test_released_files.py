@@ -183,9 +183,7 @@ def write_vocabulary(path: Path) -> None:
         path.unlink()
         torch.save(content, path)
     if kind.takes_labels:
-        settings = kind.open(file, None).settings
-        count = len(next(value for value in settings.values() if isinstance(value, list)))
-        names = [f"class {number}" for number in range(count)]
+        names = [f"class {number}" for number in range(kind.outputs(file))]
         Path("answers.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
         Path("vocabulary.csv").write_text("".join(f"{number},{name},/m/0\n" for number, name in enumerate(names)))
         for labels in ("classes", "imagenet", "kinetics"):
