@@ -27,7 +27,7 @@ from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names
+from onepeace_lightning.tasks.class_names import adopted_names, known_names
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -130,7 +130,7 @@ class ObjectDetectionTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
+        return adopted_names(self.classes, self.num_classes, None, "classes")
 
     def build(self) -> Detector:
         """Trunk, pyramid, proposals, cascade and mask head."""
