@@ -101,7 +101,7 @@ def write_vocabulary(path: Path) -> None:
         torch.save(content, path)
     if kind.takes_labels:
         settings = kind.open(file, None).settings
-        count = len(next(value for value in settings.values() if isinstance(value, list)))
+        count = len(settings.get("classes") or settings["answers"])
         names = [f"class {number}" for number in range(count)]
         Path("answers.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
         Path("vocabulary.csv").write_text("".join(f"{number},{name},/m/0\n" for number, name in enumerate(names)))
