@@ -5,6 +5,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY constraints ./constraints
 COPY src ./src
+COPY data_recipes ./data_recipes
 COPY configs ./configs
 RUN pip install --no-cache-dir -c constraints/tested.txt .
 WORKDIR /work

@@ -12,7 +12,7 @@ TOY := data/toy/tokenizer/sentencepiece.model
 fit: $(CORE) $(TOY)
 	$(BIN)/onepeace fit --config pretrain/toy
 	$(BIN)/onepeace validate --config pretrain/toy --ckpt_path best
-	@echo "results: runs/toy/results.json   retrieved pictures: runs/toy/gallery.html, runs/toy/gallery.png"
+	@echo "results: runs/toy/results.json   what was retrieved: runs/toy/report.html"
 
 env: $(READY)
 

@@ -1,22 +1,26 @@
-"""Everything that needs a large GPU, checked and measured by one command, as Markdown tables.
+"""What only a large GPU can say, in one command with a limit of time: the most valuable figures first.
 
-* Attention: FlexAttention against padded attention, forward and backward of a few blocks' attention alone: on the
-  views of a pretraining step with tables that all blocks share, and on fused pairs with tables per block, as in
-  fine-tuning.
-  Outputs and gradients of both are compared first, in float32.
-* Training: a whole step (forward, backward, clipping, AdamW) on image-text pairs in bfloat16, with and without
-  compilation and activation checkpointing, and view by view with padding instead of packed, each at the largest batch
-  that fits (halved until it does). MFU is of the step's model FLOPs, by which recomputation counts for nothing.
-* Embedding: items per second of each modality.
+1. A training step at ``4b`` (forward, backward, clipping, AdamW, image-text pairs in bfloat16) with activation
+   checkpointing at the largest batch that fits, its MFU, and the same view by view with padding instead of packed. MFU
+   is of the step's model FLOPs, by which recomputation counts for nothing.
+2. FlexAttention against padded attention, forward and backward of a few blocks' attention alone, with the learned bias
+   whose tables all blocks share, on the views of a pretraining step. Outputs and gradients of both are compared first,
+   in float32.
+3. The other ways to train: without checkpointing, at ``large``, compiled.
+4. Embedding: items per second of each modality.
+5. Attention on fused pairs with tables per block, as in fine-tuning, at several sizes of images.
 
-Every case runs in a process of its own. ``--device cpu --preset tiny`` runs all of it on the processor, to see that it
-works: FlexAttention then runs forward only, and peak memory is that of the process.
+Every row is printed when it is there, each measured in a process of its own that is stopped where the time ends; what
+was not reached is named. ``--device cpu --preset tiny`` runs all of it on the processor, to see that it works:
+FlexAttention then runs forward only, and peak memory is that of the process.
 """
 
+import gc
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, Literal, get_args
 
@@ -42,7 +46,10 @@ from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.peaks import peak_flops
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 
-Table = Literal["attention", "training", "embedding"]
+Table = Literal["step", "attention", "training", "embedding", "per_block"]
+
+Call = Callable[..., Any]
+"""Calls a function with its arguments in a process of its own."""
 
 MODALITIES = ("text", "image", "audio")
 TEXT_BUCKETS = 256
@@ -63,11 +70,20 @@ class Measured:
     batch_size: int
 
 
-def largest_that_fits(case: Callable[..., Measured | None], *arguments: Any, batch_size: int) -> Measured | None:
-    """Run a case with its batch halved until it fits; None where not even one sample does."""
+def largest_that_fits(measure: Callable[[int], tuple[float, int] | None], batch_size: int) -> Measured | None:
+    """Measure with the batch halved until it fits; None where not even one sample does.
+
+    Args:
+        measure: gives seconds and peak memory of a batch size, or None where memory does not suffice.
+        batch_size: the first one.
+    """
     while batch_size:
-        if (found := fresh(case, *arguments, batch_size)) is not None:
-            return found
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        if (found := measure(batch_size)) is not None:
+            return Measured(*found, batch_size)
         batch_size //= 2
     return None
 
@@ -184,27 +200,19 @@ def attention_measured(kind: str, case: AttentionCase, device: Device, repetitio
     return None if found is None else Measured(*found, case.batch_size)
 
 
-def attention_table(cases: Sequence[AttentionCase], device: Device, repetitions: int) -> list[str]:
-    """Rows of flex against padded attention.
+def attention_row(case: AttentionCase, device: Device, repetitions: int, call: Call) -> str:
+    """Flex against padded attention.
 
     Raises:
         RuntimeError: where both do not give the same numbers.
     """
-    rows = []
-    for case in cases:
-        small = AttentionCase(case.preset, case.side, case.per_block, min(case.batch_size, 4))
-        difference = fresh(attention_difference, small, device)
-        if not difference <= TOLERANCE:
-            raise RuntimeError(f"{case}: flex and padded differ by {difference:.1e} of the greatest value")
-        found = {kind: fresh(attention_measured, kind, case, device, repetitions) for kind in ("flex", "padded")}
-        tables = "fine-tuning, tables per block" if case.per_block else "pretraining, shared tables"
-        cells = [cell for kind in ("flex", "padded") for cell in _time_and_memory(found[kind])]
-        rows.append(_row(case.preset, f"{case.side} px", tables, case.batch_size, f"{difference:.0e}", *cells))
-    return [
-        _row("width of", "pictures", "views", "pairs", "difference", "flex s", "flex GiB", "padded s", "padded GiB"),
-        _row(*["---"] * 9),
-        *rows,
-    ]
+    small = AttentionCase(case.preset, case.side, case.per_block, min(case.batch_size, 4))
+    difference = call(attention_difference, small, device)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{case}: flex and padded differ by {difference:.1e} of the greatest value")
+    found = {kind: call(attention_measured, kind, case, device, repetitions) for kind in ("flex", "padded")}
+    cells = [cell for kind in ("flex", "padded") for cell in _time_and_memory(found[kind])]
+    return _row(case.preset, f"{case.side} px", case.batch_size, f"{difference:.0e}", *cells)
 
 
 # training
@@ -225,13 +233,12 @@ class Training:
     packed: bool = True
 
     def __str__(self) -> str:
-        if not self.packed:
-            return "view by view with padding"
         options = [name for name in ("compile", "checkpoint") if getattr(self, name)]
-        return " + ".join(["packed", *options])
+        return " + ".join(["packed" if self.packed else "view by view with padding", *options])
 
 
-WAYS = [Training(c, r) for c in (False, True) for r in (False, True)] + [Training(packed=False)]
+FIRST_WAYS = [Training(checkpoint=True), Training(checkpoint=True, packed=False)]
+WAYS = [Training(), Training(packed=False), Training(compile=True, checkpoint=True), Training(compile=True)]
 
 
 def make_model(
@@ -255,49 +262,45 @@ def training_batches(config: ModelConfig, batch_size: int) -> list[Batch]:
 def training_measured(
     preset: Preset, way: Training, device: Device, backend: str, repetitions: int, batch_size: int
 ) -> Measured | None:
-    """Seconds of a step; None where the batch does not fit."""
+    """Seconds of a step at the largest batch that fits; None where not even one pair does."""
     try:
         model = make_model(preset, way, device, backend, ("text", "image"))
     except torch.OutOfMemoryError:
         return None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05, fused=device == "cuda")
-    batches = [batch.to(device) for batch in training_batches(model.config, batch_size)]
 
-    def step(repetition: int) -> None:
+    def measure(size: int) -> tuple[float, int] | None:
         optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16):
-            loss = pretraining_loss(model, {"image-text": batches[repetition % BATCHES]}).total
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-        optimizer.step()
+        batches = [batch.to(device) for batch in training_batches(model.config, size)]
 
-    found = timed(device, repetitions, step)
-    return None if found is None else Measured(*found, batch_size)
+        def step(repetition: int) -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16):
+                loss = pretraining_loss(model, {"image-text": batches[repetition % BATCHES]}).total
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+            optimizer.step()
+
+        return timed(device, repetitions, step)
+
+    return largest_that_fits(measure, batch_size)
 
 
-def training_table(
-    presets: Sequence[Preset], device: Device, backend: str, repetitions: int, batch_size: int
-) -> list[str]:
-    """Rows of every way to train every preset."""
+def training_row(
+    preset: Preset, way: Training, device: Device, backend: str, repetitions: int, batch_size: int, call: Call
+) -> str:
+    """One way to train one preset."""
     peak = peak_flops(torch.cuda.get_device_name(), "bf16-mixed") if device == "cuda" else None
-    rows = []
-    for preset in presets:
-        for way in WAYS:
-            found = largest_that_fits(
-                training_measured, preset, way, device, backend, repetitions, batch_size=batch_size
-            )
-            if found is None:
-                rows.append(_row(preset, way, "-", "out of memory", "-", "-", "-", "-"))
-                continue
-            config = preset_config(preset, modalities=("text", "image"), sizes={"text": {"vocab_size": VOCAB_SIZE}})
-            batches = training_batches(config, found.batch_size)
-            flops = sum(total_flops(step_flops(config, {"image-text": batch})) for batch in batches) / len(batches)
-            rate = flops / found.seconds
-            mfu = "-" if peak is None else f"{100 * rate / peak:.1f} %"
-            speed = f"{found.batch_size / found.seconds:.1f}"
-            rows.append(_row(preset, way, found.batch_size, *_time_and_memory(found), speed, f"{rate / 1e12:.3g}", mfu))
-    header = ("preset", "step", "pairs", "step s", "GiB", "pairs/s", "model TFLOP/s", "MFU")
-    return [_row(*header), _row(*["---"] * len(header)), *rows]
+    found = call(training_measured, preset, way, device, backend, repetitions, batch_size)
+    if found is None:
+        return _row(preset, way, "-", "out of memory", "-", "-", "-", "-")
+    config = preset_config(preset, modalities=("text", "image"), sizes={"text": {"vocab_size": VOCAB_SIZE}})
+    batches = training_batches(config, found.batch_size)
+    flops = sum(total_flops(step_flops(config, {"image-text": batch})) for batch in batches) / len(batches)
+    rate = flops / found.seconds
+    mfu = "-" if peak is None else f"{100 * rate / peak:.1f} %"
+    speed = f"{found.batch_size / found.seconds:.1f}"
+    return _row(preset, way, found.batch_size, *_time_and_memory(found), speed, f"{rate / 1e12:.3g}", mfu)
 
 
 # embedding
@@ -306,19 +309,25 @@ def training_table(
 def embedding_measured(
     preset: Preset, modality: str, device: Device, repetitions: int, batch_size: int
 ) -> Measured | None:
-    """Seconds to embed a batch; None where it does not fit."""
+    """Seconds to embed the largest batch that fits; None where not even one item does."""
     try:
         model = make_model(preset, Training(), device, "inductor", MODALITIES).eval()
     except torch.OutOfMemoryError:
         return None
-    inputs = _inputs(model.config, modality, batch_size).to(device)
 
-    def embed(_: int) -> Tensor:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-            return model.heads(modality, model.backbone({modality: inputs}))
+    def measure(size: int) -> tuple[float, int] | None:
+        try:
+            inputs = _inputs(model.config, modality, size).to(device)
+        except torch.OutOfMemoryError:
+            return None
 
-    found = timed(device, repetitions, embed)
-    return None if found is None else Measured(*found, batch_size)
+        def embed(_: int) -> Tensor:
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+                return model.heads(modality, model.backbone({modality: inputs}))
+
+        return timed(device, repetitions, embed)
+
+    return largest_that_fits(measure, batch_size)
 
 
 def _inputs(config: ModelConfig, modality: str, batch_size: int) -> Text | Image | Audio:
@@ -327,18 +336,13 @@ def _inputs(config: ModelConfig, modality: str, batch_size: int) -> Text | Image
     return training_batches(config, batch_size)[0].inputs[modality]
 
 
-def embedding_table(presets: Sequence[Preset], device: Device, repetitions: int, batch_size: int) -> list[str]:
-    """Rows of every modality."""
-    rows = []
-    for preset in presets:
-        for modality in MODALITIES:
-            found = largest_that_fits(embedding_measured, preset, modality, device, repetitions, batch_size=batch_size)
-            if found is None:
-                rows.append(_row(preset, modality, "-", "out of memory", "-"))
-            else:
-                speed = f"{found.batch_size / found.seconds:.1f}"
-                rows.append(_row(preset, modality, found.batch_size, speed, _time_and_memory(found)[1]))
-    return [_row("preset", "modality", "batch", "items/s", "GiB"), _row(*["---"] * 5), *rows]
+def embedding_row(preset: Preset, modality: str, device: Device, repetitions: int, batch_size: int, call: Call) -> str:
+    """One modality."""
+    found = call(embedding_measured, preset, modality, device, repetitions, batch_size)
+    if found is None:
+        return _row(preset, modality, "-", "out of memory", "-")
+    speed = f"{found.batch_size / found.seconds:.1f}"
+    return _row(preset, modality, found.batch_size, speed, _time_and_memory(found)[1])
 
 
 def _time_and_memory(found: Measured | None) -> tuple[str, str]:
@@ -349,24 +353,62 @@ def _row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table: its title, the names of its columns, and what gives each of its rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Callable[[Call], str]]
+
+
+def print_tables(sections: Sequence[Section], minutes: float) -> None:
+    """Measure and print, row by row, until the time ends."""
+    end = time.monotonic() + 60 * minutes
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        if (left := end - time.monotonic()) <= 0:
+            raise TimeoutError
+        return fresh(function, *arguments, seconds=left)
+
+    unmeasured = 0
+    for section in sections:
+        if not unmeasured:
+            print(f"### {section.title}\n", _row(*section.columns), _row(*["---"] * len(section.columns)), sep="\n")
+        for row in section.rows:
+            try:
+                if not unmeasured:
+                    print(row(call), flush=True)
+            except TimeoutError:
+                unmeasured += 1
+            else:
+                unmeasured += bool(unmeasured)
+        if not unmeasured:
+            print(flush=True)
+    if unmeasured:
+        print(f"\n{unmeasured} rows were not measured: the {minutes:g} minutes were over (--minutes)")
+
+
 def run(
     device: Device = "cuda",
+    minutes: float = 60.0,
     tables: tuple[Table, ...] = get_args(Table),
     preset: Preset | None = None,
     sides: tuple[int, ...] = (256, 384, 512),
     attention_pairs: int = 32,
-    training_pairs: int = 1024,
+    training_pairs: int = 256,
     embedded_items: int = 1024,
     repetitions: int = 8,
     backend: str = "inductor",
 ) -> None:
-    """Check and measure everything.
+    """Check and measure everything, the most valuable figures first.
 
     Args:
         device: cuda, or cpu to see that it works.
-        tables: which of them, in their order.
-        preset: one size for everything; None: attention at base and 4b, the others at large and 4b.
-        sides: of the pictures in fine-tuning, in pixels; pretraining takes the first.
+        minutes: limit of the whole command.
+        tables: which of them.
+        preset: one size for everything; None: attention at 4b and base, the others at 4b and large.
+        sides: of the images in fine-tuning, in pixels; pretraining takes the first.
         attention_pairs: image-text pairs that attention alone is measured on.
         training_pairs: of a training step, halved until they fit.
         embedded_items: that are embedded at once, halved until they fit.
@@ -377,26 +419,38 @@ def run(
         sys.exit(
             "benchmarks.gpu: there is no CUDA device here; --device cpu --preset tiny runs all of it on the processor"
         )
-    widths: list[Preset] = ["base", "4b"] if preset is None else [preset]
-    presets: list[Preset] = ["large", "4b"] if preset is None else [preset]
-    cases = [
-        AttentionCase(name, side, per_block, attention_pairs)
-        for name in widths
-        for side, per_block in [(sides[0], False), *((side, True) for side in sides)]
+    presets: list[Preset] = ["4b", "large"] if preset is None else [preset]
+    widths: list[Preset] = ["4b", "base"] if preset is None else [preset]
+    training = [(presets[0], way) for way in WAYS]
+    training += [(other, way) for other in presets[1:] for way in [*FIRST_WAYS, *WAYS]]
+
+    def train(ways: Sequence[tuple[Preset, Training]]) -> list[Callable[[Call], str]]:
+        sizes = (device, backend, repetitions, training_pairs)
+        return [partial(training_row, name, way, *sizes) for name, way in ways]
+
+    def attend(cases: Sequence[AttentionCase]) -> list[Callable[[Call], str]]:
+        return [partial(attention_row, case, device, repetitions) for case in cases]
+
+    shared = [AttentionCase(name, sides[0], False, attention_pairs) for name in widths]
+    per_block = [AttentionCase(name, side, True, attention_pairs) for name in widths for side in sides]
+    embedding: list[Callable[[Call], str]] = [
+        partial(embedding_row, name, modality, device, repetitions, embedded_items)
+        for name in presets
+        for modality in MODALITIES
     ]
+    step = ("preset", "step", "pairs", "step s", "GiB", "pairs/s", "model TFLOP/s", "MFU")
+    compared = ("width of", "images", "pairs", "difference", "flex s", "flex GiB", "padded s", "padded GiB")
+    attention = f"Attention of {ATTENTION_BLOCKS} blocks"
+    sections: dict[Table, Section] = {
+        "step": Section("Training step, image-text", step, train([(presets[0], way) for way in FIRST_WAYS])),
+        "attention": Section(f"{attention}, views of pretraining, shared tables", compared, attend(shared)),
+        "training": Section("Training step, image-text, other ways", step, train(training)),
+        "embedding": Section("Embedding", ("preset", "modality", "batch", "items/s", "GiB"), embedding),
+        "per_block": Section(f"{attention}, fused pairs, tables per block", compared, attend(per_block)),
+    }
     where = torch.cuda.get_device_name() if device == "cuda" else "processor"
     print(f"{time.strftime('%Y-%m-%d')}, {where}, torch {torch.__version__}\n")
-    sections: Mapping[Table, tuple[str, Callable[[], list[str]]]] = {
-        "attention": (f"Attention of {ATTENTION_BLOCKS} blocks", lambda: attention_table(cases, device, repetitions)),
-        "training": (
-            "Training step, image-text",
-            lambda: training_table(presets, device, backend, repetitions, training_pairs),
-        ),
-        "embedding": ("Embedding", lambda: embedding_table(presets, device, repetitions, embedded_items)),
-    }
-    for name in tables:
-        title, table = sections[name]
-        print(f"### {title}\n", *table(), "", sep="\n", flush=True)
+    print_tables([sections[name] for name in sections if name in tables], minutes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

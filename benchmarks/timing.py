@@ -6,8 +6,8 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -37,10 +37,45 @@ class PeakMemory:
     anonymous: int
 
 
-def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a module returns in a new process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def fresh(function: Callable[..., Any], *arguments: Any, seconds: float | None = None) -> Any:
+    """What a function of a module returns in a new process.
+
+    Args:
+        function: of a module.
+        arguments: of it.
+        seconds: that the process may take; it is killed then.
+
+    Raises:
+        TimeoutError: it took longer.
+        RuntimeError: the process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise TimeoutError(f"{function.__name__} took more than {seconds:.0f} s")
+        value, error = ours.recv()
+        process.join()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process of {function.__name__} died with exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if error is not None:
+        raise error
+    return value
+
+
+def _answer(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        connection.send((function(*arguments), None))
+    except Exception as error:
+        traceback.print_exc()
+        connection.send((None, error))
 
 
 def in_fresh_process(function: Callable[..., object], *arguments: Any) -> PeakMemory:

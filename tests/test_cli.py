@@ -49,8 +49,8 @@ def test_fit_then_validate_gives_the_same_scores_and_leaves_what_it_says(checkou
         assert 0 <= results[f"{direction}/R@1"] <= results[f"{direction}/R@10"] <= 100
     # 16 distinct combinations: one right answer in 16
     assert results["chance/audio_to_image/R@1"] == pytest.approx(100 / 16, abs=0.01)
-    assert (checkout / "runs/toy/gallery.png").stat().st_size > 1000
-    page = (checkout / "runs/toy/gallery.html").read_text()
+    assert (checkout / "runs/toy/report.png").stat().st_size > 1000
+    page = (checkout / "runs/toy/report.html").read_text()
     assert "audio-image" in page
     assert "<audio" in page
     assert list((checkout / "runs/toy/logs").rglob("events*"))
@@ -138,9 +138,21 @@ def test_shipped_configurations_parse_and_everything_linked_arrives(name, checko
         assert task.config.encoder.depth == 40
 
 
+def test_a_setting_of_one_modality_keeps_the_others(checkout):
+    words = ["--data.preprocessing.image.size=64", "--data.init_args.preprocessing.audio.max_seconds", "1e0"]
+    cli = command_line([*TOY[:1], *words, "--trainer.accelerator=cpu"], run=False)
+    image, audio = (cli.datamodule.preprocessing[name] for name in ("image", "audio"))
+    assert (image.size, image.crop_scale) == (64, (1.0, 1.0))
+    assert (audio.max_seconds, audio.min_seconds) == (1.0, 0.4)
+    assert cli.model.config.adapters["image"].image_size == 64
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--data.preprocessing.image.size=100"], r"100.*multiple of 16"),
+        (["--data.preprocessing.image.colour=1"], r"preprocessing of image: there is no colour; there is .*size"),
+        (["--data.preprocessing.smell.size=1"], r"there is no modality 'smell'"),
         (["--model.init_args.learning_rate=1"], r"Option 'learning_rate' is not accepted"),
         (["--trainer.max_steps=abc"], r'"trainer.max_steps":\n.*abc'),
         (["--data.init_args.preprocessing={image: {size: 100}}"], r"100.*multiple of 16"),
@@ -239,7 +251,7 @@ def test_a_run_keeps_everything_in_its_folder_and_is_never_overwritten(checkout,
     main(["fit", *TOY, "--run=mine"])
     folder = Path("runs/mine")
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "gallery.html", "gallery.png", "logs", "results.json",
+        "checkpoints", "config.yaml", "logs", "report.html", "report.png", "results.json",
     }  # fmt: skip
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert [path.name for path in Path("runs").iterdir()] == ["mine"]

@@ -14,7 +14,7 @@ from onepeace_lightning.training.throughput import Throughput
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = {
-    "toy": ["toy"], "stamps": ["stamps"], "stamps_stage2": ["stamps", "stamps_stage2"],
+    "toy": ["toy"], "toy_depth": ["toy_depth"], "stamps": ["stamps"], "stamps_stage2": ["stamps", "stamps_stage2"],
     "stage1_4b": ["stage1_4b"], "stage2_4b": ["stage2_4b"],
 }  # fmt: skip
 PLACES = {

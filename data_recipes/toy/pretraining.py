@@ -3,8 +3,9 @@
     python -m data_recipes.toy --out data/toy
 
 writes ``train/{image-text,audio-text,image,audio,text}``, ``val/{image-text,audio-text,audio-image}`` and
-``tokenizer``. The same arguments give the same bytes. No training stream pairs a picture with a sound, and no training
-stream holds a combination that validation holds (``toy_world.is_held_out``).
+``tokenizer``, and with ``--depth`` also ``train/depth-image`` and ``val/{depth-image,depth-text,audio-depth}``. The
+same arguments give the same bytes. No training stream pairs a picture with a sound, or a depth map with anything but a
+picture, and none holds a combination that validation holds (``toy_world.is_held_out``).
 """
 
 import argparse
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from data_recipes.toy.audio import encode_wav, play_clip
-from data_recipes.toy.images import draw_picture, encode_png
+from data_recipes.toy.depth import draw_depth
+from data_recipes.toy.images import draw_scene, encode_png, place_icons
 from data_recipes.toy.items import Draw
 from data_recipes.toy.questions import audio_question_answering, visual_question_answering, visual_reasoning
 from data_recipes.toy.scene_tasks import told_apart
@@ -37,6 +39,8 @@ from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 TRAIN_TYPES = ("image-text", "audio-text", "image", "audio", "text")
 VAL_TYPES = ("image-text", "audio-text", "audio-image")
+DEPTH_TYPES = ("depth-image", "depth-text", "audio-depth")
+"""Of validation, where there is depth; training pairs depth maps with images only."""
 
 COLOURED_SHARE = 0.5
 """Share of the captions of pictures that mention colours. With some of colours alone, names came later."""
@@ -57,6 +61,7 @@ class ToyConfig:
         pairs: samples of train/image-text and of train/audio-text, each.
         singles: samples of train/image, train/audio and train/text, each.
         gallery: samples of each validation stream; no two show the same combination.
+        depth: samples of train/depth-image; 0 leaves out all that has depth.
         image_side: side of the pictures in pixels.
         seed: of everything drawn at random; the split does not depend on it.
     """
@@ -64,6 +69,7 @@ class ToyConfig:
     pairs: int = 6000
     singles: int = 1000
     gallery: int = 256
+    depth: int = 0
     image_side: int = 96
     seed: int = 0
 
@@ -73,6 +79,7 @@ class ToyConfig:
             ("pairs", self.pairs, 1, None),
             ("singles", self.singles, 1, None),
             ("gallery", self.gallery, 2, largest),
+            ("depth", self.depth, 0, None),
             ("image_side", self.image_side, 48, None),
             ("seed", self.seed, 0, None),
         ):
@@ -155,6 +162,10 @@ def _plan(config: ToyConfig) -> dict[str, list[_Sample]]:
         rng = np.random.default_rng((config.seed, 0, number))
         chosen[f"train/{data_type}"] = list(islice(_draw(training, rng), count))
     chosen |= {f"val/{data_type}": gallery for data_type in VAL_TYPES}
+    if config.depth:
+        rng = np.random.default_rng((config.seed, 0, len(TRAIN_TYPES) + 2))
+        chosen["train/depth-image"] = list(islice(_draw(training, rng), config.depth))
+        chosen |= {f"val/{data_type}": gallery for data_type in DEPTH_TYPES}
     plan = {}
     for number, (stream, combinations) in enumerate(chosen.items(), 1):
         split, data_type = stream.split("/")
@@ -180,11 +191,15 @@ def _render(sample: _Sample) -> dict[str, bytes]:
     rng = np.random.default_rng(sample.seed)
     colours = [str(colour) for colour in rng.choice(list(COLOURS), len(sample.combination))]
     fields = {"json": json.dumps({"groups": [asdict(group) for group in sample.combination]}).encode()}
-    if sample.data_type in ("image", "image-text", "audio-image"):
-        fields["png"] = encode_png(draw_picture(sample.combination, colours, sample.image_side, rng))
-    if sample.data_type in ("audio", "audio-text", "audio-image"):
+    parts, side = sample.data_type.split("-"), sample.image_side
+    icons = place_icons(sample.combination, colours, side, rng) if {"image", "depth"} & set(parts) else []
+    if "image" in parts:
+        fields["png"] = encode_png(draw_scene(icons, side, rng))
+    if "depth" in parts:
+        fields["depth.png"] = encode_png(draw_depth(icons, side, rng))
+    if "audio" in parts:
         fields["wav"] = encode_wav(play_clip(sample.combination, rng))
-    if sample.data_type not in ("image", "audio"):
+    if sample.data_type not in ("image", "audio", "depth-image") or sample.split == "val":
         # Half of the captions of pictures do not mention colours: these are what pictures and sounds have in common.
         # A text alone speaks of a picture or of a sound; audio-image has the caption that fits both.
         coloured = sample.data_type in ("image-text", "text") and rng.random() < COLOURED_SHARE
@@ -200,6 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=default.pairs, help="image-text and audio-text pairs, each")
     parser.add_argument("--singles", type=int, default=default.singles, help="images, sounds and texts alone, each")
     parser.add_argument("--gallery", type=int, default=default.gallery, help="samples of each validation stream")
+    parser.add_argument("--depth", type=int, default=default.depth, help="depth-image pairs; 0 for no depth")
     parser.add_argument("--image-side", type=int, default=default.image_side, help="side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything but the split")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count(), help="how many render")

@@ -294,3 +294,26 @@ def test_a_used_folder_is_refused_unless_overwritten(toy, capsys):
 def test_unknown_groups_are_refused():
     with pytest.raises(ValueError, match=r"no size 'huge': choose one of \('small', 'big'\)"):
         Group(1, "huge", "bell")
+
+
+def test_depth_maps_show_the_icons_of_their_images_and_training_pairs_them_with_nothing_else(tmp_path):
+    build(tmp_path / "with", ToyConfig(pairs=4, singles=2, gallery=4, depth=6))
+    build(tmp_path / "without", ToyConfig(pairs=4, singles=2, gallery=4))
+    assert {path.name for path in (tmp_path / "with/train").glob("*depth*")} == {"depth-image"}
+    tars = [path.relative_to(tmp_path / "without") for path in (tmp_path / "without").rglob("*.tar")]
+    assert all((tmp_path / "with" / tar).read_bytes() == (tmp_path / "without" / tar).read_bytes() for tar in tars)
+    found = {}
+    with tarfile.open(next((tmp_path / "with/train/depth-image").glob("*.tar"))) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            found.setdefault(key, {})[extension] = tar.extractfile(member).read()
+    assert len(found) == 6
+    for sample in found.values():
+        assert set(sample) == {"json", "png", "depth.png"}
+        image = np.asarray(Image.open(io.BytesIO(sample["png"])), int)
+        metres = np.asarray(Image.open(io.BytesIO(sample["depth.png"])), float) / 1000
+        icons = np.abs(image - np.median(image, (0, 1))).max(-1) > 60
+        measured = metres > 0
+        assert 0.97 < measured.mean() < 1
+        assert metres[icons & measured].mean() < 3.2 < metres[~icons & measured].mean()
+    assert read_manifest(tmp_path / "with/val/audio-depth").samples == 4

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
 from tests.inference.conftest import CAPTIONS, tiny_onepeace
-from tests.reports.test_gallery import Page
+from tests.reports.test_retrieval import Page
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def test_the_page_holds_query_pictures_and_sounds(indexed, model_folder):
            "--image", "photos/2.jpg", "--text", "<b>cow</b>", "--top", 15, "--out", "new/page.html")  # fmt: skip
     html = Path("new/page.html").read_text(encoding="utf-8")
     page = Page(html)
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources("img"))
+    assert all(source.startswith("data:image/webp;base64,") for source in page.sources("img"))
     assert all(source.startswith("data:audio/wav;base64,") for source in page.sources("audio"))
     assert (len(page.sources("img")), len(page.sources("audio"))) == (6, 6)
     assert "<b>cow</b>" in page.text
-    assert "1 × audio" in page.text
+    assert "audio × 1" in page.text
     assert [name for name in CAPTIONS if name in page.text] == CAPTIONS
     assert not re.search(r"https?://|<link|<script", html)
 

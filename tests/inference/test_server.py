@@ -225,7 +225,7 @@ def test_search_mixes_inputs_and_items_with_weights(searching, files, model):
         assert np.abs(np.array([hit["cosine"] for hit in hits]) - np.sort(cosines)[::-1]).max() < 1e-5
 
         shown = client.get("/v1/items/0").text
-        assert shown.startswith('<img src="data:image/png;base64,')
+        assert shown.startswith('<img src="data:image/webp;base64,')
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A fourth modality from outside: motion sensors, registered here, trained alone against frozen text."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -38,7 +37,6 @@ class Imu(Inputs):
 
 @dataclass(frozen=True, kw_only=True)
 class ImuConfig(AdapterConfig):
-    modality: ClassVar[str] = "imu"
     channels: int = 6
     stride: int = 4
 

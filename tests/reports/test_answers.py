@@ -9,7 +9,7 @@ from PIL import Image, ImageColor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from onepeace_lightning.reports.answers import COLUMNS, AnswersGallery, render_html, render_sheet
+from onepeace_lightning.reports.answers import COLUMNS, AnswersReport, render_sheet
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.reports.pages import RIGHT, WRONG
 from onepeace_lightning.reports.sheets import wrapped
@@ -35,13 +35,19 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_every_picture_and_answer_and_nothing_from_outside():
-    page = Page(render_html({"first": [drawn(0), drawn(1, pictures=2)], "second": [drawn(2)]}))
+    page = Page(AnswersReport().sections({"first": [drawn(0), drawn(1, pictures=2)], "second": [drawn(2)]}))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 4
-    assert all(source.startswith("data:image/png;base64,") for source in images)
+    assert all(source.startswith("data:image/webp;base64,") for source in images)
     figures = [attributes["class"] for tag, attributes in page.tags if tag == "figure"]
     assert figures == ["right", "wrong", "right"]
-    for text in ("first: 1 of 2 right", "second: 1 of 1 right", "<b>question</b> 1?", "answer 1", "truth 1"):
+    for text in (
+        "first: 1 of these 2 right",
+        "second: 1 of these 1 right",
+        "<b>question</b> 1?",
+        "answer 1",
+        "truth 1",
+    ):
         assert text in page.text
 
 
@@ -98,33 +104,33 @@ def make_trainer(folder, callback, **options):
 
 
 def test_validate_writes_the_first_samples_of_every_stream_and_logs_them(tmp_path):
-    callback = AnswersGallery(str(tmp_path / "shown"), samples=3)
+    callback = AnswersReport(str(tmp_path / "shown"), samples=3)
     trainer = make_trainer(tmp_path, callback)
     loaders = {name: DataLoader(torch.arange(6) + first, 2) for name, first in (("low", 0), ("high", 6))}
     trainer.validate(Answering(), loaders, verbose=False)
-    text = Page((tmp_path / "shown/answers.html").read_text()).text
+    text = Page((tmp_path / "shown/report.html").read_text()).text
     assert re.findall(r"answer (\d+)", text) == ["0", "1", "2", "6", "7", "8"]
-    assert "low: 2 of 3 right" in text
-    assert "high: 2 of 3 right" in text
-    sheet = Image.open(tmp_path / "shown/answers.png")
+    assert "low: 2 of these 3 right" in text
+    assert "high: 2 of these 3 right" in text
+    sheet = Image.open(tmp_path / "shown/report.png")
     events = EventAccumulator(str(next(tmp_path.rglob("events*")).parent))
     events.Reload()
-    [image] = events.Images("answers")
+    [image] = events.Images("report")
     assert (image.width, image.height) == sheet.size
 
 
 def test_fit_writes_its_last_validation(tmp_path):
-    callback = AnswersGallery(str(tmp_path / "shown"), samples=1)
+    callback = AnswersReport(str(tmp_path / "shown"), samples=1)
     trainer = make_trainer(tmp_path, callback, max_epochs=2, num_sanity_val_steps=2)
     loader = DataLoader(torch.arange(2), 2)
     trainer.fit(Answering(), loader, loader)
-    assert "validation 0: 1 of 1 right" in Page((tmp_path / "shown/answers.html").read_text()).text
+    assert "validation 0: 1 of these 1 right" in Page((tmp_path / "shown/report.html").read_text()).text
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path):
     with pytest.raises(ValueError, match="samples is 0"):
-        AnswersGallery(str(tmp_path), samples=0)
+        AnswersReport(str(tmp_path), samples=0)
     with pytest.raises(TypeError, match="Silent draws no answers"):
-        make_trainer(tmp_path, AnswersGallery(str(tmp_path))).validate(
+        make_trainer(tmp_path, AnswersReport(str(tmp_path))).validate(
             Silent(), DataLoader(torch.arange(2)), verbose=False
         )

@@ -143,7 +143,11 @@ def set_image_size(model: nn.Module, image_size: int) -> None:
     Raises:
         ValueError: where the model has no images, or no such side is possible.
     """
-    adapters = [module for module in model.modules() if isinstance(module, ImageAdapter)]
+    adapters = [
+        module
+        for module in model.modules()
+        if isinstance(module, ImageAdapter) and type(module.config) is ImageConfig  # not videos, depth maps and others
+    ]
     if not adapters:
         raise ValueError("this model has no 'image' modality, so no image size can be set")
     for adapter in adapters:
@@ -155,7 +159,7 @@ def set_image_size(model: nn.Module, image_size: int) -> None:
     for module in model.modules():
         if isinstance(getattr(module, "config", None), ModelConfig):
             setattr(module, "config", _at(cast(ModelConfig, module.config), image_size))  # noqa: B010 (typed as a tensor)
-        elif isinstance(module, DecoderInput) and isinstance(module.adapter, ImageConfig):
+        elif isinstance(module, DecoderInput) and type(module.adapter) is ImageConfig:
             module.adapter = module.adapter.resized(image_size)
 
 

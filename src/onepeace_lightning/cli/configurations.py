@@ -76,7 +76,7 @@ def merged(given: Sequence[str]) -> dict[str, Any]:
     """
     whole: dict[str, Any] = {}
     for name in given:
-        whole = _over(whole, _read(find(name)))
+        whole = laid_over(whole, _read(find(name)))
     return whole
 
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Mappings are merged, anything else is replaced; null takes a mapping away.
 
     Another class keeps no arguments of the one before.
@@ -122,7 +122,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         if mapping and value is None:
             del kept[key]
         else:
-            kept[key] = _over(kept[key], value) if mapping and isinstance(value, dict) else value
+            kept[key] = laid_over(kept[key], value) if mapping and isinstance(value, dict) else value
     return kept
 
 

@@ -8,9 +8,12 @@ import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from onepeace_lightning.reports.answers import AnswersGallery
-from onepeace_lightning.reports.gallery import RetrievalGallery
+from onepeace_lightning.reports.answers import AnswersReport
+from onepeace_lightning.reports.base import PAGE
+from onepeace_lightning.reports.classification import ClassificationReport
+from onepeace_lightning.reports.retrieval import RetrievalReport
 from onepeace_lightning.tasks.pretrain import PretrainTask
+from onepeace_lightning.tasks.retrieval import RetrievalTask
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.results import ResultsTable
 from onepeace_lightning.training.throughput import Throughput
@@ -20,7 +23,7 @@ RUNS = Path("runs")
 
 CONFIG_FILE = "config.yaml"
 _CHECKPOINTS = "checkpoints"
-_TRACES = (CONFIG_FILE, _CHECKPOINTS, "results.json", "gallery.html", "answers.html")
+_TRACES = (CONFIG_FILE, _CHECKPOINTS, "results.json", PAGE)
 
 
 def run_folder(given: str) -> Path:
@@ -80,7 +83,7 @@ def callbacks(
     """What every run has besides the callbacks that its configuration names; of a kind that it names it has no other.
 
     Checkpoints ``best`` (where the task has a score to choose by) and ``last``, learning rates, throughput, the table
-    of results and a gallery.
+    of results and a report.
 
     Args:
         folder: the run's.
@@ -90,11 +93,7 @@ def callbacks(
         training: whether the run trains.
         logged: whether it has a logger.
     """
-    made: list[L.Callback] = [ResultsTable()]
-    if isinstance(task, PretrainTask):
-        made.append(RetrievalGallery())
-    elif callable(getattr(task, "draw", None)):
-        made.append(AnswersGallery())
+    made: list[L.Callback] = [ResultsTable(), *_reports(task)]
     if training:
         made += [Throughput(), *([LearningRateMonitor()] if logged else []), *_checkpoints(folder, task, data)]
     kinds = tuple(type(callback) for callback in given)
@@ -102,6 +101,14 @@ def callbacks(
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str((folder / _CHECKPOINTS).absolute())
     return [callback for callback in made if type(callback) not in kinds]
+
+
+def _reports(task: L.LightningModule) -> list[L.Callback]:
+    if isinstance(task, (PretrainTask, RetrievalTask)):
+        return [RetrievalReport()]
+    if callable(getattr(task, "draw", None)):
+        return [AnswersReport()]
+    return [ClassificationReport()] if hasattr(task, "classes") else []
 
 
 def _checkpoints(folder: Path, task: L.LightningModule, data: Any) -> list[L.Callback]:

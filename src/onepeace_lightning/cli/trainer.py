@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -203,7 +205,12 @@ def laid_over(words: Sequence[str]) -> list[str]:
             given.append(value if equals else next(following, ""))
         else:
             rest.append(word)
+    settings, rest = _preprocessing(rest)
     whole = configurations.merged(given)
+    if settings and isinstance(data := whole.get("data"), dict):
+        whole["data"] = configurations.laid_over(data, {"init_args": {"preprocessing": settings}})
+    elif settings:
+        rest.append(f"--data.preprocessing={json.dumps(settings)}")
     modules = [*(whole.get("import") or []), *modules]
     import_modules(modules)
     if modules:
@@ -212,6 +219,37 @@ def laid_over(words: Sequence[str]) -> list[str]:
     if given and not whole.get("run") and not own:
         whole["run"] = configurations.run_name(given)
     return ["--config", json.dumps(whole), *rest] if whole else rest
+
+
+_PREPROCESSING = re.compile(r"--data\.(?:init_args\.)?preprocessing\.(\w+)\.(\w+)")
+
+
+def _preprocessing(words: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Settings that are given one by one, ``--data.preprocessing.image.size=128``, and the other words.
+
+    Raises:
+        ValueError: no value follows.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    rest: list[str] = []
+    following = iter(words)
+    for word in following:
+        option, equals, value = word.partition("=")
+        if found := _PREPROCESSING.fullmatch(option):
+            given = value if equals else next(following, None)
+            if given is None:
+                raise ValueError(f"{option} needs a value, such as {option}=…")
+            settings.setdefault(found[1], {})[found[2]] = _value(given)
+        else:
+            rest.append(word)
+    return settings, rest
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def first_rank() -> bool:

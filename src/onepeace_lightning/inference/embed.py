@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from onepeace_lightning.modalities.base import Modality
 from onepeace_lightning.modalities.registry import modality
 
 Storage = Literal["float32", "float16", "int8"]
+Engine = Literal["local", "ray"]
 
 _SHOWN = 10
 _TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1"}
@@ -44,10 +46,12 @@ def embed(
     workers: int = 0,
     dim: int | None = None,
     storage: Storage | None = None,
+    engine: Engine = "local",
 ) -> None:
     """Embed the items of one modality of a source, such as ``--image FOLDER``.
 
-    Started by torchrun, each of its processes writes its own parts of a folder, on its own GPU.
+    Started by torchrun, each of its processes writes its own parts of a folder, on its own GPU. With ``--engine ray``
+    the parts are given to actors on all machines of a Ray cluster, one for each GPU.
 
     A stopped run goes on where it stopped when the same command is given again: at most the last chunk is embedded
     anew. The file holds ids (paths relative to the source, ``shard/key``, or ``table#row`` for texts of a table),
@@ -70,8 +74,11 @@ def embed(
         workers: processes that decode; 0 decodes in two threads.
         dim: keep the first so many numbers of each embedding, made of unit length again; all if null.
         storage: float32, float16 or int8 (times 127); float16 in a folder and float32 in a file if null.
+        engine: local, or ray: on the cluster of ``$RAY_ADDRESS``, or else one on this machine. All its machines must
+            see the model, the source and the folder.
 
     Raises:
+        ImportError: Ray is not installed.
         ValueError: not exactly one modality, nothing to embed, bad items, or an ``out`` that was begun otherwise.
         FileNotFoundError: where something is missing.
     """
@@ -89,22 +96,40 @@ def embed(
         raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(ENDINGS)}, or a folder")
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
+    if engine == "ray" and (as_file or world_size > 1):
+        raise ValueError("--engine ray writes a folder (give --out a name without ending), and is not for torchrun")
     [(name, given)] = items.items()
     modality(name)
+    if engine == "ray":  # its processes have working folders of their own
+        given, path = os.path.abspath(given), path.absolute()
+        root = None if root is None else os.path.abspath(root)
+        model = os.path.abspath(model) if os.path.exists(model) else model
+        bpe_dir = None if bpe_dir is None else os.path.abspath(bpe_dir)
     source = find_items(name, given, column, root)
     if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device=device, dtype=dtype)
+    load = partial(OnePeace.from_pretrained, model, bpe_dir=bpe_dir, dtype=dtype)
+    onepeace = load(device="cpu" if engine == "ray" else device)
     onepeace.check_embeds(name)
     width = onepeace.config.encoder.width
     if workers < 0 or not 1 <= (dim or width) <= width:
         raise ValueError(f"workers is {workers}, must be 0 or more; dim is {dim}, from 1 to {width}")
-    work = _Work(onepeace, onepeace.modality(name), source, batch_size, skip_bad, workers, dim or width)
+    work = Work(onepeace.modality(name), source, batch_size, skip_bad, workers, dim or width)
     about = {**describe(onepeace, name), "width": dim or width}
     if (kind := storage or ("float32" if as_file else "float16")) != "float32":
         about["storage"] = kind
+    if engine == "ray":
+        from onepeace_lightning.inference.ray_engine import embed_parts
+
+        parts = Parts(path, about, source, chunk_size)
+        try:
+            embed_parts(partial(load, device=device), work, parts)
+        finally:
+            _name(parts.skipped)
+        print(f"{out}: {parts.done - len(parts.skipped)} embeddings, {work.width} numbers each")
+        return
     if not as_file:
-        _embed_parts(work, Parts(path, about, source, chunk_size, rank, world_size))
+        _embed_parts(work, onepeace, Parts(path, about, source, chunk_size, rank, world_size))
         return
     output = Output(path, about, source)
     if output.finished:
@@ -113,7 +138,7 @@ def embed(
     if output.done:
         print(f"{out}: going on after {output.done} of {len(source)} items")
     try:
-        _embed_all(work, output, chunk_size)
+        _embed_all(work, onepeace, output, chunk_size)
     finally:
         _name(output.skipped)
     output.finish()
@@ -131,23 +156,27 @@ def describe(onepeace: OnePeace, modality: str) -> dict[str, Any]:
     }
 
 
-class _Work:
-    """Batches of a source, read ahead, in the order of its items."""
+@dataclass(frozen=True)
+class Work:
+    """Batches of a source, read ahead, in the order of its items.
 
-    def __init__(
-        self,
-        onepeace: OnePeace,
-        modality: Modality,
-        source: Items,
-        batch_size: int,
-        skip_bad: bool,
-        workers: int,
-        width: int,
-    ) -> None:
-        self.onepeace, self.modality, self.source = onepeace, modality, source
-        self.batch_size, self.skip_bad, self.workers, self.width = batch_size, skip_bad, workers, width
+    Attributes:
+        modality: of the items.
+        source: the items.
+        batch_size: items that run through the model together.
+        skip_bad: whether to leave out items that cannot be read.
+        workers: processes that decode; 0 for two threads.
+        width: numbers of an embedding that are kept.
+    """
 
-    def batches(self, chunks: Sequence[range]) -> Iterator[Chunk]:
+    modality: Modality
+    source: Items
+    batch_size: int
+    skip_bad: bool
+    workers: int
+    width: int
+
+    def batches(self, onepeace: OnePeace, chunks: Sequence[range]) -> Iterator[Chunk]:
         """Embed the items of chunks, a batch at a time, none of which reaches from one chunk into the next.
 
         Raises:
@@ -170,10 +199,20 @@ class _Work:
             if good:
                 inputs = self.modality.collate([inputs for _, _, inputs in good])
                 chunk.ids = [key for key, _, _ in good]
-                embeddings_BD = self.onepeace.embed_inputs(self.modality.name, inputs)[:, : self.width]
+                embeddings_BD = onepeace.embed_inputs(self.modality.name, inputs)[:, : self.width]
                 chunk.embeddings = list(F.normalize(embeddings_BD, dim=1).numpy())
                 chunk.texts = [content for _, content, _ in good] if self.modality.reads_text else []
             yield chunk
+
+    def write_parts(self, onepeace: OnePeace, parts: Parts, chunks: Sequence[range]) -> None:
+        """Embed chunks, and write the part of each as soon as it is complete."""
+        waiting, chunk = iter(chunks), Chunk()
+        current = next(waiting, None)
+        for batch in self.batches(onepeace, chunks):
+            chunk.extend(batch)
+            if current is not None and len(chunk) == len(current):
+                parts.add(current, chunk)
+                current, chunk = next(waiting, None), Chunk()
 
 
 def _read(modality: Modality, item: tuple[str, Read]) -> tuple[str, str, Any, str]:
@@ -190,23 +229,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _embed_parts(work: _Work, parts: Parts) -> None:
-    started, waiting, chunk = parts.done, iter(parts.missing), Chunk()
-    if started:
-        print(f"{parts.folder}: going on after {started} of this process's items")
-    current = next(waiting, None)
+def _embed_parts(work: Work, onepeace: OnePeace, parts: Parts) -> None:
+    if parts.done:
+        print(f"{parts.folder}: going on after {parts.done} of this process's items")
     try:
-        for batch in work.batches(parts.missing):
-            chunk.extend(batch)
-            if current is not None and len(chunk) == len(current):
-                parts.add(current, chunk)
-                current, chunk = next(waiting, None), Chunk()
+        work.write_parts(onepeace, parts, parts.missing)
     finally:
         _name(parts.skipped)
     print(f"{parts.folder}: {parts.done - len(parts.skipped)} embeddings by this process, {work.width} numbers each")
 
 
-def _embed_all(work: _Work, output: Output, chunk_size: int) -> None:
+def _embed_all(work: Work, onepeace: OnePeace, output: Output, chunk_size: int) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -214,7 +247,7 @@ def _embed_all(work: _Work, output: Output, chunk_size: int) -> None:
         task = progress.add_task(work.modality.name, total=total, completed=output.done, rate="")
         chunk = Chunk()
         try:
-            for batch in work.batches([range(output.done, total)]):
+            for batch in work.batches(onepeace, [range(output.done, total)]):
                 chunk.extend(batch)
                 speed = progress.tasks[task].speed
                 progress.update(task, advance=len(batch), rate=f"{speed:.1f} items/s" if speed else "")

@@ -112,15 +112,18 @@ def _write_page(
     asked = []
     for name, given in queries.items():
         one = gallery.model.modality(name)
-        asked.append(f"<p><b>{shares[name]:g}</b> × {name}</p>{one.html(one.load(given), given)}")
+        weight = f" × {shares[name]:g}" if len(queries) > 1 or shares[name] != 1 else ""
+        shown = one.html(one.load(given), given)
+        asked.append(f"<p><b>{name}</b>{weight}</p>{shown}" + ("" if one.reads_text else f"<p>{escape(given)}</p>"))
     figures, missing = [], 0
     for rank, hit in enumerate(hits, 1):
         try:
             content = gallery.html(hit)
         except (OSError, ValueError):  # gone, or damaged since
             content, missing = "<blockquote>The file is not there any more.</blockquote>", missing + 1
-        figures.append(figure(content, f"{rank}. {escape(hit.id)} <i>{hit.cosine:.3f}</i>"))
+        words = f'<b>{rank}.</b> {escape(hit.id)} <span class="cosine">{hit.cosine:.3f}</span>'
+        figures.append(figure(content, words))
     out.parent.mkdir(parents=True, exist_ok=True)
-    introduction = "The query is at the left; what is nearest to it follows, nearest first, with its cosine."
+    introduction = "What was asked for is in the box; what is nearest to it follows, nearest first, with its cosine."
     out.write_text(page("Search", introduction, answer_row("".join(asked), figures)), encoding="utf-8")
     return missing

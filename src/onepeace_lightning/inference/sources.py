@@ -17,6 +17,7 @@ from onepeace_lightning.data.tables import TABLES, read_column
 from onepeace_lightning.data.tars import find_sample
 from onepeace_lightning.files import check_name, files_below, printable
 from onepeace_lightning.modalities.registry import modality as find_modality
+from onepeace_lightning.modalities.registry import own_files
 
 Read = Callable[[], bytes]
 
@@ -62,7 +63,7 @@ def find_items(modality: str, source: str, column: str | None = None, root: str 
         FileNotFoundError: where there is no such file or folder.
     """
     path = Path(source)
-    is_table = path.suffix.lower() in TABLES
+    is_table = path.suffix.lower() in TABLES and find_modality(modality).extension_of(path.name) is None
     given = {"column": column, "root": root}
     if not is_table and (idle := [f"--{name} {value}" for name, value in given.items() if value is not None]):
         raise ValueError(f"{source} is no table ({', '.join(TABLES)}), so {' and '.join(idle)} has no meaning")
@@ -99,14 +100,10 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
 
 def _folder(modality: str, folder: Path) -> Items:
     endings = find_modality(modality).extensions
-    names, left_out = [], Counter[str]()
-    for file in files_below(folder):
-        relative = file.relative_to(folder)
-        if find_modality(modality).extension_of(file.name) is not None:
-            names.append(relative.as_posix())
-        else:
-            left_out[file.suffix or "no ending"] += 1
+    every = [file.relative_to(folder).as_posix() for file in files_below(folder)]
+    names = own_files(find_modality(modality), every)
     if not names:
+        left_out = Counter(Path(name).suffix or "no ending" for name in every)
         found = ", ".join(f"{count} with {ending}" for ending, count in sorted(left_out.items())) or "no files"
         raise ValueError(f"{folder} and its sub-folders hold no file that ends in {', '.join(endings)}, but {found}")
     return _files(folder, names)

@@ -1,5 +1,6 @@
 """Arrays of samples: masks over their tokens, and what joins them to a batch."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,3 +74,23 @@ def pad(rows: Sequence[Tensor], dim: int = 0) -> tuple[Tensor, list[int]]:
         missing = [0, 0] * (row.dim() - 1 - dim) + [0, longest - length]
         filled.append(F.pad(row, missing) if length < longest else row)
     return stack(filled), lengths
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    """The array of an .npy file's bytes, nothing in it executed.
+
+    Raises:
+        ValueError: the bytes are no such file, hold objects, or fewer or more values than they state.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"an .npy file of version {version}; save the array again with numpy.save")
+    shape, by_columns, kind = readers[version](stream)
+    if kind.kind not in "biuf":
+        raise ValueError(f"an .npy file of {kind}; give numbers")
+    values = np.frombuffer(data, kind, offset=stream.tell())
+    if len(values) != np.prod(shape, dtype=float):
+        raise ValueError(f"an .npy file that states {shape} values and holds {len(values)}: it is cut off")
+    return values.reshape(shape, order="F" if by_columns else "C")

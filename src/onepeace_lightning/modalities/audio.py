@@ -93,7 +93,6 @@ class AudioConfig(AdapterConfig):
         buckets: of the relative bias.
     """
 
-    modality: ClassVar[str] = "audio"
     channels: int = 512
     position_depth: int = 5
     position_kernel: int = 19

@@ -123,6 +123,8 @@ class Modality:
     """Sizes of its adapter."""
     settings_type: ClassVar[type[Settings]] = Settings
     """Settings of its preprocessing."""
+    agreed: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Settings that are sizes of the adapter too: pairs of the setting's name and the size's."""
     reads_text: ClassVar[bool] = False
     """Whether items are texts, which need the tokenizer and are kept beside embeddings and answers."""
     plural: ClassVar[str] = ""
@@ -249,12 +251,12 @@ class Modality:
 
     def sizes(self) -> dict[str, Any]:
         """Sizes of the adapter that follow from the settings and the tokenizer."""
-        return {}
+        return {size: getattr(self.settings, setting) for setting, size in self.agreed}
 
     @classmethod
     def settings_for(cls, settings: Any, config: AdapterConfig) -> Any:
         """The settings with what an adapter of these sizes needs."""
-        return settings
+        return dataclasses.replace(settings, **{setting: getattr(config, size) for setting, size in cls.agreed})
 
     # In words and images
 

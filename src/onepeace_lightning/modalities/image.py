@@ -44,7 +44,7 @@ ImageItem = str | PathLike[str] | Pillow.Image | np.ndarray | Tensor
 
 @dataclass
 class Image(Inputs):
-    """Square RGB images (B, 3, S, S): uint8, as they are decoded, or floating-point and normalised already."""
+    """Square images (B, C, S, S): RGB in uint8, as they are decoded, or floating-point and normalised already."""
 
     pixels: Tensor
 
@@ -57,7 +57,7 @@ class Image(Inputs):
         return [1 + (height // PATCH) * (width // PATCH)] * batch
 
     def normalised(self) -> Tensor:
-        """(B, 3, S, S) in units of CLIP's ``STD`` from its ``MEAN``; 8-bit pixels become float32."""
+        """(B, C, S, S) in units of CLIP's ``STD`` from its ``MEAN``; 8-bit pixels become float32."""
         return normalised(self.pixels)
 
 
@@ -69,9 +69,10 @@ class ImageConfig(AdapterConfig):
         image_size: side in pixels that the relative bias is made for, a multiple of 16.
         position_grid: side of the learned absolute position grid in patches; None: that of ``image_size``.
         type_embedding: a vector is added to every token, and a further one to those of a second image.
+        channels: values of a pixel.
     """
 
-    modality: ClassVar[str] = "image"
+    channels: ClassVar[int] = 3
     decoder_positions_decay: ClassVar[bool] = True  # as in the published training, which exempts text and audio alone
     image_size: int = 256
     position_grid: int | None = None
@@ -79,7 +80,7 @@ class ImageConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         if self.image_size < PATCH or self.image_size % PATCH:
-            raise ValueError(f"{self.modality}: image_size is {self.image_size}, must be a multiple of {PATCH}")
+            raise ValueError(f"{type(self).__name__}: image_size is {self.image_size}, must be a multiple of {PATCH}")
 
     @property
     def grid(self) -> int:
@@ -98,7 +99,11 @@ class ImageConfig(AdapterConfig):
 
     def problems(self, width: int) -> list[str]:
         """The stem's first convolutions have a quarter of the width."""
-        return [f"width {width} is not a multiple of 4, which the {self.modality} stem needs"] if width % 4 else []
+        return (
+            [f"width {width} is not a multiple of 4, which the stem of {type(self).__name__} needs"]
+            if width % 4
+            else []
+        )
 
     def decoder_rows(self) -> int:
         """CLS and the grid."""
@@ -117,12 +122,10 @@ class ImageConfig(AdapterConfig):
 class ImageAdapter(Adapter):
     """Pixels to patch tokens."""
 
-    channels: ClassVar[int] = 3
-
     def __init__(self, config: ImageConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
         width = model.encoder.width
-        self.stem = patch_stem(self.channels, width)
+        self.stem = patch_stem(config.channels, width)
         grid = config.position_grid or config.grid
         self.positions = nn.Parameter(torch.empty(1 + grid**2, width))
         if config.type_embedding:
@@ -151,7 +154,7 @@ class ImageAdapter(Adapter):
                 f"images of {height}×{width} pixels; this model takes {self.config.image_size}×{self.config.image_size}"
                 f" (a multiple of {PATCH}): set size in the data's preprocessing and in the model alike"
             )
-        pixels = self.pixels(inputs)
+        pixels = inputs.normalised()
         if not pixels.is_floating_point():
             raise ValueError(
                 f"images of {pixels.dtype} pixels; give torch.uint8, from 0 to 255, or floating-point pixels that are"
@@ -168,12 +171,8 @@ class ImageAdapter(Adapter):
 
     def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """[CLS; patches] + positions, all of them there."""
-        x_BLD = self.patches(self.pixels(Image(pixels)))
+        x_BLD = self.patches(Image(pixels).normalised())
         return x_BLD, torch.ones_like(x_BLD[..., 0], dtype=torch.bool)
-
-    def pixels(self, inputs: Any) -> Tensor:
-        """(B, channels, S, S) floating-point pixels, as the stem takes them."""
-        return inputs.normalised()
 
     def as_second(self, tokens: Tokens) -> Tokens:
         """``embed``'s tokens marked as those of a sample's second image.
@@ -242,6 +241,7 @@ class ImageModality(Modality):
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
     config_type = ImageConfig
     settings_type = ImageSettings
+    agreed = (("size", "image_size"),)
 
     def decode(self, data: bytes) -> Pillow.Image:
         """Decode an image file to 8-bit RGB, the right way up.
@@ -281,23 +281,11 @@ class ImageModality(Modality):
 
     def transform(self, item: Pillow.Image) -> Tensor:
         """(3, S, S) uint8, resized to the square or, where the settings say so, the middle of the image."""
-        side = self.settings.size
-        if self.settings.resize == "crop":
-            shorter = side if side > 224 else int(side * 256 / 224)
-            resized = tvf.resize(item, [shorter], interpolation=InterpolationMode.BICUBIC)
-            return tvf.pil_to_tensor(tvf.center_crop(resized, [side, side]))
-        return tvf.pil_to_tensor(tvf.resize(item, [side, side], interpolation=InterpolationMode.BICUBIC))
+        return tvf.pil_to_tensor(fitted(item, self.settings))
 
     def augment(self, item: Pillow.Image, rng: np.random.Generator) -> Tensor:
         """(3, S, S) uint8 of a random crop. There are no flips: captions speak of left and right."""
-        crop = RandomResizedCrop(
-            self.settings.size, scale=self.settings.crop_scale, interpolation=InterpolationMode.BICUBIC
-        )
-        # torchvision draws from PyTorch's global generator. Only the CPU's is seeded and put back: the training process
-        # itself may run this, and its dropout on CUDA must not repeat.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            return tvf.pil_to_tensor(crop(item))
+        return tvf.pil_to_tensor(random_crop(item, self.settings, rng))
 
     def num_tokens(self, array: Tensor) -> int:
         """The patches."""
@@ -312,15 +300,6 @@ class ImageModality(Modality):
         """8-bit noise."""
         side = config.image_size  # type: ignore[attr-defined]
         return Image(torch.from_numpy(rng.integers(0, 256, (batch, 3, side, side), dtype=np.uint8)))
-
-    def sizes(self) -> dict[str, Any]:
-        """The side of the images."""
-        return {"image_size": self.settings.size}
-
-    @classmethod
-    def settings_for(cls, settings: Any, config: AdapterConfig) -> Any:
-        """Images of the adapter's side."""
-        return replace(settings, size=config.image_size)  # type: ignore[attr-defined]
 
     def describe(self) -> str:
         """Resizing and normalisation."""
@@ -338,3 +317,22 @@ class ImageModality(Modality):
         shrunk = item.copy()
         shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
         return shrunk
+
+
+def fitted(image: Any, settings: ImageSettings) -> Any:
+    """A PIL image or a tensor (C, H, W) as a square of ``settings.size``, for evaluation; see ``ImageSettings``."""
+    side = settings.size
+    if settings.resize == "square":
+        return tvf.resize(image, [side, side], interpolation=InterpolationMode.BICUBIC)
+    shorter = side if side > 224 else int(side * 256 / 224)
+    return tvf.center_crop(tvf.resize(image, [shorter], interpolation=InterpolationMode.BICUBIC), [side, side])
+
+
+def random_crop(image: Any, settings: ImageSettings, rng: np.random.Generator) -> Any:
+    """A random part of a PIL image or a tensor (C, H, W) as a square of ``settings.size``, for training."""
+    crop = RandomResizedCrop(settings.size, scale=settings.crop_scale, interpolation=InterpolationMode.BICUBIC)
+    # torchvision draws from PyTorch's global generator. Only the CPU's is seeded and put back: the training process
+    # itself may run this, and its dropout on CUDA must not repeat.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        return crop(image)

@@ -1,5 +1,6 @@
 """The modalities that are known, by name."""
 
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
@@ -64,6 +65,23 @@ def modalities() -> dict[str, type[Modality]]:
 def text_modality() -> str:
     """The name of the modality that reads texts, of which questions and captions are."""
     return next(name for name, cls in modalities().items() if cls.reads_text)
+
+
+def own_files(cls: type[Modality], names: Iterable[str]) -> list[str]:
+    """Of files in a folder that a user calls by a modality's name, those that are of it.
+
+    They are the files with its own extensions that no other modality has a longer one for; where there are none, files
+    of its kinds: ``0001.png`` among files that are said to be depth maps.
+    """
+    names = list(names)
+    others = [other for other in modalities().values() if other is not cls]
+
+    def claimed(name: str) -> int:
+        return max((len(other.extension_of(name) or "") for other in others), default=0)
+
+    own = [name for name in names if len(extension := cls.extension_of(name) or "") and len(extension) >= claimed(name)]
+    kinds = {extension.rpartition(".")[2] for extension in cls.extensions}
+    return own or [name for name in names if name.lower().rpartition(".")[2] in kinds]
 
 
 def modality_of(file_name: str) -> tuple[str, str] | None:

@@ -7,20 +7,17 @@ from html import escape
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-REPORT_SIDE = 244
-"""Pixels along the longer side of an image in a page, which shows it at half of that."""
+REPORT_SIDE = 320
+"""Pixels along the longer side of an image in a page."""
 
 
 def image_html(image: Pillow.Image, title: str = "") -> str:
-    """An image in a page."""
-    return f'<img src="data:image/png;base64,{encoded_png(image)}" alt="{escape(title)}">'
-
-
-def encoded_png(image: Pillow.Image) -> str:
-    """An image as a PNG file in base64."""
+    """An image in a page: small as a file, without loss where it has few colours."""
     stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
+    few = image.getcolors(256) is not None
+    image.save(stream, "WEBP", lossless=few, quality=80 if few else 88)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f'<img src="data:image/webp;base64,{data}" alt="{escape(title)}">'
 
 
 def text_card(text: str, side: int) -> Pillow.Image:

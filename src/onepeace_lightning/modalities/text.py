@@ -74,7 +74,6 @@ class TextConfig(AdapterConfig):
         type_embedding: a vector is added to every token, for tasks with two images.
     """
 
-    modality: ClassVar[str] = "text"
     vocab_size: int = 50264
     positions: int = 514
     buckets: int = 256

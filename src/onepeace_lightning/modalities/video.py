@@ -4,8 +4,8 @@ B = videos, V = views of a video, T = frames of a view, S = side of a frame, N =
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +49,6 @@ class VideoConfig(ImageConfig):
         frames: T.
     """
 
-    modality: ClassVar[str] = "video"
     frames: int = 8
 
     def __post_init__(self) -> None:
@@ -182,6 +181,7 @@ class VideoModality(Modality):
     extensions = ("mp4", "webm", "mkv", "avi", "mov")
     config_type = VideoConfig
     settings_type = VideoSettings
+    agreed = (("size", "image_size"), ("frames", "frames"))
 
     def decode(self, data: bytes) -> VideoFile:
         """Open a video; its frames are decoded when they are needed.
@@ -234,15 +234,6 @@ class VideoModality(Modality):
     def collate(self, arrays: Sequence[Tensor]) -> Video:
         """Join videos."""
         return Video(stack(arrays))
-
-    def sizes(self) -> dict[str, Any]:
-        """Side and number of frames."""
-        return {"image_size": self.settings.size, "frames": self.settings.frames}
-
-    @classmethod
-    def settings_for(cls, settings: Any, config: Any) -> Any:
-        """Frames of the adapter's side and number."""
-        return replace(settings, size=config.image_size, frames=config.frames)
 
     def describe(self) -> str:
         """Frames, views and resizing."""

@@ -57,11 +57,9 @@ class AdapterConfig:
     """Sizes of one modality's adapter, which ``build`` makes; a modality subclasses this.
 
     Attributes:
-        modality: the name under which the modality is registered.
         decoder_positions_decay: the learned positions in the denoising decoder have weight decay.
     """
 
-    modality: ClassVar[str]
     decoder_positions_decay: ClassVar[bool] = False
 
     def build(self, model: "ModelConfig") -> nn.Module:
@@ -87,8 +85,8 @@ class AdapterConfig:
             ValueError: where the modality does not say.
         """
         raise ValueError(
-            f"decoder: positions does not say how many rows modality {self.modality!r} needs; name it there, or write"
-            " decoder_rows for its config"
+            f"decoder: positions does not say how many rows {type(self).__name__} needs; name its modality there,"
+            " or write its method decoder_rows"
         )
 
     def decoder_positions(self, table_PD: Tensor) -> Tensor:

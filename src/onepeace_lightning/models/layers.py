@@ -75,6 +75,25 @@ def modality_parameters(module: nn.Module, modalities: Collection[str]) -> set[s
     }
 
 
+@torch.no_grad()
+def copy_modality(module: nn.Module, new: str, other: str) -> tuple[list[str], list[str]]:
+    """Give a modality's parameters the values of another one's, wherever both have the same name and shape.
+
+    Returns:
+        Names of the new modality's parameters that were copied, and of those that keep their values.
+    """
+    parameters = dict(module.named_parameters())
+    copied, kept = [], []
+    for name in sorted(modality_parameters(module, [new])):
+        source = parameters.get(".".join(other if part == new else part for part in name.split(".")))
+        if source is not None and source.shape == parameters[name].shape:
+            parameters[name].copy_(source)
+            copied.append(name)
+        else:
+            kept.append(name)
+    return copied, kept
+
+
 def layer_scale_of(name: str, blocks: int, layer_decay: float) -> float:
     """Factor of the learning rate under layer-wise decay, ``layer_decay ** (blocks + 1 - id)``.
 

@@ -1,47 +1,40 @@
-"""A page and a picture that show what a task answers to held-out samples: boxes, masks, answers.
-
-W and H = width and height in pixels.
-"""
+"""A page and an image that show what a task answers to held-out samples: boxes, masks, answers."""
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw, ImageFont
 
-from onepeace_lightning.modalities.rendering import image_html
-from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn
-from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, page
+from onepeace_lightning.reports.base import ValidationReport, interleaved
+from onepeace_lightning.reports.drawing import SIDE, Drawn
+from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, in_a_row, legend
 from onepeace_lightning.reports.sheets import wrapped
 
 
-class AnswersGallery(L.Callback):
-    """Writes ``answers.html`` and ``answers.png``: the first samples of every validation stream with their answers.
+class AnswersReport(ValidationReport):
+    """The first samples of every validation stream with their answers.
 
     The task draws them by its method ``draw(batch, outputs, row)``, which gives a ``reports.drawing.Drawn``, from what
-    its ``validation_step`` returned. The page stands alone: pictures are inside. Made once, when ``fit`` (from its last
-    validation) or ``validate`` ends; the picture also goes to TensorBoard. Under several processes the samples are rank
-    zero's first ones.
+    its ``validation_step`` returned.
 
     Args:
-        folder: where both files go, the trainer's ``default_root_dir`` if None; older files are replaced.
+        folder: see ``ValidationReport``.
         samples: how many of each stream.
 
     Raises:
         ValueError: for less than one sample.
     """
 
+    title = "Answers"
+    introduction = """Held-out samples: what was asked, the model's answer, right ✓ or wrong ✗, and in grey what is
+right. Where boxes or outlines are drawn, the right one is green, the model's orange."""
+
     def __init__(self, folder: str | None = None, samples: int = 24) -> None:
+        super().__init__(folder)
         if samples < 1:
-            raise ValueError(f"samples is {samples}; a gallery shows at least 1")
-        self.folder = folder
+            raise ValueError(f"samples is {samples}; a report shows at least 1")
         self.samples = samples
-        self._drawn: dict[str, list[Drawn]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the task can be drawn.
@@ -50,82 +43,50 @@ class AnswersGallery(L.Callback):
             TypeError: it has no method ``draw``.
         """
         if not callable(getattr(pl_module, "draw", None)):
-            raise TypeError(f"{type(pl_module).__name__} draws no answers; take AnswersGallery out of the callbacks")
+            raise TypeError(f"{type(pl_module).__name__} draws no answers; take AnswersReport out of the callbacks")
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the previous validation."""
-        self._drawn = {}
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def collect(
+        self, kept: list[Drawn] | None, name: str, batch: Any, outputs: Any, task: L.LightningModule
+    ) -> list[Drawn]:
         """Draw a batch's samples, until there are enough."""
-        if trainer.sanity_checking or not trainer.is_global_zero or not outputs:  # a filler has none
-            return
-        loaders = trainer.val_dataloaders
-        name = list(loaders)[dataloader_idx] if isinstance(loaders, dict) else f"validation {dataloader_idx}"
-        drawn = self._drawn.setdefault(name, [])
-        for row in range(min(len(batch), self.samples - len(drawn))):
-            drawn.append(pl_module.draw(batch, outputs, row))  # type: ignore[operator]  # checked in setup
+        kept = kept or []
+        rows = range(min(len(batch), self.samples - len(kept)))
+        return [*kept, *(task.draw(batch, outputs, row) for row in rows)]  # type: ignore[operator]  # checked in setup
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write after ``validate``."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._write(trainer)
+    def join(self, parts: list[list[Drawn]]) -> list[Drawn]:
+        """The first samples of all processes."""
+        return interleaved(parts)[: self.samples]
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write after ``fit``."""
-        self._write(trainer)
+    def sections(self, streams: dict[str, list[Drawn]]) -> str:
+        """One for each stream, a figure for each sample."""
+        return "\n".join(
+            f"<section><h2>{escape(_title(name, samples))}</h2>{_figures(samples)}</section>"
+            for name, samples in streams.items()
+        )
 
-    def _write(self, trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        if not any(self._drawn.values()):
-            rank_zero_warn("no validation sample was answered: there is no gallery of answers to write")
-            return
-        sheet = render_sheet(self._drawn)
-        folder = Path(self.folder or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / "answers.png")
-        (folder / "answers.html").write_text(render_html(self._drawn), encoding="utf-8")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("answers", np.asarray(sheet), trainer.global_step, dataformats="HWC")
+    def sheet(self, streams: dict[str, list[Drawn]]) -> Image.Image:
+        """Streams one under the other."""
+        return render_sheet(streams)
 
 
-def render_html(streams: dict[str, list[Drawn]]) -> str:
-    """Write the gallery as one self-contained page.
-
-    Args:
-        streams: name of a validation stream to its samples; one section each.
-    """
-    sections = []
-    for name, samples in streams.items():
-        figures = []
-        for sample in samples:
-            kind, mark = ("right", "✓") if sample.right else ("wrong", "✗")
-            caption = f"{escape(sample.asked)}<br><b>{mark}</b> {escape(sample.answered)}"
-            if sample.expected:
-                caption += f"<br><i>{escape(sample.expected)}</i>"
-            pictures = "".join(image_html(picture, sample.asked) for picture in sample.pictures)
-            figures.append(figure(pictures, caption, kind))
-        sections.append(f"<section><h2>{escape(_title(name, samples))}</h2>{grid(figures)}</section>")
-    return page("Answers", _INTRODUCTION, "\n".join(sections))
+def _figures(samples: list[Drawn]) -> str:
+    figures = []
+    for sample in samples:
+        kind, mark = ("right", "✓") if sample.right else ("wrong", "✗")
+        lines = [escape(sample.asked)] if sample.asked else []
+        lines.append(f"<b>{mark}</b> {escape(sample.answered)}")
+        if sample.expected:
+            lines.append(f"<small>{escape(sample.expected)}</small>")
+        content = in_a_row([item.html for item in sample.shown], [item.title for item in sample.shown])
+        if sample.legend:
+            content += legend(sample.legend)
+        figures.append(figure(content, "<br>".join(lines), kind))
+    return grid(figures, wide=any(len(sample.shown) > 1 for sample in samples))
 
 
 def _title(name: str, samples: list[Drawn]) -> str:
-    return f"{name}: {sum(sample.right for sample in samples)} of {len(samples)} right"
+    return f"{name}: {sum(sample.right for sample in samples)} of these {len(samples)} right"
 
-
-_INTRODUCTION = f"""Held-out samples: what was asked, the model's answer, <b style="color: {RIGHT}">right ✓</b> or
-<b style="color: {WRONG}">wrong ✗</b>, and in grey what is right. Where boxes or outlines are drawn, the right one is
-<b style="color: {TRUE}">green</b>, the model's <b style="color: {GUESS}">orange</b>."""
 
 COLUMNS, GAP, FRAME, LINE, HEADING = 4, 12, 4, 17, 40
 """Sheet layout: samples side by side; then in pixels: space between, frame width, line of text, section heading."""
@@ -159,9 +120,10 @@ def render_sheet(streams: dict[str, list[Drawn]]) -> Image.Image:
 def _cell(sample: Drawn) -> Image.Image:
     """One sample: its pictures side by side in a frame, the words under them."""
     font = ImageFont.load_default(14)
-    width = 2 * FRAME + SIDE * len(sample.pictures) + FRAME * (len(sample.pictures) - 1)
+    width = 2 * FRAME + SIDE * len(sample.items) + FRAME * (len(sample.items) - 1)
     height = 2 * FRAME + max(picture.height for picture in sample.pictures)
-    words = [(sample.asked, INK), (sample.answered, RIGHT if sample.right else WRONG), (sample.expected, INK)]
+    asked = sample.asked or ", ".join(item.title for item in sample.shown if item.title)
+    words = [(asked, INK), (sample.answered, RIGHT if sample.right else WRONG), (sample.expected, INK)]
     lines = [(line, colour) for text, colour in words for line in wrapped(text, font, width)]
     cell = Image.new("RGB", (width, height + GAP // 2 + LINE * len(lines)), "white")
     draw = ImageDraw.Draw(cell)

@@ -3,7 +3,9 @@
 W and H = width and height in pixels, S = side of the square picture.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image as Pillow
@@ -11,7 +13,9 @@ from PIL import ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from onepeace_lightning.modalities.base import Modality
 from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.rendering import image_html
 from onepeace_lightning.models.patches import MEAN, STD
 
 SIDE = 240
@@ -22,22 +26,67 @@ TRUE, GUESS, OUTLINE = "#1a9850", "#e6550d", "#ffffff"
 
 
 @dataclass(frozen=True)
+class Shown:
+    """An item as a report shows it.
+
+    Attributes:
+        picture: in the sheet, at most ``SIDE`` pixels; an image's own look, or a plot of what is heard.
+        html: in the page: an image, a player, a text.
+        title: a word above it, where several stand side by side.
+    """
+
+    picture: Pillow.Image
+    html: str
+    title: str = ""
+
+
+def shown_image(picture: Pillow.Image, title: str = "") -> Shown:
+    """An image that was drawn on."""
+    return Shown(picture, image_html(picture, title), title)
+
+
+def shown_item(inputs: Any, row: int, modality: Modality, title: str = "") -> Shown:
+    """A sample of a batch as its modality shows it.
+
+    Args:
+        inputs: the modality's part of a batch.
+        row: which sample.
+        modality: with a tokenizer where it reads text.
+        title: a word above it.
+    """
+    item = modality.sample(inputs, row)
+    return Shown(modality.picture(item, SIDE), modality.html(item, title), title)
+
+
+@dataclass(frozen=True)
 class Drawn:
     """One answered sample.
 
     Attributes:
-        pictures: what was asked about, in order.
-        asked: the question or statement.
+        items: what was asked about, in order, side by side; an image stands for itself.
+        asked: the question or statement; "" where the items say it.
         answered: what the model says.
-        expected: what is right; empty where the picture shows it.
+        expected: what is right; empty where an item shows it.
         right: whether the answer is.
+        legend: what colours in the items stand for, as CSS writes them.
     """
 
-    pictures: list[Pillow.Image]
+    items: Sequence[Shown | Pillow.Image]
     asked: str
     answered: str
     expected: str
     right: bool
+    legend: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> list[Shown]:
+        """The items as a report shows them."""
+        return [shown_image(item) if isinstance(item, Pillow.Image) else item for item in self.items]
+
+    @property
+    def pictures(self) -> list[Pillow.Image]:
+        """The items as images."""
+        return [item if isinstance(item, Pillow.Image) else item.picture for item in self.items]
 
 
 def picture_of(images: Image, row: int, size: Tensor) -> Pillow.Image:

@@ -25,7 +25,7 @@ from onepeace_lightning.metrics.detection import CocoAP
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
-from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box
+from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.class_names import adopted_names, known_names
 from onepeace_lightning.tasks.source import BackboneSource
@@ -213,7 +213,8 @@ class ObjectDetectionTask(FinetuneTask):
             for label, value in zip(found.classes.tolist(), found.scores.tolist(), strict=True)
         )
         expected = ", ".join(names[label] for label in truth.classes.tolist()) or "nothing"
-        return Drawn([right, said], "truth, detections", words or "nothing", expected, score >= RIGHT_FROM)
+        items = [shown_image(right, "truth"), shown_image(said, "answer")]
+        return Drawn(items, "", words or "nothing", expected, score >= RIGHT_FROM)
 
     def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
         """Images in their proportions, with no annotations but their size.

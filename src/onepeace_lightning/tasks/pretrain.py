@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from onepeace_lightning.checkpoints.loading import load_pretrained, read_checkpoint
+from onepeace_lightning.checkpoints.loading import LoadReport, listed, load_pretrained, read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import model_parts
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType, data_type
@@ -24,7 +25,7 @@ from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer, 
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.config import raise_all
 from onepeace_lightning.models.encoder import set_attention
-from onepeace_lightning.models.layers import modality_parameters
+from onepeace_lightning.models.layers import copy_modality, modality_parameters
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.arguments import built
 from onepeace_lightning.tasks.training import ENTRIES, SCORE, TrainedModule
@@ -50,6 +51,8 @@ class PretrainTask(TrainedModule):
         objectives: how the losses are computed.
         trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
         init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over.
+        init_modality: modality that ``init_from`` lacks to one that it has, whose weights of the same shape it starts
+            from, such as ``{depth: image}``: feed-forward networks, norms, heads, and what fits of the adapter.
         parallel: how the model is laid out on its devices.
         attention: how attention is computed, see ``models.encoder.set_attention``; the numbers do not depend on it.
     """
@@ -66,6 +69,7 @@ class PretrainTask(TrainedModule):
         objectives: Objectives = Objectives(),  # noqa: B008 (frozen)
         trainable: list[str] | None = None,
         init_from: str | None = None,
+        init_modality: dict[str, str] | None = None,
         parallel: ParallelConfig = ParallelConfig(),  # noqa: B008 (frozen)
         attention: AttentionChoice = "auto",
     ) -> None:
@@ -75,6 +79,7 @@ class PretrainTask(TrainedModule):
         self.objectives = built(Objectives, objectives)
         self.trainable = trainable
         self.init_from = init_from
+        self.init_modality = init_modality or {}
         self.attention: AttentionChoice = attention
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | PathLike) else tokenizer
         given = Preprocessing(preprocessing)
@@ -83,6 +88,7 @@ class PretrainTask(TrainedModule):
         self.config = preset_config(preset, modalities=modalities, sizes=sizes, drop_path=drop_path)
         self.preprocessing = given.fitting(self.config)
         _check(self.data_types, modalities, trainable, denoise=self.objectives.denoise)
+        _check_copies(self.init_modality, modalities, trainable, init_from)
         self.model: PretrainModel | None = None
 
     def configure_model(self) -> None:
@@ -106,7 +112,9 @@ class PretrainTask(TrainedModule):
         parallelize(self, self.parallel, entries=(*ENTRIES[1:], "learn", "encode"), **placement(self))
         if self.init_from is not None:
             new = modality_parameters(self.model, self.trainable or ())
-            load_pretrained(self.model, self.init_from, new.__contains__)
+            report = load_pretrained(self.model, self.init_from, new.__contains__)
+            for name, other in self.init_modality.items():
+                _start_from(self.model, name, other, report)
             self.model.heads.reset_parameters()
         else:
             self.untrained = sum(parameter.numel() for parameter in self.model.parameters())
@@ -314,3 +322,40 @@ def _check(
         if not denoise and not kind.pairs
     ]
     raise_all("task", problems)
+
+
+def _check_copies(
+    copies: Mapping[str, str], modalities: Sequence[str], trainable: Sequence[str] | None, init_from: str | None
+) -> None:
+    problems = []
+    for new, other in copies.items():
+        said = f"init_modality {{{new}: {other}}}"
+        if unknown := [name for name in (new, other) if name not in modalities]:
+            problems.append(f"{said} names {', '.join(unknown)}, out of {list(modalities)}")
+        if other in copies:
+            problems.append(f"{said}: {other} is new itself; name one that init_from has")
+        if trainable is not None and new not in trainable:
+            problems.append(f"{said}: {new} does not train; add it to trainable")
+    if copies and init_from is None:
+        problems.append("init_modality needs init_from, the checkpoint that has the modality to start from")
+    raise_all("task", problems)
+
+
+def _start_from(model: PretrainModel, new: str, other: str, report: LoadReport) -> None:
+    """Copy what fits of a modality to one that a checkpoint lacked, and say so in a line.
+
+    Raises:
+        ValueError: the checkpoint has the new modality, or lacks the other one.
+    """
+    missing = set(report.missing)
+    if present := sorted(modality_parameters(model, [new]) - missing):
+        raise ValueError(
+            f"init_modality {{{new}: {other}}}: init_from has {new} already ({len(present)} tensors, such as"
+            f" {present[0]}); leave it out of init_modality"
+        )
+    if modality_parameters(model, [other]) & missing:
+        raise ValueError(f"init_modality {{{new}: {other}}}: init_from has no {other}")
+    copied, kept = copy_modality(model, new, other)
+    parts = ", ".join(dict.fromkeys(name.split(f".{new}.")[0].rpartition(".")[2] for name in copied))
+    rest = f"; as drawn: {listed(kept, ', ', 4)}" if kept else ""
+    rank_zero_only(print)(f"{new} starts from {other}: {len(copied)} tensors ({parts}){rest}")

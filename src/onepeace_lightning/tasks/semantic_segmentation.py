@@ -31,7 +31,7 @@ from onepeace_lightning.models.vision.segmentation import (
     class_scores,
 )
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
-from onepeace_lightning.reports.drawing import SIDE, Drawn
+from onepeace_lightning.reports.drawing import SIDE, Drawn, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.class_names import adopted_names, known_names
 from onepeace_lightning.tasks.lora import merged
@@ -240,8 +240,16 @@ class SemanticSegmentationTask(FinetuneTask):
         }
         mean = float(np.mean(list(overlaps.values()))) if overlaps else 1.0
         said = ", ".join(f"{name} {overlap:.2f}" for name, overlap in overlaps.items())
-        pictures = [shown(pixels), shown(painted(truth, len(names))), shown(painted(answer, len(names)))]
-        return Drawn(pictures, "picture, truth, answer", f"mean IoU {mean:.2f}: {said}", "", mean >= RIGHT_FROM)
+        items = [
+            shown_image(shown(array), title)
+            for title, array in (
+                ("image", pixels),
+                ("truth", painted(truth, len(names))),
+                ("answer", painted(answer, len(names))),
+            )
+        ]
+        present = {name: f"rgb{tuple(painted(np.array(names.index(name)), len(names)).tolist())}" for name in overlaps}
+        return Drawn(items, "", f"mean IoU {mean:.2f}: {said}", "", mean >= RIGHT_FROM, present)
 
     def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
         """Whole images, at their own size.

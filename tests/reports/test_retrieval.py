@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import lightning as L
@@ -12,15 +13,14 @@ from PIL import Image as PILImage
 from PIL import ImageColor
 
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.modalities.audio import Audio
+from onepeace_lightning.modalities.audio import Audio, AudioModality
 from onepeace_lightning.modalities.image import Image, ImageModality
 from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models.patches import MEAN, STD
-from onepeace_lightning.reports import gallery
-from onepeace_lightning.reports.gallery import (
+from onepeace_lightning.reports import retrieval
+from onepeace_lightning.reports.retrieval import (
     RetrievalExamples,
-    RetrievalGallery,
-    render_html,
+    RetrievalReport,
     render_sheet,
     searched_by,
 )
@@ -81,7 +81,7 @@ def test_images_of_a_batch_lose_their_normalisation_again():
 def test_pictures_are_bounded_in_size():
     examples = RetrievalExamples("pairs", "text", "image")
     examples.add(make_batch("text", side=224), make_embeddings("text"), queries=8)
-    assert {picture.size for picture in examples.pictures} == {(gallery.THUMBNAIL, gallery.THUMBNAIL)}
+    assert {candidate.picture.size for candidate in examples.candidates} == {(retrieval.THUMBNAIL, retrieval.THUMBNAIL)}
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,11 @@ def test_what_is_searched_and_what_with(names, pair):
 
 def test_nearest_pictures_come_first_whatever_their_length():
     examples = make_examples()
-    examples.candidate_embeddings = [torch.tensor(v) for v in ([9.0, 9, 0, 0], [0.0, 1, 0, 0], [1.0, 0, 0, 0])]
+    vectors = ([9.0, 9, 0, 0], [0.0, 1, 0, 0], [1.0, 0, 0, 0])
+    candidates = [replace(one, embedding=torch.tensor(v)) for one, v in zip(examples.candidates, vectors, strict=True)]
+    examples.candidates = candidates
     first = examples.retrieve(top=2)[0]
-    assert [index for index, _ in first] == [2, 0]
+    assert [candidate is candidates[index] for (candidate, _), index in zip(first, (2, 0), strict=True)] == [True, True]
     assert [cosine for _, cosine in first] == pytest.approx([1.0, 0.5**0.5])
     assert len(examples.retrieve(top=50)[0]) == 3
 
@@ -112,21 +114,41 @@ def test_queries_have_distinct_captions_and_a_limit():
     embeddings = make_embeddings("text", 4)
     examples.add(batch, embeddings, queries=2)
     examples.add(batch, embeddings, queries=2)
-    assert examples.captions == ["a bell", "a drum"]
-    assert torch.equal(torch.stack(examples.embeddings), embeddings["text"][[0, 2]])
-    assert len(examples.pictures) == len(examples.candidate_captions) == len(examples.candidate_embeddings) == 8
+    assert [query.caption for query in examples.queries] == ["a bell", "a drum"]
+    assert torch.equal(torch.stack([query.embedding for query in examples.queries]), embeddings["text"][[0, 2]])
+    assert len(examples.candidates) == 8
+
+
+def test_the_first_of_several_captions_is_asked():
+    batch = make_batch("text", ["a bell", "a drum"])
+    batch.targets["captions"] = [["a bell", "ding", "dong"], ["a drum", "boom"]]
+    examples = RetrievalExamples("pairs", "text", "image")
+    examples.add(batch, {"image": torch.eye(2, 5), "text": torch.eye(5)}, queries=2)
+    assert [int(query.embedding.argmax()) for query in examples.queries] == [0, 3]
+
+
+def test_parts_of_several_processes_become_one():
+    first, second = make_examples("text", ["a bell", "a drum"]), make_examples("text", ["a horn", "a bell"])
+    joined = RetrievalReport(queries=3).join([first, second])
+    assert [query.caption for query in joined.queries] == ["a bell", "a horn", "a drum"]
+    assert [one.caption for one in joined.candidates] == ["a bell", "a horn", "a drum", "a bell"]
+    assert len(RetrievalReport(queries=2).join([first, second]).queries) == 2
 
 
 def test_pictures_are_bounded(monkeypatch):
-    monkeypatch.setattr(gallery, "MAX_CANDIDATES", 4)
+    monkeypatch.setattr(retrieval, "MAX_CANDIDATES", 4)
     examples = RetrievalExamples("pairs", "text", "image")
     for _ in range(3):
         examples.add(make_batch("text"), make_embeddings("text"), queries=8)
-    assert len(examples.pictures) == len(examples.candidate_captions) == len(examples.candidate_embeddings) == 4
+    assert len(examples.candidates) == 4
+    monkeypatch.setattr(retrieval, "MAX_BYTES", 1)
+    examples = RetrievalExamples("pairs", "text", "image")
+    examples.add(make_batch("text"), make_embeddings("text"), queries=8)
+    assert len(examples.candidates) == 1
 
 
 def test_page_marks_right_answers_and_escapes_captions():
-    html = render_html([make_examples("text")], top=2)
+    html = RetrievalReport(top=2).sections({"birds": make_examples("text")})
     page = Page(html)
     kinds = [attributes["class"] for tag, attributes in page.tags if tag == "figure"]
     assert kinds == ["right", "wrong"] * 3
@@ -137,8 +159,8 @@ def test_page_marks_right_answers_and_escapes_captions():
 
 
 def test_page_holds_the_pictures_and_sounds():
-    page = Page(render_html([make_examples("audio")], top=1))
-    pictures = [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in page.sources("img")]
+    page = Page(RetrievalReport(top=1).sections({"birds": make_examples("audio")}))
+    pictures = [base64.b64decode(url.removeprefix("data:image/webp;base64,")) for url in page.sources("img")]
     greys = [np.asarray(PILImage.open(io.BytesIO(picture))) for picture in pictures]
     assert [grey.shape for grey in greys] == [(8, 8, 3)] * 3
     assert [grey.mean() for grey in greys] == [0, 51, 102]
@@ -149,10 +171,19 @@ def test_page_holds_the_pictures_and_sounds():
 
 
 def test_a_silent_sound_stays_silent():
-    examples = make_examples("audio")
-    examples.items = [(torch.zeros(100), 16_000)] * 3
-    sound = Page(render_html([examples], top=1)).sources("audio")[0].removeprefix("data:audio/wav;base64,")
-    assert not soundfile.read(io.BytesIO(base64.b64decode(sound)))[0].any()
+    silence = AudioModality().html((torch.zeros(100), 16_000))
+    [sound] = Page(silence).sources("audio")
+    decoded, _ = soundfile.read(io.BytesIO(base64.b64decode(sound.removeprefix("data:audio/wav;base64,"))))
+    assert not decoded.any()
+
+
+def test_what_is_searched_among_recordings_is_played():
+    batch = make_batch("audio")
+    batch.inputs["text"] = Text(torch.full((3, 3), 2))
+    del batch.inputs["image"]
+    examples = RetrievalExamples("sounds", "text", "audio")
+    examples.add(batch, {"text": torch.eye(3, 4), "audio": torch.eye(3, 4)}, queries=8)
+    assert len(Page(RetrievalReport(top=2).sections({"sounds": examples})).sources("audio")) == 6
 
 
 def pixels_of(sheet, colour):
@@ -161,7 +192,7 @@ def pixels_of(sheet, colour):
 
 def test_sheet_frames_answers_by_colour():
     sheet = render_sheet([make_examples("text")], top=2)
-    right, wrong = pixels_of(sheet, gallery.RIGHT), pixels_of(sheet, gallery.WRONG)
+    right, wrong = pixels_of(sheet, retrieval.RIGHT), pixels_of(sheet, retrieval.WRONG)
     assert right.sum() == wrong.sum() > 0
     assert np.nonzero(right)[1].max() < np.nonzero(wrong)[1].min()  # the nearest is the right one, in the first column
 
@@ -169,18 +200,18 @@ def test_sheet_frames_answers_by_colour():
 def test_sheet_stacks_sections_and_marks_sounds():
     captions, sounds = (render_sheet([make_examples(modality)], top=2) for modality in ("text", "audio"))
     both = render_sheet([make_examples("text"), make_examples("audio")], top=2)
-    assert both.height == captions.height + sounds.height - gallery.GAP
-    drawn = [pixels_of(sheet, "#4477aa")[:, : gallery.SMALL + gallery.GAP].sum() for sheet in (sounds, captions)]
+    assert both.height == captions.height + sounds.height - retrieval.GAP
+    drawn = [pixels_of(sheet, "#4477aa")[:, : retrieval.SMALL + retrieval.GAP].sum() for sheet in (sounds, captions)]
     assert drawn[0] > 0 == drawn[1]
 
 
 def test_a_long_caption_stays_in_its_column_and_row():
     words = " ".join(["extraordinarily"] * 60)
     sheet = render_sheet([make_examples("text", [words])], top=1)
-    ink = pixels_of(sheet, gallery.INK)
-    rows = np.nonzero(ink[gallery.HEADING :])[0]
-    assert rows.max() < gallery.CELL
-    assert not ink[gallery.HEADING :, gallery.GAP + gallery.LABEL - 2 :].any()
+    ink = pixels_of(sheet, retrieval.INK)
+    rows = np.nonzero(ink[retrieval.HEADING :])[0]
+    assert rows.max() < retrieval.CELL
+    assert not ink[retrieval.HEADING :, retrieval.GAP + retrieval.LABEL - 2 :].any()
 
 
 class Task(L.LightningModule):
@@ -212,7 +243,7 @@ def make_trainer(folder, **settings):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[RetrievalGallery(str(folder), queries=2, top=3)],
+        callbacks=[RetrievalReport(str(folder), queries=2, top=3)],
         **settings,
     )
 
@@ -230,12 +261,12 @@ def test_validate_writes_a_section_per_stream_with_pictures(tmp_path):
         "audio-image": loader(make_batch("audio")),
     }
     make_trainer(tmp_path / "new").validate(Task(), loaders, verbose=False)
-    page = Page((tmp_path / "new" / "gallery.html").read_text(encoding="utf-8"))
+    page = Page((tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
     assert "Captions to images · image-text, 6 images" in page.text
     assert "Recordings to images · audio-image, 3 images" in page.text
     assert "audio-text" not in page.text
     assert len(page.sources("audio")) == 2
-    with PILImage.open(tmp_path / "new" / "gallery.png") as sheet:
+    with PILImage.open(tmp_path / "new" / "report.png") as sheet:
         assert sheet.mode == "RGB"
 
 
@@ -243,14 +274,14 @@ def test_fit_shows_only_its_last_validation(tmp_path):
     logger = L.pytorch.loggers.TensorBoardLogger(tmp_path / "logs")
     task, trainer = Task(), make_trainer(tmp_path, logger=logger)
     trainer.fit(task, loader(make_batch("text")), loader(make_batch("text")))
-    text = Page((tmp_path / "gallery.html").read_text(encoding="utf-8")).text
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "validation 0, 3 images" in text  # 9, were the sanity check and both epochs added up
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(logger.log_dir).Reload()
-    (logged,) = events.Images("gallery")
-    with PILImage.open(tmp_path / "gallery.png") as sheet:
+    (logged,) = events.Images("report")
+    with PILImage.open(tmp_path / "report.png") as sheet:
         assert (logged.step, logged.width, logged.height) == (2, *sheet.size)
 
 
@@ -266,4 +297,4 @@ def test_validation_without_images_writes_no_gallery(tmp_path):
 
 def test_an_empty_gallery_is_refused():
     with pytest.raises(ValueError, match="queries is 0 and top is 5"):
-        RetrievalGallery("folder", queries=0)
+        RetrievalReport("folder", queries=0)
