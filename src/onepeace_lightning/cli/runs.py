@@ -16,6 +16,7 @@ from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import RetrievalTask
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.results import ResultsTable
+from onepeace_lightning.training.resume import SameRun
 from onepeace_lightning.training.throughput import Throughput
 
 RUNS = Path("runs")
@@ -95,7 +96,12 @@ def callbacks(
     """
     made: list[L.Callback] = [ResultsTable(), *_reports(task)]
     if training:
-        made += [Throughput(), *([LearningRateMonitor()] if logged else []), *_checkpoints(folder, task, data)]
+        made += [
+            SameRun(),
+            Throughput(),
+            *([LearningRateMonitor()] if logged else []),
+            *_checkpoints(folder, task, data),
+        ]
     kinds = tuple(type(callback) for callback in given)
     for callback in given:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

@@ -146,7 +146,7 @@ class OnePeaceCLI(LightningCLI):
 
 def run(name: str, words: Sequence[str]) -> None:
     """Carry out one of Lightning's subcommands; what is wrong with the user's files ends it in words."""
-    _quieten()
+    quieten()
     try:
         command_line([name, *words])
     except USER_FAULTS as error:
@@ -290,7 +290,7 @@ _KNOWN = (
 """Warnings of Lightning about what is meant to be so."""
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Lightning's notes on what it found are said by this project in one line, or not at all."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -305,10 +305,10 @@ def _end(name: str, error: BaseException) -> NoReturn:
         # A fault that the first rank has met too has ended this process by then.
         time.sleep(_PATIENCE)
     speaker = f"onepeace {name}{f' (rank {rank})' if rank else ''}"
-    sys.exit(f"{speaker}: {_plain(str(error))}\n(ONEPEACE_TRACEBACK=1 shows where it happened)")
+    sys.exit(f"{speaker}: {plain(str(error))}\n(ONEPEACE_TRACEBACK=1 shows where it happened)")
 
 
-def _plain(message: str) -> str:
+def plain(message: str) -> str:
     """An error without what a parser says of types; its reasons are what was wrong."""
     if "gpu backend" in message:
         return f"{message} Give --trainer.accelerator cpu to go without one"

@@ -13,6 +13,7 @@ from torch import Tensor
 from onepeace_lightning.data.tables import TABLES, whole_rows
 from onepeace_lightning.inference.onepeace import available_device
 from onepeace_lightning.inference.sources import find_items
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.models.adapter import SECOND
@@ -63,7 +64,7 @@ def predict(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     with partial.open("w", encoding="utf-8") as lines:
-        for shown, given in _batches(Path(items), items, inputs, root, batch_size):
+        for shown, given in _batches(Path(items), items, inputs, root, batch_size, task.preprocessing):
             answers = task.predict(**given, batch_size=batch_size)
             for row, answer in zip(shown, _rows(answers, given, shown), strict=True):
                 written = _writable(answer, target.with_suffix(""), answered)
@@ -83,7 +84,9 @@ Rows = tuple[list[dict[str, Any]], dict[str, list[Any]]]
 """What to write beside the answers, and what the task is given."""
 
 
-def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: str | None, size: int) -> Iterator[Rows]:
+def _batches(
+    path: Path, source: str, inputs: Mapping[str, str | None], root: str | None, size: int, preprocessing: Preprocessing
+) -> Iterator[Rows]:
     if path.suffix.lower() in (*TABLES, JSON_LINES):
         rows = list(_table(path))
         if not rows:
@@ -118,7 +121,7 @@ def _batches(path: Path, source: str, inputs: Mapping[str, str | None], root: st
     batch: Rows = ([], {name: []})
     for key, read in found.items(0):
         try:
-            batch[1][name].append(modality(kind)().decode(read()))
+            batch[1][name].append(preprocessing.modality(kind).decode(read()))
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
         batch[0].append({name: key})
