@@ -63,8 +63,9 @@ class DataModule(L.LightningDataModule):
             named.
         augmentation: what is done to training samples. None: the default of their data type; False: nothing; True: the
             modalities' own augmentation; a mapping: settings of the data type's augmentation, for a label
-            ``crop_scale``, ``flip``, ``rand_augment`` and ``erase``, for a box ``crop_scale`` and ``flip``, for a mask
-            ``scale``, ``flip`` and ``distort``.
+            ``crop_scale``, ``flip``, ``rand_augment`` and ``erase``, for a box ``crop_scale``, ``flip`` and ``blur``,
+            for a pair ``colour``, ``blur``, ``flip`` and ``operations``, for a mask ``scale``, ``flip``, ``distort``
+            and ``largest_class``, for boxes ``scale`` and ``flip``.
         num_workers: data worker processes per stream.
         seed: orders and augments the samples.
         steps_per_epoch: training steps per epoch; one pass over the longest stream if None, shorter ones start again.

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
@@ -37,7 +36,7 @@ class QuestionAnsweringTask(FinetuneTask):
 
     learns = ("question",)
     score_name = "accuracy"
-    published: ClassVar = {"VQAv2": PUBLISHED["VQAv2"]}
+    published: ClassVar = {"VQAv2": ("VQAv2",)}
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
@@ -78,7 +77,7 @@ class SemanticSegmentationTask(FinetuneTask):
     modalities = ("image",)
     learns = ("mask",)
     score_name = "mIoU"
-    published: ClassVar = {"ADE20K": PUBLISHED["ADE20K"]}
+    published: ClassVar = {"ADE20K": ("ADE20K",)}
 
     def __init__(
         self,
