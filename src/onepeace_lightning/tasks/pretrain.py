@@ -52,12 +52,15 @@ class PretrainTask(TrainedModule):
         drop_path: stochastic depth of the last block.
         objectives: how the losses are computed.
         trainable: modalities that train while all others stay as they are (stage 2); None trains everything.
-        init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over.
+        init_from: a checkpoint of this project to start from (stage 2); its temperature is not taken over. Of
+            another vocabulary the pieces that both have are (``checkpoints.vocabulary``).
         init_modality: modality that ``init_from`` lacks to one that it has, whose weights of the same shape it starts
             from, such as ``{depth: image}``: feed-forward networks, norms, heads, and what fits of the adapter.
         parallel: how the model is laid out on its devices.
         attention: how attention is computed, see ``models.encoder.set_attention``; the numbers do not depend on it.
     """
+
+    to_percent = 1.0  # as the metric gives it
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class PretrainTask(TrainedModule):
         parallelize(self, self.parallel, entries=(*ENTRIES[1:], "learn", "encode"), **placement(self))
         if self.init_from is not None:
             new = modality_parameters(self.model, self.trainable or ())
-            report = load_pretrained(self.model, self.init_from, new.__contains__)
+            report = load_pretrained(self.model, self.init_from, new.__contains__, tokenizer=self.tokenizer)
             for name, other in self.init_modality.items():
                 _start_from(self.model, name, other, report)
             self.model.heads.reset_parameters()
