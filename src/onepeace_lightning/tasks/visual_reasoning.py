@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.adapter import SECOND
@@ -28,7 +27,7 @@ class VisualReasoningTask(LabelTask):
 
     learns = ("pair",)
     type_embedding = True
-    published: ClassVar = {"NLVR2": PUBLISHED["NLVR2"]}
+    published: ClassVar = {"NLVR2": ("NLVR2",)}
 
     def __init__(
         self, backbone: BackboneSource, optimization: Optimization = FINETUNING, *, item: str = "image", **options: Any
