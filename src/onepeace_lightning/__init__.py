@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onepeace_lightning.cli.train import train
     from onepeace_lightning.inference.onepeace import OnePeace
 
-__all__ = ["OnePeace"]
+__all__ = ["OnePeace", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from onepeace_lightning.inference.onepeace import OnePeace
 
         return OnePeace
+    if name == "train":
+        from onepeace_lightning.cli.train import train
+
+        return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -263,3 +263,10 @@ def test_a_text_that_shows_something_is_kept(text):
 def test_strings_of_json_are_made_whole_at_any_depth():
     content = json.loads('{"captions": ["bell \\ud83d", "\\ud83d\\ude00"], "n": 1, "answers": {"ye\\ud83ds": null}}')
     assert whole_strings(content) == {"captions": ["bell ", "\N{GRINNING FACE}"], "n": 1, "answers": {"yes": None}}
+
+
+def test_pieces_are_what_the_ids_stand_for(tokenizer):
+    ids = tokenizer.encode("cows ☂ bells").ids
+    assert b"".join(tokenizer.pieces()[index] for index in ids) == " cows ☂ bells".encode()
+    assert len(tokenizer.pieces()) == tokenizer.vocab_size
+    assert tokenizer.pieces()[:4] == [b""] * 4

@@ -3,7 +3,7 @@
 import logging
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from onepeace_lightning.checkpoints.sharded import (
     is_sharded,
     load_into,
     read_metadata,
+    read_rest,
     read_sharded,
     saved_shapes,
     shard_like,
 )
+from onepeace_lightning.checkpoints.vocabulary import fit_vocabulary
+from onepeace_lightning.modalities.tokenizers import Tokenizer, tokenizer_from_files
 
 _log = logging.getLogger(__name__)
 
@@ -115,14 +118,37 @@ def load_pretrained(
     path: str | Path,
     may_miss: Callable[[str], bool] = never,
     may_drop: Callable[[str], bool] = never,
+    tokenizer: Tokenizer | None = None,
 ) -> LoadReport:
     """Fill a model from a training checkpoint, ``{"state_dict": {"model.…": tensor}}``; see ``fill``.
 
-    A sharded model reads from a sharded checkpoint no more than its own shards.
+    A sharded model reads from a sharded checkpoint no more than its own shards, unless the vocabulary is another.
+
+    Args:
+        model: what is filled.
+        path: of the checkpoint.
+        may_miss: see ``fill``.
+        may_drop: see ``fill``.
+        tokenizer: what the model reads text with; embeddings of a checkpoint with another vocabulary are put in its
+            order (``vocabulary.fit_vocabulary``).
     """
-    if is_sharded(path) and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    in_shards = is_sharded(path) and any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if in_shards and (tokenizer is None or _tokenizer_of(read_rest(path), tokenizer) is None):
         return _fill_shards(model, path, may_miss, may_drop)
-    return fill_from(model, read_checkpoint(path), str(path), may_miss, may_drop)
+    checkpoint = read_checkpoint(path)
+    before = None if tokenizer is None else _tokenizer_of(checkpoint, tokenizer)
+    if before is None or tokenizer is None or "state_dict" not in checkpoint:
+        return fill_from(model, checkpoint, str(path), may_miss, may_drop)
+    state, said = fit_vocabulary(checkpoint["state_dict"], before, tokenizer)
+    _log.warning("%s: %s", path, said)
+    return replace(fill_from(model, {"state_dict": state}, str(path), may_miss, may_drop), resized=[said])
+
+
+def _tokenizer_of(checkpoint: Mapping[str, Any], ours: Tokenizer) -> Tokenizer | None:
+    """A checkpoint's tokenizer where it is another one than ours."""
+    files = (checkpoint.get("onepeace") or {}).get("tokenizer")
+    theirs = None if files is None else tokenizer_from_files(files)
+    return None if theirs is None or theirs.fingerprint() == ours.fingerprint() else theirs
 
 
 def _fill_shards(
@@ -197,7 +223,7 @@ def read_file(path: str | Path) -> tuple[Any, list[str]]:
             f"{path} is refused: it is damaged or holds more than data, and code in it might be run. Fetch it again, or"
             f" ask its author for a file that torch.load(…, weights_only=True) reads. ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, UnicodeDecodeError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(
             f"{path} cannot be read: it is cut short or was written neither by torch.save nor by pickle; fetch it again"
             f" or save it anew. ({_first_line(error)})"

@@ -33,6 +33,7 @@ TRAINER = {
 """Commands of Lightning's trainer, by configuration."""
 
 COMMANDS = {
+    "train": Command("train a classifier or a retrieval model on files, in one go", "cli.train:train"),
     "configs": Command("list the configurations that come with this package", "cli.configurations:print_names"),
     "configs copy": Command("copy one of them, to edit it", "cli.configurations:copy"),
     "convert": Command("write a model in another format", "tasks.convert:convert"),

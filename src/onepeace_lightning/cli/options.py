@@ -105,7 +105,8 @@ def _named(word: str) -> tuple[str, float]:
 
 def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
-        [annotation] = [part for part in get_args(annotation) if part is not types.NoneType]
+        # Of several kinds the command line can give the first.
+        annotation = next(part for part in get_args(annotation) if part is not types.NoneType)
     return annotation
 
 

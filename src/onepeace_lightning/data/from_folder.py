@@ -55,7 +55,7 @@ def from_folder(
     making = Making(
         Path(out), split, samples_per_shard, vocab_size, source or Path(folder).resolve().name, license, skip_bad
     )
-    make_shards(samples, _common_type(samples), making)
+    make_shards(samples, common_type(samples), making)
 
 
 def find_samples(top: Path, labels: bool) -> list[RawSample]:
@@ -163,7 +163,7 @@ def _warn_of_folders(top: Path, stems: Mapping[str, Mapping[str, Path]], in_spli
     )
 
 
-def _common_type(samples: list[RawSample]) -> DataType:
+def common_type(samples: list[RawSample]) -> DataType:
     """The one data type of a folder's samples."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for sample in samples:

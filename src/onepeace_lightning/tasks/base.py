@@ -4,17 +4,18 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from PIL import Image as Pillow
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import model_parts
+from onepeace_lightning.checkpoints.released.protocol import names_compared, published_result
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import ANSWERS, DataType, data_type
 from onepeace_lightning.data.datamodule import DataModule
@@ -26,7 +27,7 @@ from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
-from onepeace_lightning.reports.drawing import SIDE
+from onepeace_lightning.reports.drawing import Shown, shown_item
 from onepeace_lightning.tasks.arguments import built, show_inherited
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
 from onepeace_lightning.tasks.opening import of_checkpoint
@@ -80,8 +81,8 @@ class FinetuneTask(TrainedModule):
     """Methods that use the model; see ``parallelize``."""
     type_embedding: ClassVar[bool] = False
     """Whether images are told apart by learned vectors."""
-    published: ClassVar[Mapping[str, str]] = {}
-    """Corpus to the original's published result, printed where a gallery's name or path contains the corpus's."""
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Corpus to its published results (``PUBLISHED``), printed where a gallery's name or path contains the corpus's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,8 +171,20 @@ class FinetuneTask(TrainedModule):
         if chance := data.stream_manifest(stream).about.get("chance"):  # {"metric", "percent", "definition"}
             lines.append(f"{name}: chance is {chance['percent']} % {chance['metric']} ({chance['definition']})")
         if corpus := _named(f"{name} {stream.path}", self.published):
-            lines.append(f"published for {corpus}: {self.published[corpus]}")
+            manifest, run = data.stream_manifest(stream), self.protocol(data)
+            for result in self.published[corpus]:
+                lines.append(published_result(result, name, manifest.about, manifest.samples, run))
         return lines
+
+    def protocol(self, data: DataModule) -> dict[str, Any]:
+        """What of the run the published protocols speak of, by their names."""
+        found = {}
+        for name in names_compared():
+            of, _, setting = name.rpartition(".")
+            owner: Any = data.preprocessing[of] if of else self
+            if hasattr(owner, setting):
+                found[name] = getattr(owner, setting)
+        return found
 
     def data_problems(self, data: DataModule) -> list[str]:
         """What of the data does not go with the task or its model."""
@@ -194,9 +207,15 @@ class FinetuneTask(TrainedModule):
         return {name: part for name, part in batch.inputs.items() if name.removeprefix(SECOND) in self.modalities}
 
     def configure_model(self) -> None:
-        """Build the model, freeze what does not train, lay it out on its devices, fill it."""
+        """Build the model, freeze what does not train, lay it out on its devices, fill it.
+
+        A task that was opened whole is laid out anew, with its own weights, by a trainer that shards it.
+        """
         if self.model is not None:
-            return
+            if placement(self).get("mesh") is None or isinstance(self, FSDPModule):
+                return
+            self.source = replace(self.source, weights=self.model.state_dict(), name="the opened task", whole=True)
+            self.model = None
         with torch.device("meta"):
             self.model = self.build()
         set_attention(self.model, self.attention)
@@ -377,11 +396,12 @@ class FinetuneTask(TrainedModule):
             )
         return {name: given[name] for name in columns}
 
-    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
-        """What a sample of a batch looks like, its texts left out."""
+    def shown(self, batch: Batch, row: int) -> list[Shown]:
+        """How a sample of a batch is shown in a report, its texts left out unless there is nothing else."""
         size = batch.targets["size"][row].cpu() if "size" in batch.targets else None
-        shown = [name for name in self.read_modalities if not modality(name).reads_text]
-        return [picture_of(name, batch.inputs[name], row, size if len(shown) == 1 else None) for name in shown]
+        names = [name for name in self.read_modalities if not modality(name).reads_text] or self.read_modalities
+        made = [self.preprocessing.modality(name, self.tokenizer) for name in names]
+        return [shown_item(one, batch.inputs[one.name], row, size if len(made) == 1 else None) for one in made]
 
     def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
         """Users' items as one batch of a modality's input on the model's device.
@@ -428,23 +448,6 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"modalities is {names!r}; give a list of at least one, none twice, such as ['image']")
     return tuple(modality(name).name for name in names)
-
-
-def picture_of(name: str, inputs: Any, row: int, size: Tensor | None = None) -> Pillow.Image:
-    """One item of a batch as a picture.
-
-    Args:
-        name: its modality.
-        inputs: what the adapter takes.
-        row: which item.
-        size: (2,) width and height of an image before it became a square.
-    """
-    one = modality(name)()
-    picture = one.picture(one.sample(inputs, row), SIDE)
-    if size is None:
-        return picture
-    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
-    return picture.resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def _named(where: str, corpora: Iterable[str]) -> str | None:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.readers.questions import with_choice
 from onepeace_lightning.losses.answers import choice_hinge
@@ -33,7 +32,7 @@ class MultipleChoiceTask(FinetuneTask):
 
     learns = ("choices",)
     score_name = "accuracy"
-    published: ClassVar = {name: PUBLISHED[name] for name in ("AVQA", "AVQA-AV")}
+    published: ClassVar = {name: (name,) for name in ("AVQA", "AVQA-AV")}
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class MultipleChoiceTask(FinetuneTask):
         """What is asked about, the model's choice and the right one."""
         choices, right = batch.targets["choices"][row], int(batch.targets["answer"][row])
         best = int(outputs["scores"][row].argmax())
-        return Drawn(self.pictures(batch, row), batch.captions[row], choices[best], choices[right], best == right)
+        return Drawn(self.shown(batch, row), batch.captions[row], choices[best], choices[right], best == right)
 
     def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
         """As ``FinetuneTask.batch_of``, with a row of text for every choice.

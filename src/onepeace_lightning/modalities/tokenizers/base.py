@@ -112,6 +112,10 @@ class Tokenizer(Protocol):
         """Join ids to text; special ids have none. Raises ValueError for an id outside the vocabulary."""
         ...
 
+    def pieces(self) -> list[bytes]:
+        """Give what each id stands for in UTF-8, the blank before a word included; nothing for a special id."""
+        ...
+
     def to_files(self) -> dict[str, bytes]:
         """Give everything needed to build this tokenizer again, as file contents by file name."""
         ...

@@ -81,6 +81,13 @@ class GPT2BPETokenizer(Tokenizer):
         check_ids(ids, self.vocab_size)
         return self._bpe.decode([self._bpe_ids[index] for index in ids if index in self._bpe_ids]).removeprefix(" ")
 
+    def pieces(self) -> list[bytes]:
+        """See ``Tokenizer``."""
+        found = [b""] * self.vocab_size
+        for index, bpe_id in self._bpe_ids.items():
+            found[index] = bytes(_BYTES[letter] for letter in str(self._bpe.id_to_token(bpe_id)))
+        return found
+
     def to_files(self) -> dict[str, bytes]:
         """See ``Tokenizer``."""
         return {**self._files, SETTINGS_FILE: pack_settings(self.max_length)}
@@ -89,6 +96,16 @@ class GPT2BPETokenizer(Tokenizer):
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         """See ``Tokenizer``."""
         return cls(*(files[name] for name in BPE_FILES), max_length=unpack_settings(files))
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2 writes a byte that is no visible Latin-1 character as one of the letters from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_of_letter()
 
 
 def _read_merges(content: bytes) -> list[tuple[str, str]]:

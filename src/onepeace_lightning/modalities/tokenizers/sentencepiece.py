@@ -106,6 +106,17 @@ class SentencePieceTokenizer(Tokenizer):
         check_ids(ids, self.vocab_size)
         return self._processor.decode([index for index in ids if index > UNK])
 
+    def pieces(self) -> list[bytes]:
+        """See ``Tokenizer``."""
+        found = []
+        for index in range(self.vocab_size):
+            piece = self._processor.id_to_piece(index)
+            if self._processor.is_byte(index):
+                found.append(bytes([int(piece[3:5], 16)]))  # <0xE2>
+            else:
+                found.append(b"" if index <= UNK else piece.replace(_SPACE, " ").encode())
+        return found
+
     def to_files(self) -> dict[str, bytes]:
         """See ``Tokenizer``."""
         return {MODEL_FILE: self._model, SETTINGS_FILE: pack_settings(self.max_length)}
