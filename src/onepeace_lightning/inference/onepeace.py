@@ -147,6 +147,19 @@ class OnePeace:
             self.save_pretrained(folder)
             return upload(Path(folder), name, revision=revision, private=private, message=message)
 
+    def __repr__(self) -> str:
+        """Sizes, modalities, type, device and vocabulary in a few lines."""
+        encoder, head = self.config.encoder, type(self.model).__name__
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        lines = [
+            f"OnePeace: {count / 1e6:,.1f} M parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
+            f"  encoder: {encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads ({head})",
+            f"  modalities: {self.preprocessing.describe(list(self.config.adapters))}",
+        ]
+        if self.tokenizer is not None:
+            lines.append(f"  vocabulary: {self.tokenizer.vocab_size:,} ids, {type(self.tokenizer).__name__}")
+        return "\n".join(lines)
+
     @property
     def config(self) -> ModelConfig:
         """Sizes of the model."""
