@@ -1,5 +1,6 @@
 """What several test folders share."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from data_recipes.toy import pretraining as toy
 from data_recipes.toy import tasks as toy_tasks
+from data_recipes.toy import videos as toy_videos
 from onepeace_lightning.cli import main
 
 # Some tests fork processes. A fork of a process whose OpenMP threads are running waits for them for ever.
@@ -44,6 +46,8 @@ def toy_root(tmp_path_factory) -> Path:
 def toy_model(toy_root, tmp_path_factory) -> Path:
     """The checkpoint of a model as `make fit` makes it, after two steps; ``data/toy/tasks`` is made beside."""
     toy_tasks.build(toy_root / "data" / "toy" / "tasks", toy_tasks.ToyTasksConfig(train=12, val=8))
+    if importlib.util.find_spec("av"):
+        toy_videos.main(["--out", str(toy_root / "data" / "toy" / "videos"), "--count", "12"])
     folder = tmp_path_factory.mktemp("pretrained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

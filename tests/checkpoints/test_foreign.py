@@ -6,9 +6,11 @@ import functools
 import operator
 import os
 import pickle
+import re
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,49 @@ def test_what_would_act_is_refused_by_name(function, arguments, named, way, tmp_
     with pytest.raises(ValueError, match=rf"file is refused: it holds {named}, which is code"):
         read_file(path)
     assert not Path(target).exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "named"),
+    [
+        ("os", "system", r"os\.system"),
+        ("__builtin__", "eval", r"builtins\.eval"),
+        ("builtins", "object.__subclasses__", r"builtins\.object\.__subclasses__"),
+        ("collections", "OrderedDict.__reduce_ex__", r"collections\.OrderedDict\.__reduce_ex__"),
+        ("numpy", "load", r"numpy\.load"),
+        ("numpy.core.multiarray", "fromstring", r"numpy\.core\.multiarray\.fromstring"),
+        ("torch", "load", r"torch\.load"),
+        ("torch.serialization", "os.system", r"torch\.serialization\.os\.system"),
+        ("torch._utils", "_import_dotted_name", r"torch\._utils\._import_dotted_name"),
+        ("datetime", "sys.modules", r"a call of datetime\.sys\.modules|datetime\.sys"),
+        ("pathlib", "os.system", r"pathlib\.os\.system"),
+        ("omegaconf.dictconfig", "DictConfig.__init__.__globals__", r"a call of omegaconf"),
+        ("mmcv.utils", "os.system", r"a call of mmcv\.utils\.os\.system"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_names_that_a_hand_written_pickle_may_ask_for_are_refused(module, name, named, zipped, tmp_path):
+    """Dotted names, Python 2's names, and functions of packages whose data are read; nothing is imported or called."""
+    before = set(sys.modules)
+    content = b"\x80\x04c" + f"{module}\n{name}\n".encode() + b"(S'x'\ntR."
+    path = tmp_path / "file"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3\n")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="refused") as refusal:
+        read_file(path)
+    assert re.search(named, str(refusal.value))
+    assert not {"omegaconf", "mmcv"} & (set(sys.modules) - before)
+
+
+def test_an_object_cannot_rename_the_class_that_it_is_of(tmp_path):
+    """A state that is given to a class itself, not to one of its objects."""
+    (tmp_path / "file").write_bytes(b"\x80\x04cmmcv.utils\nConfig\n}(S'full_name'\nS'os.system'\nub.")
+    with pytest.raises(ValueError, match=r"file (is refused|cannot be read)"):
+        read_file(tmp_path / "file")
 
 
 @pytest.mark.parametrize("way", WAYS)

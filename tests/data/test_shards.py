@@ -239,6 +239,22 @@ def test_sparse_files_are_refused(tmp_path):
         write_manifest(tmp_path, "text", **ABOUT)
 
 
+def test_captions_are_counted_alike_by_who_writes_and_by_who_counts(tmp_path):
+    counts = (3, 1, 2, 5, 1)
+    with ShardWriter(tmp_path, "image-captions", samples_per_shard=3, **ABOUT) as writer:
+        for index, count in enumerate(counts):
+            captions = [f"caption {number}" for number in range(count)]
+            writer.write(f"{index}", {"png": b"x" * 700, "json": json.dumps({"captions": captions}).encode()})
+    manifest = read_manifest(tmp_path)
+    assert [(shard.captions, shard.most_captions) for shard in manifest.shards] == [(6, 3), (6, 5)]
+    assert manifest.rows == 12
+    assert [(shard.name, shard.caption) for shard in manifest.for_training().shards] == [
+        *(("00000.tar", number) for number in range(3)), *(("00001.tar", number) for number in range(5))
+    ]  # fmt: skip
+    assert write_manifest(tmp_path, "image-captions", **ABOUT).shards == manifest.shards
+    assert read_manifest(write(tmp_path / "texts")).for_training().rows == read_manifest(tmp_path / "texts").samples
+
+
 def test_counting_checks_the_fields(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("one.txt", "one.png", "two.png"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_recipes import corpora
+from data_recipes import corpora, vqav2
 from data_recipes.refcoco import read_references
 from data_recipes.vqa_answers import normalise, scores, vocabulary
 from onepeace_lightning.data.instances import decode_masks
@@ -54,6 +54,10 @@ CASES = {
     "vggsound": ("vggsound", None, miniatures.vggsound, {"train": 2, "test": 1}, "vggsound.csv",
                  "audio/train/--0PQM4-hqg_000030.wav"),
     "avqa": ("avqa", None, miniatures.avqa, {"train": 2, "val": 2}, "val_qa.json", "audio/-HG3Omg_89c_000001.wav"),
+    "vggsound-av": ("vggsound", "vggsound_av", miniatures.vggsound, {"train": 2, "test": 1}, "vggsound.csv",
+                    "frames/--0PQM4-hqg_000030.jpg"),
+    "avqa-av": ("avqa", "avqa_av", miniatures.avqa, {"train": 2, "val": 2}, "train_qa.json",
+                "frames/-HG3Omg_89c_000001.jpg"),
     "refcoco": ("refcoco", None, miniatures.refcoco, {"train": 2, "val": 1, "testA": 1, "testB": 1},
                 "refcoco/refs(unc).p", "images/mscoco/images/train2014/COCO_train2014_000000000003.jpg"),
     "refcoco+": ("refcoco", "refcoco+", miniatures.refcoco, {"train": 2, "val": 1, "testA": 1, "testB": 1},
@@ -71,7 +75,7 @@ CASES = {
 def _forget_files():
     """Recipes remember files that they read; tests write them anew in folders of their own."""
     yield
-    corpora._sounds.cache_clear()
+    corpora._files.cache_clear()
 
 
 def run(name, root, out, *options):
@@ -374,8 +378,17 @@ def test_sounds_in_videos_alone_are_refused_with_what_to_do(tmp_path):
     miniatures.vggsound(tmp_path / "root")
     for file in (tmp_path / "root/audio").rglob("*.wav"):
         file.rename(file.with_suffix(".mp4"))
-    with pytest.raises(SystemExit, match=r"holds no sound.*ffmpeg"):
+    with pytest.raises(SystemExit, match=r"holds no audio.*ffmpeg"):
         run("vggsound", tmp_path / "root", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "expected"),
+    [("vggsound-av", "%5F_underscored_000000", {"jpg", "wav", "json"}), ("avqa-av", "train-1", {"jpg", "wav", "txt"})],
+)
+def test_a_clip_has_a_frame_beside_its_sound(made, name, key, expected):
+    _, splits = made(name)
+    assert expected <= set(splits["train"][key])
 
 
 def test_avqa(made, tmp_path):
@@ -425,6 +438,43 @@ def test_vqav2_scores_every_answer_and_learns_the_frequent_ones(made, tmp_path, 
     assert facts(splits["val"]["200"]) == {"answers": {"net": 1.0, "2": 1.0, "blue green": 0.3}}
     assert facts(splits["train"]["110"]) == {"answers": {"dogs": 1.0}}
     assert "warning: the vocabulary has 1 answers, 3129 are published" in capsys.readouterr().out
+
+
+def test_vqav2_with_visual_genome_learns_from_most_of_val(tmp_path):
+    """The picture 105 of val is kept back, and with it what Visual Genome asks about it."""
+    root = tmp_path / "raw"
+    miniatures.vqav2(root)
+    for name, key in (("v2_OpenEnded_mscoco_val2014_questions", "questions"),
+                      ("v2_mscoco_val2014_annotations", "annotations")):  # fmt: skip
+        path = root / f"{name}.json"
+        content = json.loads(path.read_text())
+        content[key].append(content[key][0] | {"question_id": 201, "image_id": 105})
+        path.write_text(json.dumps(content))
+    miniatures.picture(root / "val2014/COCO_val2014_000000000105.jpg")
+    for number in (1, 2):
+        miniatures.picture(root / f"visual_genome/VG_100K_2/{number}.jpg")
+    images = [
+        {"image_id": n, "url": f"https://x/VG_100K_2/{n}.jpg", "coco_id": coco} for n, coco in ((1, None), (2, 105))
+    ]
+    asked = [
+        {"image_id": n, "qas": [{"qa_id": 10 * n + i, "image_id": n, "question": "What?", "answer": answer}
+                                for i, answer in enumerate(("A net.", "Clouds."))]}
+        for n in (1, 2)
+    ]  # fmt: skip
+    (root / "visual_genome/image_data.json").write_text(json.dumps(images))
+    (root / "visual_genome/question_answers.json").write_text(json.dumps(asked))
+    assert vqav2.kept_back(105)
+    assert not vqav2.kept_back(3)
+    vqav2.main(["--root", str(root), "--out", str(tmp_path / "out"), "--variant", "vqav2-vg"])
+    found = {}
+    for split in ("train", "val"):
+        manifest = read_manifest(tmp_path / "out" / split / "image-question")
+        assert manifest.about["answers"] == ["net"]
+        samples = (s for shard in manifest.shards for _, s in read_shard(manifest, shard, range(shard.samples)))
+        found[split] = {sample["__key__"]: sample for sample in samples}
+    assert list(found["val"]) == ["201"]
+    assert set(found["train"]) == {*map(str, range(100, 109)), "110", "200", "vg000000010"}
+    assert json.loads(found["train"]["vg000000010"]["json"])["answers"] == {"net": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.export import to_original
+from onepeace_lightning.checkpoints.released.base import ReleasedFile
+from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.cli import main
 from tests.inference.conftest import CAPTIONS, save_original
 
@@ -47,7 +50,7 @@ def test_the_originals_checkpoint_becomes_a_folder_with_its_vocabulary(here, cap
 def test_there_and_back_is_bit_exact(here, capsys):
     path, model = save_original(here)
     convert(path, "--bpe-dir", here / "bpe", "--out", "folder")
-    convert("folder", "--to", "original", "--out", "back/one-peace.pt")
+    convert("folder", "--to", "original", "--pretraining", "--out", "back/one-peace.pt")
     assert "holds no vocabulary" in capsys.readouterr().out
     first, second = (torch.load(name, weights_only=True) for name in (path, "back/one-peace.pt"))
     assert first["cfg"] == second["cfg"]
@@ -55,6 +58,34 @@ def test_there_and_back_is_bit_exact(here, capsys):
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
     assert abs(Path(path).stat().st_size - Path("back/one-peace.pt").stat().st_size) < 10_000
     same(weights("back/one-peace.pt"), model.state_dict())
+
+
+def test_an_exported_pretrained_model_has_what_every_task_of_the_original_takes(here):
+    path, _ = save_original(here)
+    convert(path, "--bpe-dir", here / "bpe", "--out", "folder")
+    convert("folder", "--out", "back/one-peace.pt")
+    content = torch.load("back/one-peace.pt", weights_only=True)
+    names, whole = set(content["model"]), set(torch.load(path, weights_only=True)["model"])
+    parts = ("_mask_token", "_mask_head")
+    left_out = {name for name in whole if name.startswith("decoder_") or name.split(".")[0].endswith(parts)}
+    assert whole - names == left_out | {"logit_scale"}
+    assert content["cfg"]["model"]["_name"] == "one_peace_retrieval"
+    again = OnePeace.from_pretrained("back/one-peace.pt", bpe_dir=here / "bpe")
+    assert torch.equal(again.embed(text=CAPTIONS), OnePeace.from_pretrained("folder").embed(text=CAPTIONS))
+
+
+def test_the_image_branch_alone_is_written_for_the_originals_vision_tasks(here, model_folder):
+    convert(model_folder, "--out", "vision.pkl")
+    file = ReleasedFile.read("vision.pkl")
+    assert kind_of(file).name == "vision-branch"
+    assert {"__author__", "matching_heuristics", "model"} == set(file.content)
+    assert file.content["model"]["image_adapter.rp_bucket"].shape[0] == len(file.tensors["image_adapter.pos_embed"])
+    photos = sorted((here / "photos").rglob("*.*g"))
+    branch, whole = OnePeace.from_pretrained("vision.pkl"), OnePeace.from_pretrained(model_folder)
+    normed = F.layer_norm(
+        branch.encode(image=photos)["image"][0], (24,), *whole.backbone.encoder.norms["image"].parameters()
+    )
+    torch.testing.assert_close(normed, whole.encode(image=photos)["image"][0])
 
 
 def test_another_type_and_side(here, model_folder, capsys):

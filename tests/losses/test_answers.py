@@ -58,3 +58,19 @@ def test_half_precision_logits_are_computed_in_float32():
     assert box_loss(torch.randn(2, 4).bfloat16(), torch.rand(2, 4)).dtype == torch.float32
     assert soft_score_bce(torch.randn(2, 4).bfloat16(), torch.rand(2, 4)).dtype == torch.float32
     assert choice_hinge(torch.randn(2, 4).bfloat16(), tensor([0, 1])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", ["bce", "hinge", "cross-entropy"])
+def test_equal_parts_of_a_step_average_to_the_sum_over_all_samples_divided_by_their_number(loss):
+    """Published steps divide by the samples of all devices and micro-batches; batches here are always full."""
+    torch.manual_seed(0)
+    logits, scores, right = torch.randn(8, 4), torch.rand(8, 4), torch.randint(4, (8,))
+    compute = {
+        "bce": lambda part: soft_score_bce(logits[part], scores[part]),
+        "hinge": lambda part: choice_hinge(logits[part], right[part]),
+        "cross-entropy": lambda part: torch.nn.functional.cross_entropy(logits[part], right[part]),
+    }[loss]
+    parts = [compute(slice(first, first + 2)) for first in range(0, 8, 2)]
+    one_by_one = [compute(slice(row, row + 1)) for row in range(8)]
+    assert compute(slice(0, 8)).item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-5)
+    assert compute(slice(0, 8)).item() == pytest.approx(sum(x.item() for x in one_by_one) / 8, rel=1e-5)

@@ -1,8 +1,10 @@
 """The shipped configurations of downstream tasks, in a tiny form."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,6 +12,7 @@ import yaml
 from onepeace_lightning.cli import main
 from onepeace_lightning.cli.configurations import run_name
 from onepeace_lightning.cli.trainer import command_line
+from onepeace_lightning.modalities.video_files import write_video
 from onepeace_lightning.tasks import load_task
 from tests.conftest import LOCAL
 from tests.samples import png, wav
@@ -36,7 +39,9 @@ def table_of_raw_files(folder: Path) -> Path:
         (folder / f"{pitch}.wav").write_bytes(wav(pitch))
         pictures = dict.fromkeys(("image", "first", "second"), f"{colour}.png")
         texts = {"text": "the bell", "question": "what sounds first?", "choices": ["a", "b", "c", "d"]}
-        rows.append({**pictures, "audio": f"{pitch}.wav", **texts})
+        if importlib.util.find_spec("av"):
+            write_video(folder / f"{colour}.mp4", [np.full((64, 64, 3), 99, np.uint8)] * 6)
+        rows.append({**pictures, "audio": f"{pitch}.wav", "video": f"{colour}.mp4", **texts})
     table = folder / "items.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return table
@@ -48,6 +53,8 @@ def settings(path: str) -> dict:
 
 @pytest.mark.parametrize("path", TOY)
 def test_toy_configurations_fit_validate_resume_and_predict(trained_checkout, path):
+    if "video" in path:
+        pytest.importorskip("av", reason="an extra: pip install onepeace-lightning[video]")
     main(["fit", *arguments(path, 2)])
     folder = trained_checkout / "runs" / run_name([path])
     results = json.loads((folder / "results.json").read_text())

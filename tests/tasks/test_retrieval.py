@@ -1,5 +1,9 @@
 """Retrieval, fine-tuned and as the backbone is, with one and with several captions."""
 
+import json
+import shutil
+from collections import Counter
+
 import pytest
 import torch
 
@@ -9,15 +13,18 @@ from onepeace_lightning.training.optimizer import Optimization
 from tests.samples import COLOURS, PITCHES, as_json, png, wav, write
 
 
+def captions_of(modality, index):
+    """One or two."""
+    names, noun = {"image": (list(COLOURS), "square"), "audio": (list(PITCHES), "tone")}[modality]
+    return [f"a {names[index % 3]} {noun}", names[index % 3]][: 1 + index % 2]
+
+
 def captioned(folder, modality, count=6, several=False):
-    ending, make, names, noun = {
-        "image": ("png", png, list(COLOURS), "square"),
-        "audio": ("wav", wav, list(PITCHES), "tone"),
-    }[modality]
+    ending, make, names = {"image": ("png", png, list(COLOURS)), "audio": ("wav", wav, list(PITCHES))}[modality]
     samples = []
     for i in range(count):
         name = names[i % 3]
-        captions = [f"a {name} {noun}", name][: 1 + i % 2]  # one or two
+        captions = captions_of(modality, i)
         fields = {"json": as_json(captions=captions)} if several else {"txt": captions[0].encode()}
         samples.append({ending: make(name, seed=i), **fields})
     return StreamConfig(str(write(folder, f"{modality}-{'captions' if several else 'text'}", samples)), 3)
@@ -72,15 +79,32 @@ def test_zero_shot_scores_are_those_of_the_model_s_embeddings_over_every_caption
     assert scores["val/chance/text_to_image/R@1"] == pytest.approx(100 / 7)
 
 
-def test_training_draws_one_of_the_captions_and_uses_all_of_them(reading, words, tmp_path):
-    module = data(reading, words, captioned(tmp_path / "train", "image", 6, several=True), None)
+def test_a_pass_of_training_has_every_caption_of_every_item_once(reading, words, tmp_path):
+    stream = captioned(tmp_path / "train", "image", 6, several=True)
+    module = data(reading, words, stream, None)
     module.setup("fit")
-    seen = set()
-    loader = module.train_loader("train", 20)
-    for batch in loader:
+    loader = module.train_loader("train", None)
+    assert len(loader) == 3  # nine captions in batches of three
+    rows = []
+    for batch in [*loader, *loader]:
         assert len(batch.inputs["text"].ids_BL) == len(batch) == 3
-        seen |= set(batch.captions)
-    assert seen == {f"a {name} square" for name in COLOURS} | set(COLOURS)
+        rows += zip(batch.targets["answer"], batch.captions, strict=True)
+    every = [(i, caption) for i in range(6) for caption in captions_of("image", i)]
+    wanted = Counter((f"{i // 5:05d}.tar/{i:03d}", caption) for i, caption in every)
+    assert Counter(rows[:9]) == Counter(rows[9:]) == wanted
+    module.train["train"].path = str(uncounted(tmp_path / "train", tmp_path / "uncounted"))
+    with pytest.raises(ValueError, match="does not say how many captions its samples have: count them with"):
+        module.train_loader("train", None)
+
+
+def uncounted(folder, elsewhere):
+    """The same shards with a manifest that says nothing of captions."""
+    shutil.copytree(folder, elsewhere)
+    content = json.loads((elsewhere / "manifest.json").read_text())
+    for shard in content["shards"]:
+        del shard["captions"], shard["most_captions"]
+    (elsewhere / "manifest.json").write_text(json.dumps(content))
+    return elsewhere
 
 
 def test_a_tokenizer_of_another_model_is_refused(reading, tmp_path):

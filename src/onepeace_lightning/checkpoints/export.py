@@ -35,7 +35,9 @@ _DIMENSIONS = {
 """Of the tensors that the original keeps with more or fewer dimensions than this project."""
 
 
-def to_original(model: OriginalModel, *, audio_seconds: float = 15.0, multi_label: bool = False) -> dict[str, Any]:
+def to_original(
+    model: OriginalModel, *, audio_seconds: float = 15.0, multi_label: bool = False, training: bool = True
+) -> dict[str, Any]:
     """A checkpoint for ``torch.save`` that the original's hub and evaluation read.
 
     The tensors are the model's own, not copies. What the format holds and nobody uses (the decoder's CLS, mask
@@ -45,10 +47,14 @@ def to_original(model: OriginalModel, *, audio_seconds: float = 15.0, multi_labe
         model: of the modalities and heads that the original knows.
         audio_seconds: longer clips are cut to their first seconds.
         multi_label: a sample may be in several classes.
+        training: keep the decoder and mask tokens, which only the original's pretraining reads, and the temperature,
+            which its classification refuses; without them a pretrained model is like ``one-peace.pt``.
 
     Raises:
         ValueError: where the format cannot say what the model has (a fourth modality, a head on another one).
     """
+    if not training and isinstance(model, PretrainModel):
+        model = _without_denoiser(model)
     tensors, unknown = {}, []
     for ours, tensor in named(model).state_dict().items():
         if name := original_name(ours):
@@ -60,6 +66,8 @@ def to_original(model: OriginalModel, *, audio_seconds: float = 15.0, multi_labe
             f"the original's format holds {', '.join(MODALITIES)} and heads of its own; it has no name for"
             f" {listed(unknown, ', ')}"
         )
+    if not training:
+        tensors.pop("logit_scale", None)
     kind = _kind(model, multi_label)
     cfg: dict[str, Any] = {group: {"_name": None} for group in _GROUPS} | dict.fromkeys(_EMPTY_GROUPS)
     cfg |= {"_name": None, "model": _cfg(model), "criterion": kind.criterion}
@@ -156,6 +164,16 @@ def _task(model: OriginalModel, kind: _Kind, audio_seconds: float) -> dict[str, 
 
 def _feature_spec(channels: int) -> str:
     return f"[({channels}, 10, 5)] + [({channels}, 3, 2)] * 4 + [({channels},2,2)] + [({channels},2,2)]"
+
+
+def _without_denoiser(model: PretrainModel) -> PretrainModel:
+    """Backbone and contrastive heads of a model, the very tensors."""
+    with torch.device("meta"):
+        plain = PretrainModel(model.config, denoise=False)
+    kept = plain.state_dict().keys()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+    plain.load_state_dict(tensors, assign=True)
+    return plain
 
 
 def _in_original_shape(name: str, tensor: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def read_file(path: str | Path) -> tuple[Any, list[str]]:
             f"{path} is refused: it is damaged or holds more than data, and code in it might be run. Fetch it again, or"
             f" ask its author for a file that torch.load(…, weights_only=True) reads. ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, UnicodeDecodeError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(
             f"{path} cannot be read: it is cut short or was written neither by torch.save nor by pickle; fetch it again"
             f" or save it anew. ({_first_line(error)})"

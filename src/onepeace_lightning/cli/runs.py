@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from onepeace_lightning.reports.answers import AnswersReport
 from onepeace_lightning.reports.base import PAGE
@@ -71,11 +70,6 @@ def run_of(checkpoint: str) -> Path | None:
     """The folder of the run that wrote a checkpoint, where it lies in one."""
     parent = Path(checkpoint).parent
     return parent.parent if parent.name == _CHECKPOINTS else None
-
-
-def logger(folder: Path) -> TensorBoardLogger:
-    """TensorBoard's, in the run's folder."""
-    return TensorBoardLogger(save_dir=folder, name="logs", version="")
 
 
 def callbacks(

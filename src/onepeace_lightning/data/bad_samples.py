@@ -53,6 +53,10 @@ class EmptyCaption(BadSample):
     """A sample whose caption has no words, as web data have; loaders may drop it without calling it bad."""
 
 
+class NoRow(ValueError):  # noqa: N818 - nothing is wrong
+    """A sample has nothing to give in this place of a pass: it has fewer captions than others of its shard."""
+
+
 class TooManyBadSamplesError(RuntimeError):
     """The fraction of bad samples is past what the user allows."""
 

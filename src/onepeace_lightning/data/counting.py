@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from onepeace_lightning.data.storage import Storage, StorageConfig, StorageError, join
@@ -16,21 +17,28 @@ log = logging.getLogger(__name__)
 Check = Callable[[str, Collection[str]], None]
 """Raises ``ShardError`` for a sample's key and extensions that are not as they should be."""
 
+Captions = Callable[[bytes], int]
+"""How many captions a sample's ``json`` lists."""
+
 STATS = "_stats.json"
 """What follows a shard's stem in the file in which img2dataset writes how many samples the shard has."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """A shard's name, number of samples and size in bytes."""
+    """What was counted of a shard, see ``shards.Shard``."""
 
     name: str
     samples: int
     bytes: int
+    captions: int | None = None
+    most_captions: int | None = None
 
 
-def count_shard(config: StorageConfig, folder: str, name: str, size: int, check: Check) -> Count:
-    """Count and check the samples of one shard.
+def count_shard(
+    config: StorageConfig, folder: str, name: str, size: int, check: Check, captions: Captions | None = None
+) -> Count:
+    """Count and check the samples of one shard, and their captions where they have several.
 
     Raises:
         ShardError: it is damaged, or ``check`` says so, or it has no sample.
@@ -39,13 +47,17 @@ def count_shard(config: StorageConfig, folder: str, name: str, size: int, check:
     with damage(path), Storage(config).open(path, size) as stream:
         check_plain(path, stream)
         check_end(path, stream, size)
-        samples = 0
+        samples, counted = 0, []
         for sample in tar_samples(path, stream):
             check(sample.key, [extension for extension, _, _ in sample.files])
             samples += 1
+            if captions is not None:
+                behind = stream.tell()
+                counted.append(captions(sample.read(stream, name)["json"]))
+                stream.seek(behind)
     if not samples:
         raise ShardError(f"{path}: a shard without a sample: delete it")
-    return Count(name, samples, size)
+    return Count(name, samples, size, *((sum(counted), max(counted)) if counted else (None, None)))
 
 
 def count_shards(
@@ -56,6 +68,7 @@ def count_shards(
     *,
     workers: int,
     processes: bool = True,
+    captions: Captions | None = None,
     progress: Path | None = None,
 ) -> tuple[list[Count], list[str]]:
     """Count shards, several at a time.
@@ -67,6 +80,7 @@ def count_shards(
         check: of every sample; must be picklable with processes.
         workers: shards at a time; 1 counts here.
         processes: count in processes, else in threads.
+        captions: counts those of a sample; None: samples have no list of captions.
         progress: keeps what was counted, for a call after this one was interrupted; deleted once all is counted
             without an error. Shards whose size has changed are counted again.
 
@@ -78,7 +92,8 @@ def count_shards(
         log.info("%s: %d of %d shards are counted already", folder, len(found), len(sizes))
     todo = [name for name in sizes if name not in found]
     problems: dict[str, str] = {}
-    for name, result in _results(config, folder, {name: sizes[name] for name in todo}, check, workers, processes):
+    count = partial(_tried, config, folder, check=check, captions=captions)
+    for name, result in _results(count, {name: sizes[name] for name in todo}, workers, processes):
         if isinstance(result, Count):
             found[name] = result
             if progress is not None:
@@ -111,25 +126,27 @@ def stated_counts(storage: Storage, folder: str, sizes: Mapping[str, int]) -> di
 
 
 def _results(
-    config: StorageConfig, folder: str, sizes: Mapping[str, int], check: Check, workers: int, processes: bool
+    count: Callable[[str, int], Count | str], sizes: Mapping[str, int], workers: int, processes: bool
 ) -> Iterator[tuple[str, Count | str]]:
     if workers <= 1:
         for name, size in sizes.items():
-            yield name, _tried(config, folder, name, size, check)
+            yield name, count(name, size)
         return
     pool: Executor = ProcessPoolExecutor(workers) if processes else ThreadPoolExecutor(workers)
     with pool:
         try:
-            futures = {pool.submit(_tried, config, folder, name, size, check): name for name, size in sizes.items()}
+            futures = {pool.submit(count, name, size): name for name, size in sizes.items()}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _tried(config: StorageConfig, folder: str, name: str, size: int, check: Check) -> Count | str:
+def _tried(
+    config: StorageConfig, folder: str, name: str, size: int, *, check: Check, captions: Captions | None
+) -> Count | str:
     try:
-        return count_shard(config, folder, name, size, check)
+        return count_shard(config, folder, name, size, check, captions)
     except (ShardError, StorageError, FileNotFoundError) as error:
         return str(error)
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from onepeace_lightning.data.bad_samples import (
     BadSample,
     Counts,
+    NoRow,
     WorkerCounts,
     as_counts,
     check_lost,
@@ -97,10 +98,11 @@ def _named(paths: Paths) -> str:
 class TrainLoader:
     """Batches for ever, in epochs of a fixed number of steps, resumable at the next sample on any topology.
 
-    Every sample is used exactly once per pass over all ranks and workers (``sampler``), and passes follow each other
-    without a gap: an epoch is only a number of steps, and its end neither loses nor repeats a sample. Several sources
-    are mixed in every batch by their weights, each with passes of its own. Bad samples are skipped, counted and logged,
-    and end the run when they are too many over all ranks (``bad_samples.judge``).
+    Every sample, and of samples with several captions every caption, is used exactly once per pass over all ranks and
+    workers (``sampler``), and passes follow each other without a gap: an epoch is only a number of steps, and its end
+    neither loses nor repeats a sample. Several sources are mixed in every batch by their weights, each with passes of
+    its own. Bad samples are skipped, counted and logged, and end the run when they are too many over all ranks
+    (``bad_samples.judge``).
 
     After ``load_state_dict`` the run goes on at the next sample, whatever the numbers of ranks, workers and samples per
     batch are now; where they are as before, the batches are those that the uninterrupted run would have made. Within a
@@ -162,14 +164,16 @@ class TrainLoader:
             ", ".join(self.names), batch_size, rank, world_size, num_workers,
         )  # fmt: skip
         manifests = [shared_manifest(source.path, storage) for source in given]
+        rows = [manifest.rows for manifest in manifests]
+        manifests = [manifest.for_training() for manifest in manifests]
         weights = tuple(
-            float(manifest.samples if source.weight is None else source.weight)
-            for source, manifest in zip(given, manifests, strict=True)
+            float(number if source.weight is None else source.weight)
+            for source, number in zip(given, rows, strict=True)
         )
         self.topology = Topology(world_size, max(1, num_workers), batch_size, shuffle_buffer, weights)
         self.sources = tuple(SourceStream(manifest, seed, index) for index, manifest in enumerate(manifests))
         self.rank, self.seed, self.num_workers = rank, seed, num_workers
-        self.steps_per_epoch = steps_per_epoch or ceil(sum(m.samples for m in manifests) / (batch_size * world_size))
+        self.steps_per_epoch = steps_per_epoch or ceil(sum(rows) / (batch_size * world_size))
         self.max_bad_fraction, self.drop_empty_captions = max_bad_fraction, drop_empty_captions
         self._prepare, self._collate, self._pin_memory = prepare, collate, pin_memory
         self._done = 0  # batches since ``sources`` were as they are
@@ -431,7 +435,6 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
                 while len(rows) < full:
                     taken = next(stream)
                     consumed[index] += 1
-                    counts.add(index, "seen")
                     if (row := self._prepared(index, taken, counts)) is not None:
                         rows.append(row)
                 origins += [self.names[index]] * needed
@@ -443,13 +446,18 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
 
     def _prepared(self, index: int, taken: Taken, counts: WorkerCounts) -> Any | None:
         if isinstance(taken.raw, ShardError):
+            counts.add(index, "seen")
             self._lost(index, taken.raw, counts)
             return None
         try:
             row = self.prepare(taken.raw, sample_rng(self.seed, taken.pass_index, taken.position, index))
+        except NoRow:
+            return None
         except BadSample as error:
+            counts.add(index, "seen")
             counts.skip(index, _located(error, taken.raw), first_pass=taken.pass_index == 0)
             return None
+        counts.add(index, "seen")
         counts.good(index)
         return row
 

@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from webdataset import tariterators
 
 from onepeace_lightning.data.counting import count_shards, listed_tars, sized, stated_counts
-from onepeace_lightning.data.data_types import DataType, of_modalities
+from onepeace_lightning.data.data_types import ANSWERS, DataType, of_modalities
 from onepeace_lightning.data.data_types import data_type as parse_data_type
 from onepeace_lightning.data.storage import Storage, StorageConfig, expand, is_url, join
 from onepeace_lightning.data.tars import ShardError, ShardReader, check_plain, damage, tar_samples
@@ -33,17 +33,35 @@ from onepeace_lightning.modalities.registry import modality_of
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+CAPTION = "__caption__"
+"""In a raw sample, which of its captions is meant."""
 UNFINISHED = ".unfinished"
 """A file that lies in a folder while shards are written into it."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name in the folder, its number of samples and its size in bytes."""
+    """One tar file.
+
+    Attributes:
+        name: in the folder.
+        samples: how many it holds.
+        bytes: its size.
+        captions: of all its samples together, where samples have several captions each.
+        most_captions: of one of its samples.
+        caption: which caption of each sample is meant, where a shard stands for one of them (not part of the file).
+    """
 
     name: str
     samples: int
     bytes: int
+    captions: int | None = None
+    most_captions: int | None = None
+    caption: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,27 @@ class Manifest:
         """(S,) samples of each shard."""
         return np.array([shard.samples for shard in self.shards], np.int64)
 
+    @property
+    def rows(self) -> int:
+        """Rows of a pass of training: every caption of a sample is one, beside the same item."""
+        return sum(shard.samples if shard.captions is None else shard.captions for shard in self.shards)
+
+    def for_training(self) -> "Manifest":
+        """The shards of a pass of training: one that holds several captions of each item stands once for every caption.
+
+        Raises:
+            ShardError: samples have several captions, and the manifest does not say how many.
+        """
+        if not _captioned(parse_data_type(self.data_type)):
+            return self
+        if any(shard.most_captions is None for shard in self.shards):
+            raise ShardError(
+                f"{self.folder}: its manifest does not say how many captions its samples have: count them with"
+                f" `onepeace shards manifest {self.folder}`"
+            )
+        numbered = [replace(s, caption=n) for s in self.shards for n in range(s.most_captions or 0)]
+        return replace(self, shards=tuple(numbered))
+
     def path(self, shard: Shard) -> str:
         """Where a shard is."""
         return join(self.folder, shard.name)
@@ -97,7 +136,7 @@ class Manifest:
             "data_type": self.data_type,
             "samples": self.samples,
             **({} if path is None else {"folder": str(self.folder)}),
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [shard.to_dict() for shard in self.shards],
             "source": self.source,
             "license": self.license,
             "about": self.about,
@@ -212,7 +251,7 @@ def write_manifest(
     name = hashlib.sha256(f"{folder} {data_type}".encode()).hexdigest()[:16]
     counts, problems = count_shards(
         storage, str(folder), sizes, partial(_check_fields, kind=kind), workers=workers,
-        progress=place / f".manifest-{name}.jsonl",
+        captions=count_captions if _captioned(kind) else None, progress=place / f".manifest-{name}.jsonl",
     )  # fmt: skip
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems)
@@ -224,7 +263,7 @@ def write_manifest(
         log.warning("%s: %d of %d shards are left out:%s", folder, len(problems), len(sizes), shown)
     if not counts:
         raise ShardError(f"{folder}: no shard is sound")
-    shards = tuple(Shard(count.name, count.samples, count.bytes) for count in counts)
+    shards = tuple(Shard(**asdict(count)) for count in counts)
     manifest = Manifest(folder, data_type, shards, source, license, about or {}, storage)
     manifest.save(out)
     return manifest
@@ -302,7 +341,10 @@ def _parsed(file: str, text: bytes, folder: str | Path | None, storage: StorageC
     try:
         content = json.loads(text)
         folder = folder or content["folder"]
-        shards = tuple(Shard(str(s["name"]), int(s["samples"]), int(s["bytes"])) for s in content["shards"])
+        shards = tuple(
+            Shard(str(s["name"]), int(s["samples"]), int(s["bytes"]), s.get("captions"), s.get("most_captions"))
+            for s in content["shards"]
+        )
         total = int(content["samples"])
         about = content.get("about", {})
         manifest = Manifest(folder, content["data_type"], shards, content["source"], content["license"], about, storage)
@@ -359,7 +401,7 @@ class ShardReaders:
         self._open: OrderedDict[int, ShardReader | ShardError] = OrderedDict()
 
     def read(self, shard: int, index: int) -> dict[str, Any] | ShardError:
-        """A sample by the indices of its shard and in it."""
+        """A sample by the indices of its shard and in it; ``CAPTION`` says which caption is meant, if only one is."""
         reader = self._open.get(shard)
         if reader is None:
             while len(self._open) >= self._most:
@@ -369,11 +411,14 @@ class ShardReaders:
         if isinstance(reader, ShardError):
             return reader
         try:
-            return reader.read(index)
+            sample = reader.read(index)
         except ShardError as error:
             reader.close()
             self._open[shard] = error
             return error
+        if (caption := self._manifest.shards[shard].caption) is not None:
+            sample[CAPTION] = caption
+        return sample
 
     def soon(self, shards: Iterable[int]) -> None:
         """Fetch these in the background, in this order."""
@@ -430,6 +475,7 @@ class ShardWriter:
         self._source, self._license, self._about = source, license, about or {}
         self._shards: list[Shard] = []
         self._keys: set[str] = set()
+        self._captions: list[int] = []
         self._tar: wds.TarWriter | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -464,6 +510,8 @@ class ShardWriter:
             self._tar = wds.TarWriter(str(path), encoder=False, mtime=0, format="PAX_FORMAT", compress=False)
         self._tar.write({"__key__": key, **fields})
         self._keys.add(key)
+        if _captioned(self._kind):
+            self._captions.append(count_captions(fields["json"]))
         if len(self._keys) == self.samples_per_shard:
             self._finish_shard()
 
@@ -490,8 +538,24 @@ class ShardWriter:
         self._tar.close()
         self._tar = None
         name = self._name()
-        self._shards.append(Shard(name, len(self._keys), (self.folder / name).stat().st_size))
+        captions = (sum(self._captions), max(self._captions)) if self._captions else (None, None)
+        self._shards.append(Shard(name, len(self._keys), (self.folder / name).stat().st_size, *captions))
         self._keys.clear()
+        self._captions.clear()
+
+
+def count_captions(data: bytes) -> int:
+    """Captions that a sample's ``json`` lists; 1 where it lists none, which whoever reads the sample will say."""
+    try:
+        captions = json.loads(data)["captions"]
+    except (KeyError, TypeError, ValueError):
+        return 1
+    return max(1, len(captions)) if isinstance(captions, list) else 1
+
+
+def _captioned(kind: DataType) -> bool:
+    """Whether a sample's answer is a list of captions."""
+    return kind.answer is not None and ANSWERS[kind.answer].captions
 
 
 def _check_fields(key: str, fields: Collection[str], kind: DataType) -> None:

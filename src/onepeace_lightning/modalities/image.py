@@ -205,6 +205,8 @@ class ImageSettings(Settings):
         size: side of the square image in pixels, a multiple of 16.
         resize: in evaluation, "square" resizes to the square whatever the proportions; "crop" keeps them, resizes the
             shorter side and cuts out the middle: 224/256 of it up to 224 pixels, all of it above (ImageNet).
+        decoding: how a file becomes RGB. "upright" turns it by its EXIF orientation, puts transparency on white and
+            scales grey of more than 8 bits; "stored" does none of it, as the original reads files.
         crop_scale: smallest and largest fraction of a training image's area that a random crop keeps.
         mask_ratio: fraction of the patches, rounded down.
         fused_mask_ratio: the same beside another modality; first those that were visible alone.
@@ -212,6 +214,7 @@ class ImageSettings(Settings):
 
     size: int = 256
     resize: Literal["square", "crop"] = "square"
+    decoding: Literal["upright", "stored"] = "upright"
     crop_scale: tuple[float, float] = training_only((0.9, 1.0))
     mask_ratio: float = training_only(0.75)
     fused_mask_ratio: float = training_only(0.6875)
@@ -224,6 +227,8 @@ class ImageSettings(Settings):
             problems.append(f"size is {self.size}; give a multiple of {PATCH}, such as {below} or {below + PATCH}")
         if self.resize not in ("square", "crop"):
             problems.append(f"resize is {self.resize!r}; give 'square' or 'crop'")
+        if self.decoding not in ("upright", "stored"):
+            problems.append(f"decoding is {self.decoding!r}; give 'upright' or 'stored'")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             problems.append(f"crop_scale is {self.crop_scale}; give two fractions of the area, 0 < low <= high <= 1")
@@ -244,7 +249,7 @@ class ImageModality(Modality):
     agreed = (("size", "image_size"),)
 
     def decode(self, data: bytes) -> Pillow.Image:
-        """Decode an image file to 8-bit RGB, the right way up.
+        """Decode an image file to 8-bit RGB, the right way up unless the settings say "stored".
 
         EXIF orientation is applied, transparency is composited on white, grey of more bits is scaled to 8 (see
         ``to_rgb``); palette, grey and CMYK images are converted.
@@ -256,7 +261,8 @@ class ImageModality(Modality):
         if data[4:12] in HEIC:
             register_heic()
         try:
-            return to_rgb(upright(Pillow.open(io.BytesIO(data))))
+            image = Pillow.open(io.BytesIO(data))
+            return image.convert("RGB") if self.settings.decoding == "stored" else to_rgb(upright(image))
         except Exception as error:  # on broken bytes Pillow raises OSError, SyntaxError, struct.error and others
             raise ValueError(f"cannot decode the image ({looks_like(data)}): {error}") from error
 
@@ -304,7 +310,8 @@ class ImageModality(Modality):
     def describe(self) -> str:
         """Resizing and normalisation."""
         how = "bicubic" if self.settings.resize == "square" else "cut from the middle, bicubic"
-        return f"images {self.settings.size}×{self.settings.size} {how}, CLIP mean and std"
+        stored = ", as stored" if self.settings.decoding == "stored" else ""
+        return f"images {self.settings.size}×{self.settings.size} {how}{stored}, CLIP mean and std"
 
     def sample(self, inputs: Image, row: int) -> Pillow.Image:
         """The image of a row, square as the model sees it."""

@@ -4,17 +4,19 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MetricCollection
 
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, read_checkpoint
 from onepeace_lightning.checkpoints.pretrained import model_parts
+from onepeace_lightning.checkpoints.released.protocol import names_compared, published_result
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import ANSWERS, DataType, data_type
 from onepeace_lightning.data.datamodule import DataModule
@@ -80,8 +82,8 @@ class FinetuneTask(TrainedModule):
     """Methods that use the model; see ``parallelize``."""
     type_embedding: ClassVar[bool] = False
     """Whether images are told apart by learned vectors."""
-    published: ClassVar[Mapping[str, str]] = {}
-    """Corpus to the original's published result, printed where a gallery's name or path contains the corpus's."""
+    published: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Corpus to its published results (``PUBLISHED``), printed where a gallery's name or path contains the corpus's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,8 +172,20 @@ class FinetuneTask(TrainedModule):
         if chance := data.stream_manifest(stream).about.get("chance"):  # {"metric", "percent", "definition"}
             lines.append(f"{name}: chance is {chance['percent']} % {chance['metric']} ({chance['definition']})")
         if corpus := _named(f"{name} {stream.path}", self.published):
-            lines.append(f"published for {corpus}: {self.published[corpus]}")
+            manifest, run = data.stream_manifest(stream), self.protocol(data)
+            for result in self.published[corpus]:
+                lines.append(published_result(result, name, manifest.about, manifest.samples, run))
         return lines
+
+    def protocol(self, data: DataModule) -> dict[str, Any]:
+        """What of the run the published protocols speak of, by their names."""
+        found = {}
+        for name in names_compared():
+            of, _, setting = name.rpartition(".")
+            owner: Any = data.preprocessing[of] if of else self
+            if hasattr(owner, setting):
+                found[name] = getattr(owner, setting)
+        return found
 
     def data_problems(self, data: DataModule) -> list[str]:
         """What of the data does not go with the task or its model."""
@@ -194,9 +208,15 @@ class FinetuneTask(TrainedModule):
         return {name: part for name, part in batch.inputs.items() if name.removeprefix(SECOND) in self.modalities}
 
     def configure_model(self) -> None:
-        """Build the model, freeze what does not train, lay it out on its devices, fill it."""
+        """Build the model, freeze what does not train, lay it out on its devices, fill it.
+
+        A task that was opened whole is laid out anew, with its own weights, by a trainer that shards it.
+        """
         if self.model is not None:
-            return
+            if placement(self).get("mesh") is None or isinstance(self, FSDPModule):
+                return
+            self.source = replace(self.source, weights=self.model.state_dict(), name="the opened task", whole=True)
+            self.model = None
         with torch.device("meta"):
             self.model = self.build()
         set_attention(self.model, self.attention)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, get_args
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.models.vision.classifier import MeanClassifier
@@ -42,7 +41,7 @@ class ClassificationTask(LabelTask):
         ValueError: a setting is out of its range, or as ``FinetuneTask``.
     """
 
-    published: ClassVar = {name: PUBLISHED[name] for name in ("ImageNet-1k", "FSD50K", "VGGSound", "VGGSound-AV")}
+    published: ClassVar = {name: (name,) for name in ("ImageNet-1k", "FSD50K", "VGGSound", "VGGSound-AV")}
 
     def __init__(
         self,

@@ -1,10 +1,9 @@
 """``onepeace convert``: a model or a task from any form in which they are kept to another."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -12,7 +11,10 @@ from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.loading import LoadReport, read_file
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
-from onepeace_lightning.checkpoints.released.kinds import kind_of
+from onepeace_lightning.checkpoints.released.kinds import released
+from onepeace_lightning.checkpoints.released.protocol import PROTOCOLS
+from onepeace_lightning.checkpoints.released.published import PUBLISHED
+from onepeace_lightning.checkpoints.released.writing import image_branch_content, released_content, save_released
 from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.inference.onepeace import DTYPES, OnePeace
 from onepeace_lightning.tasks.base import FinetuneTask
@@ -21,7 +23,8 @@ from onepeace_lightning.tasks.saved import load_task, save_task
 Form = Literal["folder", "task", "original"]
 
 _LISTED = 20
-_FORMS: dict[str, Form] = {".ckpt": "task", ".pt": "original"}
+_SUFFIXES: dict[Form, tuple[str, ...]] = {"task": (".ckpt",), "original": (".pt", ".pth", ".pkl")}
+_FORMS: dict[str, Form] = {suffix: form for form, suffixes in _SUFFIXES.items() for suffix in suffixes}
 
 
 def convert(
@@ -33,21 +36,27 @@ def convert(
     labels: str | None = None,
     dtype: str | None = None,
     image_size: int | None = None,
+    pretraining: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a model as a folder for ``from_pretrained``, a task as a checkpoint, or either as a file of the original.
 
+    A vision task is written as mmcv or detectron2 would (NAME.pth), a model's image branch alone as NAME.pkl.
+
     Args:
         source: a file of the original's release (.pt, .pth, .pkl), a training checkpoint (.ckpt), a folder, or a name
             on the hub.
-        out: a folder for what embeds, a .ckpt file for what answers, or a .pt file in the original's format.
+        out: a folder for what embeds, a .ckpt file for what answers, or a .pt, .pth or .pkl file in the layout in which
+            the authors released one of its kind.
         to: folder (config.json, model.safetensors, the vocabulary), task (.ckpt, for onepeace predict and load_task) or
-            original (.pt, which the original's hub and evaluation read); by default as the name of ``out`` says.
+            original (which the original's hub and evaluation read); by default as the name of ``out`` says.
         bpe_dir: folder with dict.txt, encoder.json and vocab.bpe, for the original's files.
         labels: file with the names of classes or answers, for the original's files (.txt, .json, .csv or .tsv).
         dtype: float32, bfloat16 or float16; as it is by default.
         image_size: side of the images in pixels, a multiple of 16, for which relative positions are resized; as it
             is by default. Not for tasks.
+        pretraining: keep the decoder, the mask tokens and the temperature of a pretrained model in the original's
+            format: for its pretraining only, everything else of it refuses them.
         overwrite: replace what is at ``out``.
 
     Raises:
@@ -57,21 +66,21 @@ def convert(
     target = Path(out)
     form = to or _FORMS.get(target.suffix, "folder")
     _check_target(target, form, overwrite)
-    released = _released(source)
-    if released is not None:
-        print("\n".join(describe_file(*released, bpe_dir, labels)))
-    is_task = _is_task(source) or (released is not None and form == "task")
+    opened = released(source)
+    if opened is not None:
+        print("\n".join(describe_file(*opened, bpe_dir, labels)))
+    is_task = _is_task(source) or (opened is not None and form == "task")
     if labels is not None and not is_task:
         raise ValueError(f"labels are for what answers: give --out NAME.ckpt, or leave --labels {labels} out")
     if is_task:
-        if image_size is not None or form == "folder":
-            wrong = "--image-size" if image_size is not None else f"--out {target}"
-            raise ValueError(f"{source} is a task; give --out NAME.ckpt or NAME.pt, not {wrong}")
+        if image_size is not None or form == "folder" or pretraining or target.suffix == ".pkl":
+            wrong = "--image-size" if image_size is not None else "--pretraining" if pretraining else f"--out {target}"
+            raise ValueError(f"{source} is a task; give --out NAME.ckpt, NAME.pt or NAME.pth, not {wrong}")
         task = load_task(source, bpe_dir=bpe_dir, labels=labels)
         task.to(DTYPES[dtype] if dtype is not None else None)
         _write_task(task, target, form)
     else:
-        _convert_model(source, target, form, bpe_dir, dtype, image_size)
+        _convert_model(source, target, form, bpe_dir, dtype, image_size, pretraining)
     written = target / WEIGHTS_FILE if form == "folder" else target
     print(f"{written}: {written.stat().st_size / 1e9:.2f} GB")
 
@@ -84,25 +93,15 @@ def describe_file(file: ReleasedFile, kind: Kind, bpe_dir: str | None, labels: s
     if kind.takes_vocabulary:
         needs.append(f"the vocabulary ({f'from {bpe_dir}' if bpe_dir else '--bpe-dir FOLDER: none given'})")
     if kind.takes_labels:
-        given = f"from {labels}" if labels else "--labels FILE: none given, classes are called by their numbers"
-        needs.append(f"names of its classes ({given})")
+        given = f"from {labels}" if labels else "--labels FILE: none given; unknown classes are called by their numbers"
+        needs.append(f"names of its {kind.outputs(file)} classes, in the order of its outputs ({given})")
     yield f"needs: {'; '.join(needs) or 'nothing'}"
     yield from kind.describe(file)
-    for line in kind.published(file):
-        yield f"published: {line}"
+    for name in kind.published(file):
+        protocol = f" ({PROTOCOLS[name].describe()})" if name in PROTOCOLS else ""
+        yield f"published: {name}: {PUBLISHED[name]}{protocol}"
     if file.found:
         yield f"read as plain data, without their code: {', '.join(file.found)}"
-
-
-def _released(source: str) -> tuple[ReleasedFile, Kind] | None:
-    path = Path(source)
-    if not path.is_file():
-        return None
-    content, found = read_file(path)
-    if not isinstance(content, dict) or "onepeace" in content:
-        return None
-    file = ReleasedFile.of(path, content, found)
-    return file, kind_of(file)
 
 
 def _is_task(source: str) -> bool:
@@ -115,7 +114,13 @@ def _is_task(source: str) -> bool:
 
 
 def _convert_model(
-    source: str, target: Path, form: Form, bpe_dir: str | None, dtype: str | None, image_size: int | None
+    source: str,
+    target: Path,
+    form: Form,
+    bpe_dir: str | None,
+    dtype: str | None,
+    image_size: int | None,
+    pretraining: bool,
 ) -> None:
     if form == "task":
         raise ValueError(f"{source} answers nothing by itself; give a folder, or NAME.pt for the original's format")
@@ -127,7 +132,11 @@ def _convert_model(
     if form == "folder":
         onepeace.save_pretrained(target)
         return
-    _write_original(to_original(onepeace.model, audio_seconds=onepeace.preprocessing["audio"].max_seconds), target)
+    if target.suffix == ".pkl":
+        save_released(image_branch_content(onepeace.backbone), target)
+        return
+    seconds = onepeace.preprocessing["audio"].max_seconds
+    save_released(to_original(onepeace.model, audio_seconds=seconds, training=pretraining), target)
     if onepeace.tokenizer is not None:
         print(f"the original's format holds no vocabulary; that of {source} is needed wherever text is embedded")
 
@@ -138,17 +147,15 @@ def _write_task(task: FinetuneTask, target: Path, form: Form) -> None:
     if form == "task":
         save_task(task, target)
         return
-    multi_label = bool(task.settings().get("multi_label"))
-    seconds = task.preprocessing["audio"].max_seconds
-    _write_original(to_original(task.model, audio_seconds=seconds, multi_label=multi_label), target)
-    print("the original's format holds neither vocabulary nor labels")
-
-
-def _write_original(content: dict[str, Any], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    torch.save(content, partial)
-    os.replace(partial, target)
+    settings = task.settings()
+    content = released_content(
+        task.model,
+        classes=settings.get("classes"),
+        audio_seconds=task.preprocessing["audio"].max_seconds,
+        multi_label=bool(settings.get("multi_label")),
+    )
+    save_released(content, target)
+    print("the original's format holds neither vocabulary nor preprocessing, and labels of segmentation only")
 
 
 def describe_report(report: LoadReport) -> str:
@@ -193,10 +200,9 @@ def _millions(count: int) -> str:
 
 
 def _check_target(target: Path, form: Form, overwrite: bool) -> None:
-    suffixes = {"original": ".pt", "task": ".ckpt"}
-    if form in suffixes and (target.is_dir() or target.suffix != suffixes[form]):
-        raise ValueError(f"--out is {target}; --to {form} writes files that end in {suffixes[form]}")
-    if form == "folder" and (target.is_file() or target.suffix in (".pt", ".ckpt", ".safetensors")):
+    if form in _SUFFIXES and (target.is_dir() or target.suffix not in _SUFFIXES[form]):
+        raise ValueError(f"--out is {target}; --to {form} writes files that end in {' or '.join(_SUFFIXES[form])}")
+    if form == "folder" and (target.is_file() or target.suffix in (*_FORMS, ".safetensors")):
         raise ValueError(f"--out is {target}; a folder has no such name: choose another, or leave --to out")
     in_use = target.is_file() or (target.is_dir() and any(target.iterdir()))
     if in_use and not overwrite:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.readers.questions import with_choice
 from onepeace_lightning.losses.answers import choice_hinge
@@ -33,7 +32,7 @@ class MultipleChoiceTask(FinetuneTask):
 
     learns = ("choices",)
     score_name = "accuracy"
-    published: ClassVar = {name: PUBLISHED[name] for name in ("AVQA", "AVQA-AV")}
+    published: ClassVar = {name: (name,) for name in ("AVQA", "AVQA-AV")}
 
     def __init__(
         self,

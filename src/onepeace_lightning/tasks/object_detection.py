@@ -15,7 +15,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from onepeace_lightning.checkpoints.detection import load_trunk
 from onepeace_lightning.checkpoints.loading import LoadReport
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.data.instances import AnnotatedImage, Annotations, Rle, encode_mask, fitted, read_annotations
@@ -23,12 +22,11 @@ from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.detection import REGIONS, detection_losses
 from onepeace_lightning.metrics.detection import CocoAP
 from onepeace_lightning.modalities.image import ImageConfig
-from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names
-from onepeace_lightning.tasks.source import BackboneSource
+from onepeace_lightning.tasks.class_names import adopted_names, known_names
+from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
 from onepeace_lightning.training.optimizer import Optimization
 
 RIGHT_FROM = 0.5
@@ -59,7 +57,7 @@ class ObjectDetectionTask(FinetuneTask):
     modalities = ("image",)
     learns = ("boxes",)
     score_name = "box_AP"
-    published: ClassVar = {"COCO": PUBLISHED["COCO detection"]}
+    published: ClassVar = {"COCO": ("COCO detection",)}
 
     def __init__(
         self,
@@ -78,12 +76,9 @@ class ObjectDetectionTask(FinetuneTask):
         super().__init__(backbone, optimization, **options)
         if regions < 4:
             raise ValueError(f"regions is {regions}; give at least 4, of which one may show an instance")
-        image, source = self.config.adapters["image"], self.source.config.adapters["image"]
-        assert isinstance(image, ImageConfig)
+        source = self.source.config.adapters["image"]
         assert isinstance(source, ImageConfig)
-        # Learned positions are resized once, and are then the detector's own.
-        own: dict[str, AdapterConfig] = {"image": replace(image, position_grid=None)}
-        self.config = replace(self.config, adapters=own, per_block_tables=False)
+        self.config = replace(with_own_positions(self.config), per_block_tables=False)
         self.classes = None if classes is None else known_names(classes, None, "classes")
         self.num_classes = num_classes
         self.regions = regions
@@ -130,7 +125,7 @@ class ObjectDetectionTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
+        return adopted_names(self.classes, self.num_classes, None, "classes")
 
     def build(self) -> Detector:
         """Trunk, pyramid, proposals, cascade and mask head."""

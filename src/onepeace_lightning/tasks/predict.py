@@ -2,16 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from onepeace_lightning.checkpoints.released.kinds import released
 from onepeace_lightning.data.tables import TABLES, whole_rows
-from onepeace_lightning.inference.onepeace import available_device
+from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.inference.sources import find_items
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import modality, text_modality
@@ -58,7 +60,9 @@ def predict(
     place = available_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
-    task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
+    task: Any = Features.of(checkpoint, place)
+    if task is None:
+        task = load_task(checkpoint, bpe_dir=bpe_dir, labels=labels).to(place)
     inputs = {name: None if kind is None else _of_files(kind) for name, kind in task.columns.items()}
     answered = 0
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,31 @@ def predict(
                 answered += 1
     os.replace(partial, target)
     print(f"{target}: {answered} predictions of {type(task).__name__}")
+
+
+class Features:
+    """Answers with what the last block gives for an item's CLS token; for released files that answer nothing else.
+
+    Args:
+        model: of one modality.
+    """
+
+    def __init__(self, model: OnePeace) -> None:
+        self.model = model
+        self.columns = {name: name for name in model.config.adapters}
+
+    @classmethod
+    def of(cls, path: str, device: torch.device) -> "Features | None":
+        """Of a released file that is of such a kind; None for others."""
+        opened = released(path)
+        if opened is None or not opened[1].encodes:
+            return None
+        return cls(OnePeace.from_pretrained(path, device=device))
+
+    def predict(self, *, batch_size: int, **items: Sequence[Any]) -> list[list[float]]:
+        """(d) numbers for each item."""
+        [(values_BLD, _)] = self.model.encode(batch_size=batch_size, **items).values()
+        return values_BLD[:, 0].tolist()
 
 
 def _of_files(name: str) -> str | None:

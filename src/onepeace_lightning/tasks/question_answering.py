@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
@@ -15,7 +14,7 @@ from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, distinct
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names, likeliest
+from onepeace_lightning.tasks.class_names import adopted_names, known_names, likeliest
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -37,7 +36,7 @@ class QuestionAnsweringTask(FinetuneTask):
 
     learns = ("question",)
     score_name = "accuracy"
-    published: ClassVar = {"VQAv2": PUBLISHED["VQAv2"]}
+    published: ClassVar = {"VQAv2": ("VQAv2",)}
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class QuestionAnsweringTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.learned, counted_names(self.num_answers, None, "answers"), "answers")
+        return adopted_names(self.learned, self.num_answers, None, "answers")
 
     @property
     def columns(self) -> dict[str, str | None]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.contrastive import Keys, aligning_contrast
 from onepeace_lightning.metrics import CrossModalRecall, caption_ids
@@ -40,8 +39,8 @@ class RetrievalTask(FinetuneTask):
     carried = ("backbone", "heads")
     to_percent = 1.0  # as the metric gives it
     published: ClassVar = {
-        **{name: f"{PUBLISHED[name]} (zero-shot: {PUBLISHED[f'{name} zero-shot']})" for name in ("COCO", "Flickr30K")},
-        **{name: PUBLISHED[name] for name in ("AudioCaps", "Clotho")},
+        **{name: (name, f"{name} zero-shot") for name in ("COCO", "Flickr30K")},
+        **{name: (name,) for name in ("AudioCaps", "Clotho")},
     }
 
     def __init__(
@@ -74,7 +73,7 @@ class RetrievalTask(FinetuneTask):
         return embeddings
 
     def loss(self, batch: Batch) -> Tensor:
-        """Aligning contrast of the batch's items, with one caption each."""
+        """Aligning contrast of the batch's items, with one caption each; other captions of an item are negatives."""
         embeddings = self.embed(self.inputs(batch))
         return aligning_contrast(embeddings[self.query], embeddings[self.item], self.model.heads.scale, self.keys)
 

@@ -17,6 +17,7 @@ from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.vision.trunk import LAYER_SCALE
 
 BackboneSource = str | Path | OnePeace | ModelConfig
 """A preset's name, a ``save_pretrained`` folder, a checkpoint of this project or of the original, a hub name, a model,
@@ -129,6 +130,8 @@ def _sized(config: ModelConfig, sizes: Mapping[str, Mapping[str, Any]], *, kept:
 def with_own_positions(config: ModelConfig, **encoder: Any) -> ModelConfig:
     """Sizes of a model whose learned positions are resized to its input's grid once and stored so, as of vision models.
 
+    Where nothing gives γ, it starts at ``LAYER_SCALE``, or higher as a small model's sizes say.
+
     Args:
         config: sizes.
         **encoder: other sizes of the encoder.
@@ -137,7 +140,8 @@ def with_own_positions(config: ModelConfig, **encoder: Any) -> ModelConfig:
         name: replace(one, position_grid=None) if hasattr(one, "position_grid") else one  # type: ignore[call-arg]
         for name, one in config.adapters.items()
     }
-    return replace(config, encoder=replace(config.encoder, **encoder), adapters=adapters)
+    gamma = max(config.encoder.layer_scale or 0.0, LAYER_SCALE)
+    return replace(config, encoder=replace(config.encoder, **{"layer_scale": gamma, **encoder}), adapters=adapters)
 
 
 def load_source(model: nn.Module, source: BackboneWeights, parts: Sequence[str]) -> LoadReport:

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
@@ -40,7 +39,7 @@ class VideoClassificationTask(LabelTask):
 
     modalities = ("image",)
     read_modalities = ("video",)
-    published: ClassVar = {"Kinetics-400": PUBLISHED["Kinetics-400"]}
+    published: ClassVar = {"Kinetics-400": ("Kinetics-400",)}
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.answers import box_loss
 from onepeace_lightning.metrics import BoxAccuracy
@@ -37,7 +36,7 @@ class VisualGroundingTask(FinetuneTask):
 
     learns = ("box",)
     score_name = "accuracy@0.5"
-    published: ClassVar = {name: PUBLISHED[name] for name in ("RefCOCO", "RefCOCO+", "RefCOCOg")}
+    published: ClassVar = {name: (name,) for name in ("RefCOCO", "RefCOCO+", "RefCOCOg")}
 
     def __init__(
         self,

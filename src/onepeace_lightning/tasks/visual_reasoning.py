@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 from PIL import Image as Pillow
 
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.adapter import SECOND
@@ -29,7 +28,7 @@ class VisualReasoningTask(LabelTask):
 
     learns = ("pair",)
     type_embedding = True
-    published: ClassVar = {"NLVR2": PUBLISHED["NLVR2"]}
+    published: ClassVar = {"NLVR2": ("NLVR2",)}
 
     def __init__(
         self, backbone: BackboneSource, optimization: Optimization = FINETUNING, *, item: str = "image", **options: Any

@@ -113,6 +113,8 @@ class Kind(ABC):
     """What can be had from it."""
     task: ClassVar[str | None] = None
     """The class of the task that answers with it, by name; None: it embeds or encodes only."""
+    encodes: ClassVar[bool] = False
+    """Whether features of tokens are all that can be had from it."""
     takes_labels: ClassVar[bool] = False
     """Whether the names of its classes or answers come from a file that the user gives."""
     takes_vocabulary: ClassVar[bool] = False
@@ -149,8 +151,12 @@ class Kind(ABC):
         return {}
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
-        """Scores that the authors have published for it, a line each."""
+        """Names (``PUBLISHED``) of the scores that the authors have published for it."""
         return ()
+
+    def outputs(self, file: ReleasedFile) -> int | None:
+        """How many classes or answers it has; None where it has none."""
+        return None
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """What else is to be said about a file, a line each."""

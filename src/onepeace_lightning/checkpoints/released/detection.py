@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
@@ -43,7 +42,7 @@ class Detection(Kind):
 
     def open(self, file: ReleasedFile, labels: Sequence[str] | None) -> Opened:
         """80 classes are COCO's where there are no labels."""
-        classes = file.shape("roi_heads.mask_head.predictor.weight")[0]
+        classes = self.outputs(file)
         if labels is None and classes == len(COCO):
             labels = COCO
         config, window = self._config(file), self._window(file)
@@ -66,11 +65,15 @@ class Detection(Kind):
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of this file."""
-        return [f"COCO detection: {PUBLISHED['COCO detection']}"]
+        return ["COCO detection"]
+
+    def outputs(self, file: ReleasedFile) -> int:
+        """Of the classifier."""
+        return file.shape("roi_heads.mask_head.predictor.weight")[0]
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """Side, windows and classes."""
-        classes = file.shape("roi_heads.mask_head.predictor.weight")[0]
+        classes = self.outputs(file)
         side, window = PATCH * self._grid(file), PATCH * self._window(file)
         return [f"longest side {side} pixels, windows of {window}, {classes} classes"]
 

@@ -8,7 +8,6 @@ from onepeace_lightning.checkpoints.key_map import MODALITIES
 from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.checkpoints.original import OriginalModel, head_from_original, model_from_original, named
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.heads.classifier import PoolingConfig
 
@@ -69,8 +68,12 @@ class FairseqKind(Kind):
         return given
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
-        """A line for each data set."""
-        return [f"{corpus}: {PUBLISHED[corpus]}" for corpus in self.corpora]
+        """Of each data set."""
+        return self.corpora
+
+    def outputs(self, file: ReleasedFile) -> int | None:
+        """Of the pooling head."""
+        return _outputs(file) if self.takes_labels else None
 
 
 class Pretrained(FairseqKind):
@@ -90,7 +93,7 @@ class Pretrained(FairseqKind):
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """What it does without fine-tuning."""
-        return [f"{corpus}, zero-shot: {PUBLISHED[f'{corpus} zero-shot']}" for corpus in self.corpora]
+        return [f"{corpus} zero-shot" for corpus in self.corpora]
 
 
 class ImageTextRetrieval(FairseqKind):
@@ -111,7 +114,7 @@ class ImageTextRetrieval(FairseqKind):
         """Of the data set that the file was trained on, or of both."""
         words = _words(file)
         names = [name for name, word in (("COCO", "coco"), ("Flickr30K", "flickr")) if word in words]
-        return [f"{name}: {PUBLISHED[name]}" for name in names or ("COCO", "Flickr30K")]
+        return names or ("COCO", "Flickr30K")
 
 
 class AudioTextRetrieval(FairseqKind):
@@ -159,7 +162,7 @@ class Grounding(FairseqKind):
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of the one of the three data sets that the file was trained on."""
         corpus = _refcoco(file)
-        return [f"{name}: {PUBLISHED[name]}" for name in ([corpus] if corpus else ("RefCOCO", "RefCOCO+", "RefCOCOg"))]
+        return [corpus] if corpus else ("RefCOCO", "RefCOCO+", "RefCOCOg")
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """What is pooled, and how that is known."""
@@ -260,8 +263,7 @@ class AudioClassification(FairseqKind):
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of the data set that the file was trained on."""
-        corpus = "FSD50K" if self.multi_label(file) else "VGGSound"
-        return [f"{corpus}: {PUBLISHED[corpus]}"]
+        return ["FSD50K" if self.multi_label(file) else "VGGSound"]
 
 
 class ImageClassification(FairseqKind):

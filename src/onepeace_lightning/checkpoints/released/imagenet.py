@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
 from onepeace_lightning.checkpoints.released.vision_sizes import image_branch
 from onepeace_lightning.modalities.image import ImageConfig
@@ -27,7 +26,7 @@ class ImageNet(Kind):
     def open(self, file: ReleasedFile, labels: Sequence[str] | None) -> Opened:
         """Classes are in the order of ImageNet's folder names."""
         config = image_branch(file, "")
-        classes = class_names(labels, file.shape("head.weight")[0], file.path)
+        classes = class_names(labels, self.outputs(file), file.path)
         settings = {"modalities": ["image"], "classes": classes, "pooling": "mean"}
         return Opened(config, to_ours("imagenet", file.tensors), settings, self.preprocessing(file, config))
 
@@ -37,7 +36,11 @@ class ImageNet(Kind):
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of both files."""
-        return [f"ImageNet-1k: {PUBLISHED['ImageNet-1k']}"]
+        return ["ImageNet-1k"]
+
+    def outputs(self, file: ReleasedFile) -> int:
+        """Of the classifier."""
+        return file.shape("head.weight")[0]
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """Side and classes."""

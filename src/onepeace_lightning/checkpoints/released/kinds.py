@@ -1,5 +1,8 @@
 """The table of kinds, and finding the one that a file is of."""
 
+from pathlib import Path
+
+from onepeace_lightning.checkpoints.loading import read_file
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
 from onepeace_lightning.checkpoints.released.detection import Detection
 from onepeace_lightning.checkpoints.released.fairseq import (
@@ -35,6 +38,21 @@ KINDS: tuple[Kind, ...] = (
     Segmentation(),
 )
 """Every kind of file that can be opened; of each file exactly one recognises it."""
+
+
+def released(path: str | Path) -> tuple[ReleasedFile, Kind] | None:
+    """A released file and its kind; None where the path is no file, or one of this project's.
+
+    Raises:
+        ValueError: the file is damaged, refused, or of no known kind.
+    """
+    if not Path(path).is_file():
+        return None
+    content, found = read_file(path)
+    if not isinstance(content, dict) or "onepeace" in content:
+        return None
+    file = ReleasedFile.of(path, content, found)
+    return file, kind_of(file)
 
 
 def kind_of(file: ReleasedFile) -> Kind:

@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
 from onepeace_lightning.checkpoints.released.vision_sizes import image_branch
 from onepeace_lightning.modalities.image import ImageConfig
@@ -70,7 +69,7 @@ class Segmentation(Kind):
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """In windows, at one scale and at several with mirroring."""
-        return [f"ADE20K: {PUBLISHED['ADE20K']}"]
+        return ["ADE20K"]
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """Windows and classes."""

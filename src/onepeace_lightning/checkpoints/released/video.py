@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
-from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.vision_names import to_ours
 from onepeace_lightning.checkpoints.released.vision_sizes import image_branch
 from onepeace_lightning.modalities.image import ImageConfig
@@ -31,7 +30,7 @@ class Video(Kind):
         """As many frames as the file has positions in time."""
         config = image_branch(file, "backbone.")
         settings = {
-            "classes": class_names(labels, file.shape(_HEAD)[0], file.path),
+            "classes": class_names(labels, self.outputs(file), file.path),
             "frames": file.shape(_FRAMES)[1],
         }
         return Opened(config, to_ours("video", file.tensors), settings, self.preprocessing(file, config))
@@ -49,12 +48,16 @@ class Video(Kind):
 
     def published(self, file: ReleasedFile) -> Sequence[str]:
         """Of both ways to read a video."""
-        return [f"Kinetics-400: {PUBLISHED['Kinetics-400']}"]
+        return ["Kinetics-400"]
+
+    def outputs(self, file: ReleasedFile) -> int:
+        """Of the classifier."""
+        return file.shape(_HEAD)[0]
 
     def describe(self, file: ReleasedFile) -> Sequence[str]:
         """Frames and classes."""
         frames = file.shape(_FRAMES)[1]
         return [
-            f"clips of {frames} frames, every {self.step(file)}th; 3 clips × 3 crops; {file.shape(_HEAD)[0]} classes",
+            f"clips of {frames} frames, every {self.step(file)}th; 3 clips × 3 crops; {self.outputs(file)} classes",
             f"the published result with another number of frames than {frames} had positions in time of zero",
         ]

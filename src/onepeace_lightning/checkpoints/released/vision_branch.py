@@ -17,6 +17,7 @@ class VisionBranch(Kind):
     name = "vision-branch"
     title = "the image branch (one-peace-vision.pkl)"
     answers = "features of an image's tokens, as the last block gives them; the start of vision tasks"
+    encodes = True
 
     def recognise(self, file: ReleasedFile) -> bool:
         """The branch's names without any head."""

@@ -160,7 +160,14 @@ DETECTION = (
         for part in ("weight", "norm.{p}")
     }
 )
-TABLES = {"imagenet": IMAGENET, "video": VIDEO, "segmentation": SEGMENTATION, "detection": DETECTION}
+BRANCH = TRUNK | {"image_adapter.rel_pos_table_list.{i}.weight": "backbone.adapters.image.bias_tables.{i}"}
+TABLES = {
+    "vision-branch": BRANCH,
+    "imagenet": IMAGENET,
+    "video": VIDEO,
+    "segmentation": SEGMENTATION,
+    "detection": DETECTION,
+}
 """Released name to ours, for each kind of file."""
 
 _FIELDS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "s": "weight|bias|running_mean|running_var"}

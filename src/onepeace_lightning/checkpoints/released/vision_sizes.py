@@ -4,9 +4,7 @@ from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models.config import ModelConfig, TransformerConfig
 from onepeace_lightning.models.patches import PATCH
-
-LAYER_SCALE = 1e-2
-"""Initial γ in the vision models where a file does not give it."""
+from onepeace_lightning.models.vision.trunk import LAYER_SCALE
 
 
 def image_branch(file: ReleasedFile, prefix: str) -> ModelConfig:

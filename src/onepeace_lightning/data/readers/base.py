@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace_lightning.data.bad_samples import BadSample
+from onepeace_lightning.data.bad_samples import BadSample, NoRow
 from onepeace_lightning.data.batch import Collate, Example
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.modalities.base import Modality
@@ -124,7 +124,7 @@ class Reader(ABC):
         """``example``, with ``BadSample`` for what is wrong with the sample."""
         try:
             return self.example(raw, rng)
-        except BadSample:
+        except (BadSample, NoRow):
             raise
         except ValueError as error:
             raise BadSample(str(error)) from error

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from onepeace_lightning.data.batch import Example
+from onepeace_lightning.data.readers.augmentation import blurred, squared
 from onepeace_lightning.data.readers.base import Reader, read_json, size_of
 from onepeace_lightning.modalities.registry import text_modality
 
@@ -29,35 +30,42 @@ class BoxAugmentation:
     """What is done to training images; the box is wholly in what remains of them.
 
     Attributes:
-        crop_scale: smallest and largest fraction of the image's area that a random crop keeps; a larger box is kept
-            nevertheless. What the text says beside its target, such as "left of the cup", may be cut off.
+        crop_scale: smallest and largest fraction of the image's area that a random crop keeps, None for no crop; a
+            larger box is kept nevertheless. What the text says beside its target, such as "left of the cup", may be cut
+            off.
         flip: fraction of images mirrored left to right; "left" and "right" then change places in the text.
+        blur: fraction of images that are blurred once they are resized to the model's square; published training
+            blurs half of them, and does nothing else.
     """
 
-    crop_scale: tuple[float, float] = (0.8, 1.0)
+    crop_scale: tuple[float, float] | None = (0.8, 1.0)
     flip: float = 0.0
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        if not (0 < low <= high <= 1 and 0 <= self.flip <= 1):
+        low, high = self.crop_scale or (1, 1)
+        if not (0 < low <= high <= 1 and 0 <= self.flip <= 1 and 0 <= self.blur <= 1):
             raise ValueError(
-                f"augmentation: crop_scale is {self.crop_scale}, flip {self.flip}; give fractions of 0 to 1, those of"
-                " crop_scale above 0 and in order"
+                f"augmentation: crop_scale is {self.crop_scale}, flip {self.flip}, blur {self.blur}; give fractions of"
+                " 0 to 1, those of crop_scale above 0 and in order"
             )
 
     def __call__(
         self, image: Image.Image, box: Box, text: str, rng: np.random.Generator
     ) -> tuple[Image.Image, Box, str]:
         """A part of the image, the box in its pixels, and the text that goes with it."""
-        image, box = self._crop(image, box, rng)
+        if self.crop_scale is not None:
+            image, box = self._crop(image, box, self.crop_scale, rng)
         if rng.random() < self.flip:
             x0, y0, x1, y1 = box
             image, box = ImageOps.mirror(image), (image.width - x1, y0, image.width - x0, y1)
             text = other_side(text)
         return image, box, text
 
-    def _crop(self, image: Image.Image, box: Box, rng: np.random.Generator) -> tuple[Image.Image, Box]:
-        share = rng.uniform(*self.crop_scale)
+    def _crop(
+        self, image: Image.Image, box: Box, scale: tuple[float, float], rng: np.random.Generator
+    ) -> tuple[Image.Image, Box]:
+        share = rng.uniform(*scale)
         stretch = math.exp(rng.uniform(-1, 1) * math.log(4 / 3) / 2)
         (left, right), (top, bottom) = (
             _span(size, math.sqrt(share) * factor, low, high, rng)
@@ -127,6 +135,8 @@ class BoxReader(Reader):
         if self.train and self.augmentation is not None:
             image, box, text = self.augmentation(image, box, text, rng)
         size = size_of(image)
+        if self.train and self.augmentation is not None and self.augmentation.blur:
+            image = blurred(squared(image, self.modalities[name].settings.size), self.augmentation.blur, rng)
         inputs = {text_modality(): self.encoding(text), name: self.array(name, image, rng)}
         return Example(
             raw["__key__"], inputs, text, targets={"box": torch.tensor(box) / torch.cat([size, size]), "size": size}

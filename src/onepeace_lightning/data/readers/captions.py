@@ -6,23 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from onepeace_lightning.data.bad_samples import NoRow
 from onepeace_lightning.data.batch import Batch, Collate, Example
 from onepeace_lightning.data.readers.base import Reader, read_json
+from onepeace_lightning.data.shards import CAPTION
 from onepeace_lightning.modalities.base import Modality
 from onepeace_lightning.modalities.registry import text_modality
 
 
 @dataclass(frozen=True)
 class CaptionsReader(Reader):
-    """Reads an item with its captions; in training one caption is drawn."""
+    """Reads an item with its captions; in a pass of training each caption is a row of its own."""
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """Its targets are the captions, their token ids, and the item's key: only its own captions are right."""
         captions = read_json(raw, "captions", list)
         if not captions or not all(isinstance(caption, str) for caption in captions):
             raise ValueError(f"its captions are {captions!r}; give at least one text")
-        if self.train:
-            captions = [captions[rng.integers(len(captions))]]
+        if (number := raw.get(CAPTION)) is not None:
+            if number >= len(captions):
+                raise NoRow
+            captions = [captions[number]]
         inputs = self.arrays(raw, rng)
         texts = [self.encoding(caption) for caption in captions]
         targets = {"captions": captions, "texts": texts, "answer": f"{raw['__shard__']}/{raw['__key__']}"}

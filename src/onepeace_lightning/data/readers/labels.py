@@ -1,20 +1,18 @@
 """Reads samples with class names (``image-label``, ``image-audio-label``) or with numbers (``audio-target``)."""
 
 import math
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL.Image import Image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import Compose, RandomErasing, RandomHorizontalFlip, RandomResizedCrop
 
 from onepeace_lightning.data.batch import Example
+from onepeace_lightning.data.readers.augmentation import seeded
 from onepeace_lightning.data.readers.base import Reader, read_json, read_labels
 from onepeace_lightning.models.patches import MEAN
 
@@ -54,21 +52,6 @@ class LabelAugmentation:
         steps.append(RandomErasing(self.erase, value=list(grey)))
         with seeded(rng):
             return Compose(steps)(image)
-
-
-@contextmanager
-def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Seed the global generators that torchvision and timm draw from, and put them back afterwards."""
-    seed, python, numpy = int(rng.integers(2**32)), random.getstate(), np.random.get_state()  # noqa: NPY002 (timm's)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import Compose, RandomCrop, RandomHorizontalFlip, RandomPhotometricDistort
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip, RandomPhotometricDistort
 from torchvision.transforms.v2 import functional as tvf
 from torchvision.tv_tensors import Image as Pixels
 from torchvision.tv_tensors import Mask
 
 from onepeace_lightning.data.batch import Example
+from onepeace_lightning.data.readers.augmentation import seeded
 from onepeace_lightning.data.readers.base import Reader
-from onepeace_lightning.data.readers.labels import seeded
 from onepeace_lightning.files import looks_like
 from onepeace_lightning.models.patches import MEAN
 from onepeace_lightning.models.vision.segmentation import UNLABELLED
 from onepeace_lightning.models.vision.windows import scaled_size
+
+DRAWS = 10
+"""Of a square in which one class is too large."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class MaskAugmentation:
 
     Attributes:
         scale: least and greatest length of the image's shorter side, as a multiple of S; a random square of it is
-            taken, and what is smaller is filled up with grey that has no class.
+            taken, and what is smaller is filled up, right and below, with grey that has no class.
+        largest_class: greatest fraction of a square's labelled pixels that one class may have; another square is
+            drawn where it has more, up to ``DRAWS`` times. 1 takes any.
         flip: fraction of images mirrored left to right.
         distort: chance of each change of brightness, contrast, saturation and hue (arXiv 1512.02325).
     """
@@ -40,13 +45,15 @@ class MaskAugmentation:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     distort: float = 0.5
+    largest_class: float = 0.75
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        if not (0 < low <= high and 0 <= self.flip <= 1 and 0 <= self.distort <= 1):
+        fractions = (self.flip, self.distort, self.largest_class)
+        if not (0 < low <= high and all(0 <= fraction <= 1 for fraction in fractions) and self.largest_class > 0):
             raise ValueError(
-                f"augmentation: scale is {self.scale}, flip {self.flip}, distort {self.distort}; give a scale above 0"
-                " and in order, and fractions of 0 to 1"
+                f"augmentation: scale is {self.scale}, flip {self.flip}, distort {self.distort}, largest_class"
+                f" {self.largest_class}; give a scale above 0 and in order, and fractions of 0 to 1"
             )
 
     def __call__(
@@ -54,19 +61,34 @@ class MaskAugmentation:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(3, S, S) and (S, S) uint8: a part of the image, and the classes of its pixels."""
         size = list(scaled_size((image.height, image.width), side * rng.uniform(*self.scale)))
-        pixels = Pixels(tvf.pil_to_tensor(tvf.resize(image, size, interpolation=InterpolationMode.BICUBIC)))
+        pixels = Pixels(tvf.pil_to_tensor(tvf.resize(image, size, interpolation=InterpolationMode.BILINEAR)))
         # Classes have no values in between: a mask is resized to its nearest pixels.
         classes = torch.from_numpy(classes_YX)[None]
         mask = Mask(tvf.resize(classes, size, interpolation=InterpolationMode.NEAREST_EXACT)[0])
-        fill = {Pixels: [round(255 * value) for value in MEAN], Mask: UNLABELLED}
-        steps = Compose([
-            RandomCrop(side, pad_if_needed=True, fill=fill),
-            RandomHorizontalFlip(self.flip),
-            RandomPhotometricDistort(p=self.distort),
-        ])  # fmt: skip
+        top, left = self._corner(mask, side, rng)
+        pixels, mask = (tvf.crop(part, top, left, *(min(side, n) for n in size)) for part in (pixels, mask))
+        steps = Compose([RandomHorizontalFlip(self.flip), RandomPhotometricDistort(p=self.distort)])
         with seeded(rng):
             pixels, mask = steps(pixels, mask)
+        missing = [0, 0, side - mask.shape[1], side - mask.shape[0]]
+        grey = [round(255 * value) for value in MEAN]
+        pixels, mask = tvf.pad(pixels, missing, fill=grey), tvf.pad(mask, missing, fill=UNLABELLED)
         return pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+    def _corner(self, mask_YX: torch.Tensor, side: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Where a random square begins in which no class is too large, or the last one that was drawn."""
+        for _ in range(DRAWS):
+            top, left = (int(rng.integers(max(0, size - side) + 1)) for size in mask_YX.shape)
+            square = mask_YX[top : top + side, left : left + side]
+            counts = torch.bincount(square[square != UNLABELLED].long())
+            if self.largest_class == 1 or _small(counts, self.largest_class):
+                break
+        return top, left
+
+
+def _small(counts: torch.Tensor, largest: float) -> bool:
+    """Whether several classes are there, and none has more than a fraction of the pixels."""
+    return bool((counts > 0).sum() > 1) and float(counts.max()) < largest * float(counts.sum())
 
 
 @dataclass(frozen=True)
@@ -101,7 +123,7 @@ class MaskReader(Reader):
         classes_YX = self.classes_of(raw, image.size)
         if not self.train:
             return Example(raw["__key__"], {}, targets={"pixels": np.array(image), "classes": classes_YX})
-        augmentation = self.augmentation or MaskAugmentation(scale=(1.0, 1.0), flip=0.0, distort=0.0)
+        augmentation = self.augmentation or MaskAugmentation((1.0, 1.0), flip=0.0, distort=0.0, largest_class=1.0)
         pixels, classes_SS = augmentation(image, classes_YX, self.modalities[name].settings.size, rng)
         return Example(raw["__key__"], {name: pixels}, targets={"classes": classes_SS})
 

@@ -5,7 +5,7 @@ A statement's label says whether it is true of both items together (``image-pair
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from onepeace_lightning.data.batch import Batch, Collate, Example
 from onepeace_lightning.data.data_types import second_extensions
+from onepeace_lightning.data.readers.augmentation import PairAugmentation
 from onepeace_lightning.data.readers.base import Reader, encoded, read_json, read_labels, size_of
 from onepeace_lightning.data.readers.captions import CollateTexts
 from onepeace_lightning.modalities.registry import text_modality
@@ -53,6 +54,8 @@ def read_answers(raw: Mapping[str, Any]) -> dict[str, Any]:
 class PairReader(Reader):
     """Reads samples with two items of one modality and a statement about both; each item is augmented its own way."""
 
+    augmentation_type: ClassVar[type] = PairAugmentation
+
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """Both items and the statement; targets are its class names, and (2, 2) widths and heights of images."""
         statement, first = self.text(raw), self.data_type.first
@@ -69,8 +72,14 @@ class PairReader(Reader):
         return Example(raw["__key__"], {**self.with_text(statement, arrays), **arrays}, statement, targets=targets)
 
     def array(self, name: str, item: Any, rng: np.random.Generator) -> Any:
-        """As ``Reader.array``, for the second item too."""
-        return super().array(name.removeprefix(SECOND), item, rng)
+        """As ``Reader.array``, for the second item too; with ``PairAugmentation`` where that is asked for."""
+        name = name.removeprefix(SECOND)
+        if not self.train or self.augmentation is None:
+            return super().array(name, item, rng)
+        if not isinstance(item, Image):
+            raise ValueError(f"augmentation: settings of pairs are for images, not for {name}; give true or false")
+        modality = self.modalities[name]
+        return modality.transform(self.augmentation(item, modality.settings.size, rng))
 
 
 def with_choice(question: str, choice: str) -> str:

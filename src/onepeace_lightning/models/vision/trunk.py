@@ -26,6 +26,10 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * keep / (1 - rate)
 
 
+LAYER_SCALE = 1e-2
+"""Initial γ of the published vision models, where the weights that they start from have none."""
+
+
 class VisionBlock(Block):
     """Pre-norm transformer block: x + γ₁ Attention(LN x), then x + γ₂ FFN(LN x)."""
 
