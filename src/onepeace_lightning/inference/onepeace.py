@@ -148,16 +148,14 @@ class OnePeace:
             return upload(Path(folder), name, revision=revision, private=private, message=message)
 
     def __repr__(self) -> str:
-        """Sizes, modalities, type, device and vocabulary in a few lines."""
-        encoder, head = self.config.encoder, type(self.model).__name__
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        lines = [
-            f"OnePeace: {count / 1e6:,.1f} M parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}",
-            f"  encoder: {encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads ({head})",
-            f"  modalities: {self.preprocessing.describe(list(self.config.adapters))}",
-        ]
-        if self.tokenizer is not None:
-            lines.append(f"  vocabulary: {self.tokenizer.vocab_size:,} ids, {type(self.tokenizer).__name__}")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = str(self.dtype).removeprefix("torch.")
+        lines = [f"OnePeace of {parameters / 1e6:,.1f} M parameters, {kind} on {self.device}"]
+        for name in self.config.adapters:
+            said = self.preprocessing.modality(name, self.tokenizer).describe() or name
+            if self.tokenizer is not None and self.preprocessing.modality(name).reads_text:
+                said = f"{said}, vocabulary of {self.tokenizer.vocab_size:,}"
+            lines.append(f"  {said}")
         return "\n".join(lines)
 
     @property
