@@ -10,7 +10,7 @@ start in seconds or without (``ID_START``, ``YID``, ``ID``), or after its audioc
 from collections import defaultdict
 from collections.abc import Sequence
 
-from data_recipes.corpora import Corpus, Job, Part, find_sound, read_csv, run, spoken
+from data_recipes.corpora import Corpus, Job, Part, find_file, read_csv, run, spoken
 from onepeace_lightning.data.items import Item, shard_key
 
 CORPORA = {
@@ -36,7 +36,7 @@ def read_split(job: Job) -> Part:
     items = []
     for (clip, start), rows in clips.items():
         names = (f"{clip}_{start}", f"Y{clip}", clip, *(row["audiocap_id"] for row in rows))
-        files = (("audio", find_sound(folder, *names)),)
+        files = (("audio", find_file(folder, "audio", *names)),)
         items.append(Item(shard_key(clip, start), files, None, spoken((row["caption"] for row in rows), path)))
     return Part(items)
 

@@ -1,14 +1,17 @@
-"""AVQA: questions with four answers about VGGSound's clips, by sound alone.
+"""AVQA: questions with four answers about VGGSound's clips, by sound alone or by sound and image.
 
     python -m data_recipes.avqa --root AVQA --out data/avqa [--media VGGSOUND/audio]
+    python -m data_recipes.avqa --root AVQA --out data/avqa_av --variant avqa_av [--media VGGSOUND]
 
 reads ``train_qa.json`` and ``val_qa.json`` and sounds named after the videos (``ID_START``), in ``audio/`` or the
-folder that --media names, in sub-folders or not.
+folder that --media names, in sub-folders or not. The variant ``avqa_av`` also takes one frame of each clip, as
+``data_recipes.vggsound`` does.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from data_recipes.corpora import Corpus, Job, Part, entry, find_sound, read_json, run
+from data_recipes.corpora import Corpus, Job, Part, audio_visual, entry, read_json, run
 from onepeace_lightning.data.items import Item, shard_key
 
 CORPORA = {
@@ -21,12 +24,12 @@ CORPORA = {
         max_missing=0.2,
     )
 }
+CORPORA["avqa_av"] = replace(CORPORA["avqa"], title="AVQA, sound and one frame", data_type="image-audio-choices")
 
 
 def read_split(job: Job) -> Part:
     """Questions of a split."""
     path = job.file(f"{job.split}_qa.json")
-    folder = job.folder("audio")
     records = read_json(path)
     if not isinstance(records, list):
         raise ValueError(f"{path} holds a {type(records).__name__}; a list of questions is expected")
@@ -39,7 +42,7 @@ def read_split(job: Job) -> Part:
         items.append(
             Item(
                 shard_key(job.split, entry(record, "id", (int, str), place)),
-                (("audio", find_sound(folder, entry(record, "video_name", str, place))),),
+                audio_visual(job, entry(record, "video_name", str, place), frame=job.variant == "avqa_av"),
                 entry(record, "question_text", str, place),
                 {"choices": [str(choice) for choice in choices], "answer": answer},
             )

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onepeace_lightning.data.items import Item, present, write_items
-from onepeace_lightning.modalities.audio import AudioModality
+from onepeace_lightning.modalities.registry import modality
 
 
 @dataclass(frozen=True)
@@ -171,28 +171,35 @@ def distinct(names: Mapping[str, str]) -> dict[str, str]:
 
 
 @cache
-def _sounds(folder: Path) -> dict[str, Path]:
-    """Every sound below a folder by its name without ending.
+def _files(folder: Path, name: str) -> dict[str, Path]:
+    """Every file of a modality below a folder by its name without ending.
 
     Raises:
         ValueError: there is none.
     """
-    endings = tuple(f".{ending}" for ending in AudioModality.extensions)
+    endings = tuple(f".{ending}" for ending in modality(name).extensions)
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in endings:
             found.setdefault(path.stem, path)
     if not found:
-        raise ValueError(f"{folder} holds no sound (*{', *'.join(endings)}); take the sound of videos out with ffmpeg")
+        raise ValueError(f"{folder} holds no {name} (*{', *'.join(endings)}); take it out of videos with ffmpeg")
     return found
 
 
-def find_sound(folder: Path, *stems: str) -> Path:
-    """The first sound below a folder that has one of these names without ending; a file that is missing if none has."""
-    sounds = _sounds(folder)
-    return next(
-        (sounds[stem] for stem in stems if stem in sounds), folder / f"{stems[0]}.{AudioModality.extensions[0]}"
-    )
+def find_file(folder: Path, name: str, *stems: str) -> Path:
+    """The first file of a modality below a folder that has one of these names without ending.
+
+    A file that is missing if none has.
+    """
+    files = _files(folder, name)
+    return next((files[stem] for stem in stems if stem in files), folder / f"{stems[0]}.{modality(name).extensions[0]}")
+
+
+def audio_visual(job: "Job", stem: str, *, frame: bool) -> tuple[tuple[str, Path], ...]:
+    """The sound of a clip and, if asked for, a frame of it, both called as the clip is."""
+    files = (("audio", find_file(job.folder("audio"), "audio", stem)),)
+    return (("image", find_file(job.folder("frames"), "image", stem)), *files) if frame else files
 
 
 def run(

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from data_recipes.toy import chance
 from data_recipes.toy.audio import encode_wav, play_clip
+from data_recipes.toy.audio_visual import audio_visual_classification, audio_visual_question_answering
 from data_recipes.toy.groups import (
     CLASSES_RULE,
     audio_classification,
@@ -64,6 +65,7 @@ SPLITS = ("train", "val")
 _PICTURES = ("png", "second.png")
 
 _SCENES_RULE = f"{SPLIT_RULE}; the groups are the scene's things with their sizes, each counted once"
+_AUDIO_VISUAL_RULE = f"{SPLIT_RULE}; the groups that are seen, and those that are heard, are on the same side"
 _COLOURED_RULE = f"{SPLIT_RULE}; the groups are the scene's things with their sizes and colours"
 
 
@@ -149,6 +151,23 @@ TASKS = {
     ),
     "audio_question_answering": Task(
         "audio-choices", audio_question_answering, chance.choices, items=3, things=ASKED_THINGS
+    ),
+    "audio_visual_classification": Task(
+        "image-audio-label",
+        audio_visual_classification,
+        chance.classes,
+        _AUDIO_VISUAL_RULE,
+        items=3,
+        things=ASKED_THINGS,
+        about={"classes": list(ASKED_THINGS)},
+    ),
+    "audio_visual_question_answering": Task(
+        "image-audio-choices",
+        audio_visual_question_answering,
+        chance.choices,
+        _AUDIO_VISUAL_RULE,
+        items=3,
+        things=ASKED_THINGS,
     ),
 }
 """The tasks by the name of their folder."""

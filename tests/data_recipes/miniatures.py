@@ -240,6 +240,7 @@ def vggsound(root: Path):
     write_csv(root / "vggsound.csv", rows)
     for clip, start, _, split in rows:
         sound(root / f"audio/{split}/{clip}_{start:06d}.wav")
+        picture(root / f"frames/{clip}_{start:06d}.jpg")
 
 
 def avqa(root: Path):
@@ -248,6 +249,7 @@ def avqa(root: Path):
         for number in range(2):
             name = f"-HG3Omg_89c_{number:06d}"
             sound(root / "audio" / f"{name}.wav")
+            picture(root / "frames" / f"{name}.jpg")
             question = {"id": number, "video_name": name, "video_id": number, "question_text": f"What sounds {number}?"}
             question |= {"multi_choice": ["bell", "drum", "dog", "rain"], "answer": 3 - number}
             questions.append(question | {"question_relation": "Both", "question_type": "Which"})

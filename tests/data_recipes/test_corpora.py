@@ -54,6 +54,10 @@ CASES = {
     "vggsound": ("vggsound", None, miniatures.vggsound, {"train": 2, "test": 1}, "vggsound.csv",
                  "audio/train/--0PQM4-hqg_000030.wav"),
     "avqa": ("avqa", None, miniatures.avqa, {"train": 2, "val": 2}, "val_qa.json", "audio/-HG3Omg_89c_000001.wav"),
+    "vggsound-av": ("vggsound", "vggsound_av", miniatures.vggsound, {"train": 2, "test": 1}, "vggsound.csv",
+                    "frames/--0PQM4-hqg_000030.jpg"),
+    "avqa-av": ("avqa", "avqa_av", miniatures.avqa, {"train": 2, "val": 2}, "train_qa.json",
+                "frames/-HG3Omg_89c_000001.jpg"),
     "refcoco": ("refcoco", None, miniatures.refcoco, {"train": 2, "val": 1, "testA": 1, "testB": 1},
                 "refcoco/refs(unc).p", "images/mscoco/images/train2014/COCO_train2014_000000000003.jpg"),
     "refcoco+": ("refcoco", "refcoco+", miniatures.refcoco, {"train": 2, "val": 1, "testA": 1, "testB": 1},
@@ -71,7 +75,7 @@ CASES = {
 def _forget_files():
     """Recipes remember files that they read; tests write them anew in folders of their own."""
     yield
-    corpora._sounds.cache_clear()
+    corpora._files.cache_clear()
 
 
 def run(name, root, out, *options):
@@ -374,8 +378,17 @@ def test_sounds_in_videos_alone_are_refused_with_what_to_do(tmp_path):
     miniatures.vggsound(tmp_path / "root")
     for file in (tmp_path / "root/audio").rglob("*.wav"):
         file.rename(file.with_suffix(".mp4"))
-    with pytest.raises(SystemExit, match=r"holds no sound.*ffmpeg"):
+    with pytest.raises(SystemExit, match=r"holds no audio.*ffmpeg"):
         run("vggsound", tmp_path / "root", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "expected"),
+    [("vggsound-av", "%5F_underscored_000000", {"jpg", "wav", "json"}), ("avqa-av", "train-1", {"jpg", "wav", "txt"})],
+)
+def test_a_clip_has_a_frame_beside_its_sound(made, name, key, expected):
+    _, splits = made(name)
+    assert expected <= set(splits["train"][key])
 
 
 def test_avqa(made, tmp_path):

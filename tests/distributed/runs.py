@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -72,9 +73,7 @@ def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 250, grace: f
     Returns:
         Exit code of each process; None for those that had to be ended.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_run, args=(folder, args, rank, ranks, port)) for rank in range(ranks)]
     for process in processes:
@@ -92,6 +91,26 @@ def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 250, grace: f
     return codes
 
 
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def in_group(function: Callable[..., None], ranks: int, port: int, rank: int, *args: object) -> None:
+    """Call a function in one of several processes that torchrun would have started."""
+    _join(rank, ranks, port)
+    function(*args)
+
+
+def _join(rank: int, ranks: int, port: int) -> None:
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
+    }  # fmt: skip
+
+
 def _run(folder: Path, args: tuple[str, ...], rank: int, ranks: int, port: int) -> None:
     os.chdir(folder)
     sys.stdout = sys.stderr = open(f"output{rank}", "a", buffering=1)  # noqa: SIM115 (it ends with the process)
@@ -100,10 +119,7 @@ def _run(folder: Path, args: tuple[str, ...], rank: int, ranks: int, port: int) 
     logging.basicConfig(force=True)
     torch.set_num_threads(1)
     if ranks > 1:
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
-            "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0",
-        }  # fmt: skip
+        _join(rank, ranks, port)
         args = (*args, f"--trainer.devices={ranks}")
     main([*args])
 

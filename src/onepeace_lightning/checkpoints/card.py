@@ -83,7 +83,7 @@ def _sizes(model: OriginalModel, preprocessing: Preprocessing, tokenizer: Tokeni
     if isinstance(model, PretrainModel):
         yield f"* embeddings of {encoder.width} numbers, of unit length"
     if isinstance(model, ClassifyModel):
-        yield f"* {model.head.config.outputs} outputs, pooled from {model.head.config.modality}"
+        yield f"* {model.head.config.outputs} outputs, pooled from {' and '.join(model.head.config.pooled)}"
     yield f"* input: {preprocessing.describe(names) or 'as it is'}"
     if tokenizer is not None:
         length = "" if tokenizer.max_length is None else f", at most {tokenizer.max_length} of them in a text"

@@ -121,7 +121,7 @@ class DataModule(L.LightningDataModule):
 
     def evaluated(self, stage: str) -> dict[str, StreamConfig]:
         """The streams that a stage evaluates on, in the order of their loaders."""
-        return self.test if stage == "test" else self.val
+        return self.test if stage == "test" or (stage == "predict" and self.test) else self.val
 
     def data_type(self, stream: StreamConfig) -> DataType:
         """What a stream's samples are."""
@@ -169,12 +169,12 @@ class DataModule(L.LightningDataModule):
             problems += self._stream_problems("train", self.train, train=True)
             if not self.train:
                 problems.append("train has no stream; give one, {path: …, batch_size: …}, or several by name")
-        if stage in ("validate", "test") and not self.evaluated(stage):
+        if stage in ("validate", "test", "predict") and not self.evaluated(stage):
             split = "test" if stage == "test" else "val"
             problems.append(f"{split} has no stream; give at least one by name, {{name: {{path: …, batch_size: …}}}}")
         if stage != "test":
             problems += self._stream_problems("val", self.val, train=False)
-        if stage in ("test", None):
+        if stage in ("test", None) or (stage == "predict" and self.test):
             problems += self._stream_problems("test", self.test, train=False)
         if problems:
             raise ValueError("data:\n  " + "\n  ".join(problems))
@@ -194,6 +194,10 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> dict[str, EvalLoader]:
         """Give every sample of each test stream once over all devices."""
         return self._eval_loaders(self.test)
+
+    def predict_dataloader(self) -> dict[str, EvalLoader]:
+        """Give every sample of each test stream once, of the validation streams where there is none to test."""
+        return self._eval_loaders(self.evaluated("predict"))
 
     def train_loader(self, name: str, steps: int | None) -> TrainLoader:
         """One training stream's loader, with so many steps per epoch."""

@@ -14,7 +14,7 @@ from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, indices, known_names, likeliest
+from onepeace_lightning.tasks.class_names import adopted_names, indices, known_names, likeliest
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -63,7 +63,7 @@ class LabelTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
+        return adopted_names(self.classes, self.num_classes, None, "classes")
 
     @property
     def score_name(self) -> str:  # type: ignore[override]
@@ -137,7 +137,7 @@ class LabelTask(FinetuneTask):
         [(name, probability)] = answer.items()
         right = batch.targets["labels"][row]
         asked = batch.captions[row] if row < len(batch.captions) else ""
-        return Drawn(self.pictures(batch, row), asked, f"{name} ({probability:.0%})", ", ".join(right), name in right)
+        return Drawn(self.shown(batch, row), asked, f"{name} ({probability:.0%})", ", ".join(right), name in right)
 
     def predict(
         self, *items: Sequence[Any], top: int = 5, batch_size: int = 32, **named: Sequence[Any]

@@ -25,7 +25,7 @@ from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models.vision.detector import Detector, DetectorConfig, Instances
 from onepeace_lightning.reports.drawing import GUESS, SIDE, TRUE, Drawn, draw_box, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names
+from onepeace_lightning.tasks.class_names import adopted_names, known_names
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -125,7 +125,7 @@ class ObjectDetectionTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
+        return adopted_names(self.classes, self.num_classes, None, "classes")
 
     def build(self) -> Detector:
         """Trunk, pyramid, proposals, cascade and mask head."""

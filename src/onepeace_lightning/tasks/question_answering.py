@@ -14,7 +14,7 @@ from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, distinct
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names, likeliest
+from onepeace_lightning.tasks.class_names import adopted_names, known_names, likeliest
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
 
@@ -61,7 +61,7 @@ class QuestionAnsweringTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.learned, counted_names(self.num_answers, None, "answers"), "answers")
+        return adopted_names(self.learned, self.num_answers, None, "answers")
 
     @property
     def columns(self) -> dict[str, str | None]:
@@ -119,8 +119,8 @@ class QuestionAnsweringTask(FinetuneTask):
         [(name, probability)] = answer.items()
         right = batch.targets["answers"][row]
         expected = ", ".join(f"{each} ({score:g})" for each, score in sorted(right.items(), key=lambda one: -one[1]))
-        pictures = self.pictures(batch, row)
-        return Drawn(pictures, batch.captions[row], f"{name} ({probability:.0%})", expected, name in right)
+        shown = self.shown(batch, row)
+        return Drawn(shown, batch.captions[row], f"{name} ({probability:.0%})", expected, name in right)
 
     def predict(
         self, *items: Sequence[Any], top: int = 5, batch_size: int = 32, **named: Sequence[Any]

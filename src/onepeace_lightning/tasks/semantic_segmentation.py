@@ -32,7 +32,7 @@ from onepeace_lightning.models.vision.segmentation import (
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
 from onepeace_lightning.reports.drawing import SIDE, Drawn, shown_image
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
-from onepeace_lightning.tasks.class_names import adopted_names, counted_names, known_names
+from onepeace_lightning.tasks.class_names import adopted_names, known_names
 from onepeace_lightning.tasks.lora import merged
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
 from onepeace_lightning.training.optimizer import Optimization
@@ -172,7 +172,7 @@ class SemanticSegmentationTask(FinetuneTask):
         Raises:
             ValueError: they are not known yet.
         """
-        return known_names(self.classes, counted_names(self.num_classes, None, "classes"), "classes")
+        return adopted_names(self.classes, self.num_classes, None, "classes")
 
     @property
     def backbone(self) -> OnePeace:
