@@ -8,8 +8,9 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.tasks.base import FINETUNING, distinct, picture_of
+from onepeace_lightning.tasks.base import FINETUNING, distinct
 from onepeace_lightning.tasks.labels import LabelTask
+from onepeace_lightning.tasks.predicting import picture_of
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
 
