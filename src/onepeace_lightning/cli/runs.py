@@ -6,15 +6,16 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from onepeace_lightning.reports.answers import AnswersReport
 from onepeace_lightning.reports.base import PAGE
 from onepeace_lightning.reports.classification import ClassificationReport
 from onepeace_lightning.reports.retrieval import RetrievalReport
+from onepeace_lightning.tasks.labels import LabelTask
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import RetrievalTask
 from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.tasks.zero_shot import ZeroShotClassificationTask
 from onepeace_lightning.training.results import ResultsTable
 from onepeace_lightning.training.resume import SameRun
 from onepeace_lightning.training.throughput import Throughput
@@ -73,11 +74,6 @@ def run_of(checkpoint: str) -> Path | None:
     return parent.parent if parent.name == _CHECKPOINTS else None
 
 
-def logger(folder: Path) -> TensorBoardLogger:
-    """TensorBoard's, in the run's folder."""
-    return TensorBoardLogger(save_dir=folder, name="logs", version="")
-
-
 def callbacks(
     folder: Path, task: L.LightningModule, data: Any, given: Sequence[L.Callback], *, training: bool, logged: bool
 ) -> list[L.Callback]:
@@ -112,9 +108,9 @@ def callbacks(
 def _reports(task: L.LightningModule) -> list[L.Callback]:
     if isinstance(task, (PretrainTask, RetrievalTask)):
         return [RetrievalReport()]
-    if callable(getattr(task, "draw", None)):
-        return [AnswersReport()]
-    return [ClassificationReport()] if hasattr(task, "classes") else []
+    if isinstance(task, (LabelTask, ZeroShotClassificationTask)):
+        return [ClassificationReport()]
+    return [AnswersReport()] if callable(getattr(task, "draw", None)) else []
 
 
 def _checkpoints(folder: Path, task: L.LightningModule, data: Any) -> list[L.Callback]:

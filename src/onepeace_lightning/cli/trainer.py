@@ -27,12 +27,14 @@ import onepeace_lightning.data.datamodule
 import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
 from onepeace_lightning.cli import configurations, runs
+from onepeace_lightning.cli.loggers import LOGGERS, log_configuration, logger
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
 from onepeace_lightning.data.bad_samples import TooManyBadSamplesError, TooManyLostShardsError
 from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.training.data_counts import DataCounts
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
+from onepeace_lightning.training.probe import OnlineProbe  # noqa: F401 (a configuration names it without its module)
 from onepeace_lightning.training.progress import Announcement, StepBar
 from onepeace_lightning.training.record import RunRecord
 from onepeace_lightning.training.strategy import FullyShardedStrategy
@@ -73,6 +75,7 @@ class SaveRunConfig(SaveConfigCallback):
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, folder / runs.CONFIG_FILE, skip_none=False, overwrite=True)
+            log_configuration(trainer, self.parser.dump(self.config, format="json"))
 
 
 class OnePeaceCLI(LightningCLI):
@@ -82,6 +85,7 @@ class OnePeaceCLI(LightningCLI):
         """Tie the model's view of the data to where it is configured; a run's name, and modules of the user."""
         parser.add_argument("--run", type=str | None, help="name of the run (runs/NAME) or its folder")
         parser.add_argument("--import", type=list[str] | None, help="modules to import first")
+        parser.add_argument("--logger", type=str | None, help=f"as --trainer.logger: {', '.join(LOGGERS)}")
         parser.link_arguments("data.init_args.tokenizer", "model.init_args.tokenizer")
         parser.link_arguments("data.init_args.preprocessing", "model.init_args.preprocessing", compute_fn=_given)
         parser.link_arguments("data.init_args.train", "model.init_args.data_types", compute_fn=_data_types)
@@ -122,7 +126,7 @@ class OnePeaceCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         training = self.subcommand in ("fit", None)
         if config.get("logger") in (None, True):
-            config["logger"] = runs.logger(self.folder) if training else False
+            config["logger"] = logger(self._configured().logger or "tensorboard", self.folder) if training else False
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         made = runs.callbacks(
@@ -203,10 +207,16 @@ def laid_over(words: Sequence[str]) -> list[str]:
         option, equals, value = word.partition("=")
         if option in ("--config", "-c"):
             given.append(value if equals else next(following, ""))
+        elif option == "--trainer.logger":
+            named = value if equals else next(following, "")
+            rest.append(f"--logger={named}" if named in LOGGERS else f"--trainer.logger={named}")
         else:
             rest.append(word)
     settings, rest = _preprocessing(rest)
     whole = configurations.merged(given)
+    trainer = whole.get("trainer") or {}
+    if isinstance(trainer.get("logger"), str) and trainer["logger"] in LOGGERS:
+        whole["logger"] = trainer.pop("logger")
     if settings and isinstance(data := whole.get("data"), dict):
         whole["data"] = configurations.laid_over(data, {"init_args": {"preprocessing": settings}})
     elif settings:
@@ -215,7 +225,7 @@ def laid_over(words: Sequence[str]) -> list[str]:
     import_modules(modules)
     if modules:
         whole["import"] = modules
-    own = (whole.get("trainer") or {}).get("default_root_dir")
+    own = trainer.get("default_root_dir")
     if given and not whole.get("run") and not own:
         whole["run"] = configurations.run_name(given)
     return ["--config", json.dumps(whole), *rest] if whole else rest
@@ -283,7 +293,8 @@ def _given(preprocessing: Any) -> dict[str, Any]:
 
 _KNOWN = (
     ".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*",
-    ".*litlogger.*", ".*tensorboardX.*", ".*Checkpoint directory .* exists and is not empty.*",
+    ".*litlogger.*", ".*tensorboardX.*", ".*MLFlow only allows.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches.*", ".*lr_scheduler.step.*", ".*Be aware that when using `ckpt_path`.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
 )  # fmt: skip

@@ -5,14 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from PIL import Image as Pillow
-from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.items import batched, naming, read_batch
 from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.adapter import SECOND
-from onepeace_lightning.reports.drawing import SIDE
+from onepeace_lightning.reports.drawing import Shown, shown_item
 from onepeace_lightning.tasks.training import TrainedModule
 
 
@@ -112,11 +110,12 @@ class PredictingModule(TrainedModule):
             )
         return {name: given[name] for name in columns}
 
-    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
-        """What a sample of a batch looks like, its texts left out."""
+    def shown(self, batch: Batch, row: int) -> list[Shown]:
+        """How a sample of a batch is shown in a report, its texts left out unless there is nothing else."""
         size = batch.targets["size"][row].cpu() if "size" in batch.targets else None
-        shown = [name for name in self.read_modalities if not modality(name).reads_text]
-        return [picture_of(name, batch.inputs[name], row, size if len(shown) == 1 else None) for name in shown]
+        names = [name for name in self.read_modalities if not modality(name).reads_text] or self.read_modalities
+        made = [self.preprocessing.modality(name, self.tokenizer) for name in names]
+        return [shown_item(one, batch.inputs[one.name], row, size if len(made) == 1 else None) for one in made]
 
     def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
         """Users' items as one batch of a modality's input on the model's device.
@@ -152,20 +151,3 @@ class PredictingModule(TrainedModule):
         if self.model is None:
             self.configure_model()
         return self.model
-
-
-def picture_of(name: str, inputs: Any, row: int, size: Tensor | None = None) -> Pillow.Image:
-    """One item of a batch as a picture.
-
-    Args:
-        name: its modality.
-        inputs: what the adapter takes.
-        row: which item.
-        size: (2,) width and height of an image before it became a square.
-    """
-    one = modality(name)()
-    picture = one.picture(one.sample(inputs, row), SIDE)
-    if size is None:
-        return picture
-    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
-    return picture.resize((width, height), Pillow.Resampling.BICUBIC)
