@@ -44,16 +44,28 @@ def logged(folder):
     return {name: [row[index] for row in rows if row[index]] for index, name in enumerate(header)}
 
 
-def test_sources_and_streams_of_one_type_are_trained_on(fit, tmp_path):
+@pytest.mark.parametrize("contrast_batches", [1, 2])
+def test_sources_and_streams_of_one_type_are_trained_on(fit, tmp_path, contrast_batches):
     pairs = "data/toy/train/image-text"
     mixed = {"sources": [{"path": pairs, "weight": 3, "name": "A"}, {"path": pairs, "weight": 1, "name": "B"}]}
-    main(
-        fit({"laion": {"data_type": "image-text", "batch_size": 4, **mixed}, "cc12m": {"path": pairs, "batch_size": 2}})
-    )
+    streams = {
+        "laion": {"data_type": "image-text", "batch_size": 4, **mixed},
+        "cc12m": {"path": pairs, "batch_size": 2},
+    }
+    main(fit(streams, f"--data.init_args.contrast_batches={contrast_batches}", "--trainer.max_steps=3"))
     found = logged(tmp_path)
-    assert [float(found[f"data/laion/{name}/seen"][-1]) for name in "AB"] == [18, 6]
-    assert float(found["data/cc12m/seen"][-1]) == 12
+    seen = 3 * contrast_batches
+    assert [float(found[f"data/laion/{name}/seen"][-1]) for name in "AB"] == [3 * seen, seen]
+    assert float(found["data/cc12m/seen"][-1]) == 2 * seen
     assert float(found["data/cc12m/bad"][-1]) == 0
+    whole, first, second = (
+        [float(value) for value in found[f"train/laion/{name}contrast"]] for name in ("", "A/", "B/")
+    )
+    assert whole == pytest.approx([(3 * a + b) / 4 for a, b in zip(first, second, strict=True)], rel=1e-4)
+    assert first != pytest.approx(second, rel=1e-3)
+    for term in ("image", "text", "fused_image", "fused_text"):
+        assert all(float(value) > 0 for name in "AB" for value in found[f"train/laion/{name}/{term}"])
+    assert not [name for name in found if name.startswith("train/cc12m/A")]
 
 
 def test_a_stream_in_memory_is_trained_on(fit, tmp_path, toy_root):

@@ -147,6 +147,17 @@ class OnePeace:
             self.save_pretrained(folder)
             return upload(Path(folder), name, revision=revision, private=private, message=message)
 
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = str(self.dtype).removeprefix("torch.")
+        lines = [f"OnePeace of {parameters / 1e6:,.1f} M parameters, {kind} on {self.device}"]
+        for name in self.config.adapters:
+            said = self.preprocessing.modality(name, self.tokenizer).describe() or name
+            if self.tokenizer is not None and self.preprocessing.modality(name).reads_text:
+                said = f"{said}, vocabulary of {self.tokenizer.vocab_size:,}"
+            lines.append(f"  {said}")
+        return "\n".join(lines)
+
     @property
     def config(self) -> ModelConfig:
         """Sizes of the model."""

@@ -1,4 +1,4 @@
-"""Sums over rows of a matrix of logits that is too large to keep."""
+"""Losses of the rows of a matrix of logits that is too large to keep."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,15 @@ LOGITS = 2**28
 they grow with the square of the batch."""
 
 
-def summed(part: Callable[..., Tensor], columns: int, *rows: Tensor) -> Tensor:
-    """What ``part`` gives for all rows, a sum over them.
+def of_each_row(part: Callable[..., Tensor], columns: int, *rows: Tensor) -> Tensor:
+    """(N,) what ``part`` gives for each of N rows.
 
     Args:
-        part: takes some rows of each of ``rows`` and returns a scalar, with ``columns`` logits for each row on the way.
+        part: takes some rows of each of ``rows`` and returns a number for each, with ``columns`` logits on the way.
         columns: logits of a row.
-        rows: tensors of equal length.
+        rows: tensors of equal length N.
     """
     if len(rows[0]) * columns <= LOGITS:
         return part(*rows)
     pieces = zip(*(tensor.split(max(1, LOGITS // columns)) for tensor in rows), strict=True)
-    sums = [checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    return torch.stack(sums).sum()
+    return torch.cat([checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])

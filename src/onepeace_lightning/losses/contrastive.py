@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from onepeace_lightning.losses.chunks import summed
+from onepeace_lightning.losses.chunks import of_each_row
 
 Keys = Literal["differentiable", "detached"]
 ContrastChoice = Literal["softmax", "sigmoid"]
@@ -36,7 +36,12 @@ def gather(x_BD: Tensor, keys: Keys) -> Tensor:
 
 
 def aligning_contrast(first_BD: Tensor, second_BD: Tensor, scale: Tensor, keys: Keys = "differentiable") -> Tensor:
-    """Mean cross-entropy of finding a sample's partner among all ranks' samples, both ways.
+    """The mean of ``aligning_losses``."""
+    return aligning_losses(first_BD, second_BD, scale, keys).mean()
+
+
+def aligning_losses(first_BD: Tensor, second_BD: Tensor, scale: Tensor, keys: Keys = "differentiable") -> Tensor:
+    """(B,) cross-entropy of finding each sample's partner among all ranks' samples, the mean of both ways.
 
     Args:
         first_BD: unit-length embeddings of this rank's samples in one modality.
@@ -53,19 +58,23 @@ def aligning_contrast(first_BD: Tensor, second_BD: Tensor, scale: Tensor, keys: 
         for queries_BD, others_BD in ((first_BD, second_BD), (second_BD, first_BD)):
             keys_ND = gather(others_BD, keys)
 
-            def total(queries_CD: Tensor, target_C: Tensor, keys_ND: Tensor = keys_ND) -> Tensor:
-                return F.cross_entropy(scale * queries_CD @ keys_ND.T, target_C, reduction="sum")
+            def losses(queries_CD: Tensor, target_C: Tensor, keys_ND: Tensor = keys_ND) -> Tensor:
+                return F.cross_entropy(scale * queries_CD @ keys_ND.T, target_C, reduction="none")
 
-            both.append(summed(total, len(keys_ND), queries_BD, target_B))
-        return (both[0] + both[1]) / (2 * len(first_BD))
+            both.append(of_each_row(losses, len(keys_ND), queries_BD, target_B))
+        return (both[0] + both[1]) / 2
 
 
 def sigmoid_contrast(first_BD: Tensor, second_BD: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Binary cross-entropy of every pair among all ranks' samples, partners or not (SigLIP, arXiv 2303.15343).
+    """The mean of ``sigmoid_losses``."""
+    return sigmoid_losses(first_BD, second_BD, scale, bias).mean()
 
-    For logits z = scale · cosine + bias the loss is softplus(-z) of partners and softplus(z) of all others, summed,
-    over the number of samples of all ranks. The mean over ranks of the gradients is that of one process with the whole
-    batch.
+
+def sigmoid_losses(first_BD: Tensor, second_BD: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """(B,) binary cross-entropy of each sample's pairs with all ranks' samples (SigLIP, arXiv 2303.15343).
+
+    For logits z = scale · cosine + bias the loss is softplus(-z) of partners and softplus(z) of all others, summed over
+    the pairs of a sample. The mean over ranks of the gradients of the mean is that of one process with the whole batch.
 
     Args:
         first_BD: unit-length embeddings of this rank's samples in one modality.
@@ -77,12 +86,12 @@ def sigmoid_contrast(first_BD: Tensor, second_BD: Tensor, scale: Tensor, bias: T
     with torch.autocast(first_BD.device.type, enabled=False):
         keys_ND = gather(second_BD, "differentiable")
 
-        def total(first_CD: Tensor, target_C: Tensor) -> Tensor:
+        def losses(first_CD: Tensor, target_C: Tensor) -> Tensor:
             logits_CN = scale * first_CD @ keys_ND.T + bias
             # softplus(-z) = softplus(z) - z
-            return F.softplus(logits_CN).sum() - logits_CN.gather(1, target_C[:, None]).sum()
+            return F.softplus(logits_CN).sum(1) - logits_CN.gather(1, target_C[:, None])[:, 0]
 
-        return summed(total, len(keys_ND), first_BD, _own_rows(first_BD)) / len(first_BD)
+        return of_each_row(losses, len(keys_ND), first_BD, _own_rows(first_BD))
 
 
 def _own_rows(x_BD: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace_lightning.losses.chunks import summed
+from onepeace_lightning.losses.chunks import of_each_row
 from onepeace_lightning.modalities.registry import modality
 
 TEMPERATURE = 0.4
@@ -29,10 +29,14 @@ def denoised_alone(modalities: Collection[str]) -> list[str]:
 
 
 def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Mean cross-entropy over M hidden tokens between N candidates, cosine similarity over temperature 0.4.
+    """The mean of ``denoising_losses``; with no hidden token it is zero."""
+    return denoising_losses(student_MD, teacher_ND, target_M, smoothing).sum() / max(len(target_M), 1)
+
+
+def denoising_losses(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor, smoothing: float = 0.1) -> Tensor:
+    """(M,) cross-entropy of each hidden token between N candidates, cosine similarity over temperature 0.4.
 
     Label smoothing gives every other candidate e' = e / (N - 1): (1 - e - e') · nll + e' · Σ -log p.
-    With no hidden token the loss is zero.
 
     Args:
         student_MD: predicted features of the hidden tokens.
@@ -46,8 +50,8 @@ def denoising_contrast(student_MD: Tensor, teacher_ND: Tensor, target_M: Tensor,
     # PyTorch spreads its smoothing over all N candidates, the target included.
     spread = smoothing * candidates / (candidates - 1) if candidates > 1 else 0.0
 
-    def total(student_PD: Tensor, target_P: Tensor) -> Tensor:
+    def losses(student_PD: Tensor, target_P: Tensor) -> Tensor:
         logits_PN = (student_PD @ teacher_ND.T).float()
-        return F.cross_entropy(logits_PN, target_P, label_smoothing=spread, reduction="sum")
+        return F.cross_entropy(logits_PN, target_P, label_smoothing=spread, reduction="none")
 
-    return summed(total, candidates, student_MD, target_M) / max(len(target_M), 1)
+    return of_each_row(losses, candidates, student_MD, target_M)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_contrast, sigmoid_contrast
-from onepeace_lightning.losses.denoising import denoising_contrast
+from onepeace_lightning.losses.contrastive import ContrastChoice, Keys, aligning_losses, sigmoid_losses
+from onepeace_lightning.losses.denoising import denoising_losses
 from onepeace_lightning.losses.plan import Sampled, StepPlan, plan_step
 from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.backbone import Backbone
@@ -82,6 +82,10 @@ Embeddings = Mapping[str, Mapping[str, Tensor]]
 Contrast = Callable[[Embeddings, Tensor, Tensor | None], dict[str, Tensor]]
 """Makes loss terms of embeddings, the inverse temperature and the bias of the logits."""
 
+Record = Callable[[str, Tensor, np.ndarray], None]
+"""Is told of each term "stream/term" the losses that it is the mean of (of samples, or of hidden tokens), without their
+graph, and the number in the batch of the sample that each belongs to."""
+
 
 def pretraining_loss(
     model: PretrainModel,
@@ -89,6 +93,7 @@ def pretraining_loss(
     objectives: Objectives = Objectives(),
     without_gradient: Collection[str] = (),
     contrast: Contrast | None = None,
+    record: Record | None = None,
 ) -> PretrainingLoss:
     """All loss terms of one step, one batch per stream.
 
@@ -98,6 +103,7 @@ def pretraining_loss(
         objectives: how.
         without_gradient: modalities whose contrasted embeddings need none (frozen ones; text in stage 2).
         contrast: what makes terms of the embeddings; ``contrast_terms`` by ``objectives`` where None.
+        record: is told what each term is the mean of; not of a ``contrast`` that is given.
 
     Raises:
         ValueError: where there is nothing to learn, or the model cannot denoise though it should.
@@ -108,14 +114,17 @@ def pretraining_loss(
     features = encode_views(model.backbone, batches, plan)
     terms: dict[str, Tensor] = {}
     if plan.contrasts:
-        contrast = contrast or partial(contrast_terms, objectives=objectives)
+        contrast = contrast or partial(contrast_terms, objectives=objectives, record=record)
         terms |= contrast(_embeddings(model, features, plan), model.heads.scale, model.heads.logit_bias)
     predicted = _predict(model, features, plan)
     for student in plan.students:
         masks = plan.views[student.view].masks
         for name, term in student.terms.items():
             teacher = features[student.teachers[name]][name]
-            terms[term] = _denoise(predicted[term], teacher, masks[name], objectives.smoothing)
+            losses_M, samples_M = _denoise(predicted[term], teacher, masks[name], objectives.smoothing)
+            terms[term] = losses_M.sum() / max(len(samples_M), 1)
+            if record is not None:
+                record(term, losses_M.detach(), samples_M)
     return PretrainingLoss(terms, predicted, plan)
 
 
@@ -146,7 +155,12 @@ def contrasted_embeddings(
 
 
 def contrast_terms(
-    embeddings: Embeddings, scale: Tensor, bias: Tensor | None, *, objectives: Objectives
+    embeddings: Embeddings,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    objectives: Objectives,
+    record: Record | None = None,
 ) -> dict[str, Tensor]:
     """The aligning contrasts of embeddings: "stream/contrast" to its value, of each two of three modalities or more.
 
@@ -159,11 +173,14 @@ def contrast_terms(
             name = f"{stream}/contrast" if len(sides) == 2 else f"{stream}/contrast_{pair[0]}_{pair[1]}"
             first, second = (sides[modality] for modality in pair)
             if objectives.contrast == "softmax":
-                terms[name] = aligning_contrast(first, second, scale, objectives.keys)
+                losses_B = aligning_losses(first, second, scale, objectives.keys)
             elif bias is None:
                 raise ValueError("the sigmoid contrast needs a bias; build the model with logit_bias=True")
             else:
-                terms[name] = sigmoid_contrast(first, second, scale, bias)
+                losses_B = sigmoid_losses(first, second, scale, bias)
+            terms[name] = losses_B.mean()
+            if record is not None:
+                record(name, losses_B.detach(), np.arange(len(losses_B)))
     return terms
 
 
@@ -220,9 +237,11 @@ def _predict(model: PretrainModel, features: Mapping[int, View], plan: StepPlan)
     }
 
 
-def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: np.ndarray, smoothing: float) -> Tensor:
+def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: np.ndarray, smoothing: float) -> tuple[Tensor, np.ndarray]:
+    """(M,) losses of hidden tokens, and the number of each one's sample."""
     rows_M = np.flatnonzero(teacher.hidden(mask_BP))
+    samples_M = teacher.samples_T[rows_M]
     # CLS is no candidate: rows move up by the CLS tokens before them, their own sample's included.
-    target_M = rows_M - teacher.samples_T[rows_M] - 1
+    target_M = rows_M - samples_M - 1
     candidates_ND = teacher.rows(teacher.positions_T > 0)
-    return denoising_contrast(student_MD, candidates_ND, to_device(target_M, student_MD.device), smoothing)
+    return denoising_losses(student_MD, candidates_ND, to_device(target_M, student_MD.device), smoothing), samples_M

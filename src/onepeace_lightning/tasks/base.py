@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from PIL import Image as Pillow
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MetricCollection
@@ -28,7 +27,7 @@ from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
-from onepeace_lightning.reports.drawing import SIDE
+from onepeace_lightning.reports.drawing import Shown, shown_item
 from onepeace_lightning.tasks.arguments import built, show_inherited
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
 from onepeace_lightning.tasks.opening import of_checkpoint
@@ -397,11 +396,12 @@ class FinetuneTask(TrainedModule):
             )
         return {name: given[name] for name in columns}
 
-    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
-        """What a sample of a batch looks like, its texts left out."""
+    def shown(self, batch: Batch, row: int) -> list[Shown]:
+        """How a sample of a batch is shown in a report, its texts left out unless there is nothing else."""
         size = batch.targets["size"][row].cpu() if "size" in batch.targets else None
-        shown = [name for name in self.read_modalities if not modality(name).reads_text]
-        return [picture_of(name, batch.inputs[name], row, size if len(shown) == 1 else None) for name in shown]
+        names = [name for name in self.read_modalities if not modality(name).reads_text] or self.read_modalities
+        made = [self.preprocessing.modality(name, self.tokenizer) for name in names]
+        return [shown_item(one, batch.inputs[one.name], row, size if len(made) == 1 else None) for one in made]
 
     def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
         """Users' items as one batch of a modality's input on the model's device.
@@ -448,23 +448,6 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"modalities is {names!r}; give a list of at least one, none twice, such as ['image']")
     return tuple(modality(name).name for name in names)
-
-
-def picture_of(name: str, inputs: Any, row: int, size: Tensor | None = None) -> Pillow.Image:
-    """One item of a batch as a picture.
-
-    Args:
-        name: its modality.
-        inputs: what the adapter takes.
-        row: which item.
-        size: (2,) width and height of an image before it became a square.
-    """
-    one = modality(name)()
-    picture = one.picture(one.sample(inputs, row), SIDE)
-    if size is None:
-        return picture
-    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
-    return picture.resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def _named(where: str, corpora: Iterable[str]) -> str | None:

@@ -29,10 +29,12 @@ from onepeace_lightning.models.layers import copy_modality, modality_parameters
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.arguments import built
 from onepeace_lightning.tasks.training import ENTRIES, SCORE, TrainedModule
+from onepeace_lightning.training.data_counts import train_loaders
 from onepeace_lightning.training.gradient_cache import cached_loss, encode
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
+from onepeace_lightning.training.source_losses import SourceLosses
 from onepeace_lightning.training.strategy import placement
 
 
@@ -93,6 +95,7 @@ class PretrainTask(TrainedModule):
         _check(self.data_types, modalities, trainable, denoise=self.objectives.denoise)
         _check_copies(self.init_modality, modalities, trainable, init_from)
         self.model: PretrainModel | None = None
+        self.by_source = SourceLosses({})
 
     def configure_model(self) -> None:
         """Build the model, freeze what does not train, lay it out on its devices, load what it starts from."""
@@ -162,6 +165,11 @@ class PretrainTask(TrainedModule):
         found = [value for key, value in values.items() if key.endswith("R@1") and not key.startswith("chance/")]
         return torch.stack(found).mean()
 
+    def on_train_start(self) -> None:
+        """Find out which streams mix several sources, whose losses are logged apart."""
+        super().on_train_start()
+        self.by_source = SourceLosses({name: loader.names for name, loader in train_loaders(self.trainer).items()})
+
     def training_step(self, batches: Mapping[str, Batch | Sequence[Batch]], batch_idx: int) -> Tensor:
         """One batch of every stream, or several with one contrast (``gradient_cache``); the sum of weighted terms."""
         parts = _parts(batches)
@@ -169,15 +177,21 @@ class PretrainTask(TrainedModule):
             terms = self.learn(parts[0])
             total = weighted(terms)
         else:
-            terms, total = cached_loss(self.encode, self.learn, parts, self.objectives, self._backward)
+            record = self.by_source.recorder(
+                {stream: [source for part in parts for source in part[stream].sources] for stream in parts[0]}
+            )
+            terms, total = cached_loss(self.encode, self.learn, parts, self.objectives, self._backward, record)
         self.log_means({"train/loss": total, **{f"train/{name}": value for name, value in terms.items()}})
+        for name, value in self.by_source.means(self.trainer.strategy).items() if self._trainer else ():
+            self.log(f"train/{name}", value, batch_size=1)
         return total
 
     def learn(self, batches: Mapping[str, Sampled], contrast: Contrast | None = None) -> dict[str, Tensor]:
         """The loss terms of one batch of every stream."""
         model = cast(PretrainModel, self.model)
         self.log("train/inverse_temperature", model.heads.scale.detach().mean(), batch_size=1)
-        return pretraining_loss(model, batches, self.objectives, self._frozen(), contrast).terms
+        record = self.by_source.recorder({name: getattr(batch, "sources", ()) for name, batch in batches.items()})
+        return pretraining_loss(model, batches, self.objectives, self._frozen(), contrast, record).terms
 
     def encode(self, batches: Mapping[str, Sampled]) -> tuple[Embeddings, Tensor, Tensor | None]:
         """What of one batch of every stream enters the contrast."""

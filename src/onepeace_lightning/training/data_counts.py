@@ -9,6 +9,14 @@ from onepeace_lightning.data.bad_samples import KINDS
 from onepeace_lightning.data.dataloader import Grouped, TrainLoader
 
 
+def train_loaders(trainer: L.Trainer) -> dict[str, TrainLoader]:
+    """Stream to the loader of its training data."""
+    given: Any = trainer.train_dataloader
+    loaders = given if isinstance(given, Mapping) else {"train": given}
+    inner = {name: loader.loader if isinstance(loader, Grouped) else loader for name, loader in loaders.items()}
+    return {name: loader for name, loader in inner.items() if isinstance(loader, TrainLoader)}
+
+
 class DataCounts(L.Callback):
     """Logs how many samples of each stream were seen, and how many could not be used, over all ranks.
 
@@ -21,12 +29,7 @@ class DataCounts(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the counts."""
-        given: Any = trainer.train_dataloader
-        loaders = given if isinstance(given, Mapping) else {"train": given}
-        for stream, loader in loaders.items():
-            loader = loader.loader if isinstance(loader, Grouped) else loader
-            if not isinstance(loader, TrainLoader):
-                continue
+        for stream, loader in train_loaders(trainer).items():
             for name, counts in zip(loader.names, loader.counts.tolist(), strict=True):
                 prefix = f"data/{stream}/{name}" if len(loader.names) > 1 else f"data/{stream}"
                 values = {f"{prefix}/{kind}": float(count) for kind, count in zip(KINDS, counts, strict=True)}

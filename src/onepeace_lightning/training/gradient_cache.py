@@ -15,6 +15,7 @@ from onepeace_lightning.losses.pretraining import (
     Contrast,
     Embeddings,
     Objectives,
+    Record,
     contrast_terms,
     contrasted_embeddings,
     weight,
@@ -33,6 +34,7 @@ def cached_loss(
     parts: Sequence[Mapping[str, Sampled]],
     objectives: Objectives,
     backward: Callable[[Tensor], None],
+    record: Record | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """All loss terms of a step over several batches, after the backward pass of all but the last of them.
 
@@ -44,6 +46,7 @@ def cached_loss(
         parts: the batches, stream to batch each; on every rank as many samples of a stream in all.
         objectives: how the losses are computed.
         backward: called with each batch's share of the loss but the last one's.
+        record: is told what each term of the contrast is the mean of, over the samples of all batches in turn.
 
     Returns:
         The terms, without a graph, denoising averaged over batches; and a scalar whose value is the whole loss and
@@ -56,7 +59,7 @@ def cached_loss(
             torch.manual_seed(seed)
             found, scale, bias = encode(part)
             embeddings.append(found)
-    terms, gradients, scale_gradient, bias_gradient = _cache(embeddings, scale, bias, objectives)
+    terms, gradients, scale_gradient, bias_gradient = _cache(embeddings, scale, bias, objectives, record)
 
     sums: dict[str, Tensor] = {}
     last = torch.zeros(())
@@ -113,7 +116,11 @@ _CACHED = "cached/contrast"
 
 
 def _cache(
-    embeddings: Sequence[Embeddings], scale: Tensor | None, bias: Tensor | None, objectives: Objectives
+    embeddings: Sequence[Embeddings],
+    scale: Tensor | None,
+    bias: Tensor | None,
+    objectives: Objectives,
+    record: Record | None,
 ) -> tuple[dict[str, Tensor], list[dict[str, dict[str, Tensor]]], Tensor, Tensor]:
     """The contrast's terms and its gradients: of each batch's embeddings, of the temperature and of the bias."""
     sides = [(stream, name) for stream, modalities in embeddings[0].items() for name in modalities]
@@ -128,7 +135,9 @@ def _cache(
         whole: dict[str, dict[str, Tensor]] = {}
         for (stream, name), rows_ND in joined.items():
             whole.setdefault(stream, {})[name] = rows_ND
-        terms = contrast_terms(whole, leaves[len(sides)], None if bias is None else leaves[-1], objectives=objectives)
+        terms = contrast_terms(
+            whole, leaves[len(sides)], None if bias is None else leaves[-1], objectives=objectives, record=record
+        )
         gradients = torch.autograd.grad(weighted(terms), leaves)
     parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in embeddings]
     for (stream, name), gradient_ND in zip(sides, gradients, strict=False):
