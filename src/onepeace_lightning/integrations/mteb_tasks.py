@@ -71,7 +71,7 @@ def retrieval_task(folder: str, query: str, document: str, *, name: str | None =
 
         def load_data(self, *args: Any, **kwargs: Any) -> None:
             """Everything is read already."""
-            self.dataset = {"default": {"test": {**datasets, "relevant_docs": relevant, "top_ranked": None}}}  # type: ignore[assignment,typeddict-item]
+            self.dataset = {"default": {"test": {**datasets, "relevant_docs": relevant, "top_ranked": None}}}  # type: ignore[typeddict-item]
             self.data_loaded = True
 
     return ShardsRetrieval()
