@@ -22,3 +22,7 @@ def test_the_new_task_is_under_40_lines():
     book = nbformat.read(ROOT / "docs/new_task.ipynb", as_version=4)
     [definition] = [cell.source for cell in book.cells if "class CountTask" in cell.source]
     assert len(definition.splitlines()) < 40
+
+
+def test_the_new_modality_is_at_most_100_lines():
+    assert len((ROOT / "docs/assets/thermal.py").read_text().splitlines()) <= 100

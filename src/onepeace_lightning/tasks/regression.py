@@ -121,10 +121,8 @@ class RegressionTask(FinetuneTask):
     def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
         """The sample, the model's numbers and the right ones; right within half a standard deviation."""
         given, right = outputs["values"][row].tolist(), self.values(batch)[row].tolist()
-        near = all(
-            abs(one - other) <= 0.5 * scale["std"]
-            for one, other, scale in zip(given, right, self.scales.values(), strict=True)
-        )
+        deviations = self._scale()[1].tolist()
+        near = all(abs(x - y) <= 0.5 * std for x, y, std in zip(given, right, deviations, strict=True))
         return Drawn(self.pictures(batch, row), "", self._written(given), self._written(right), near)
 
     def predict(self, *items: Sequence[Any], batch_size: int = 32, **named: Sequence[Any]) -> list[dict[str, float]]:
