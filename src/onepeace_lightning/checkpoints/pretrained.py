@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onepeace_lightning.checkpoints.card import CARD_FILE, RECORD, model_card, written_here
 from onepeace_lightning.checkpoints.hub import download, is_hub_name
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint, read_file
-from onepeace_lightning.checkpoints.original import OriginalModel, named
+from onepeace_lightning.checkpoints.original import AnyModel, named
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
@@ -70,7 +70,7 @@ class Pretrained:
         record: of the run that trained it (``training.record``), where it is known.
     """
 
-    model: OriginalModel
+    model: AnyModel
     preprocessing: Preprocessing
     tokenizer: Tokenizer | None = None
     report: LoadReport = field(default_factory=LoadReport)
@@ -172,7 +172,7 @@ def model_parts(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _build(config: ModelConfig, parts: Mapping[str, Any]) -> OriginalModel:
+def _build(config: ModelConfig, parts: Mapping[str, Any]) -> AnyModel:
     with torch.device("meta"):
         if parts["contrastive_heads"]:
             return PretrainModel(config, denoise=parts["denoiser"], logit_bias=parts.get("logit_bias", False))

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onepeace_lightning.checkpoints.hub import upload
 from onepeace_lightning.checkpoints.loading import LoadReport
-from onepeace_lightning.checkpoints.original import OriginalModel
+from onepeace_lightning.checkpoints.original import AnyModel
 from onepeace_lightning.checkpoints.pretrained import (
     Pretrained,
     read_pretrained,
@@ -61,7 +61,7 @@ class OnePeace:
 
     def __init__(
         self,
-        model: OriginalModel,
+        model: AnyModel,
         *,
         tokenizer: Tokenizer | None = None,
         preprocessing: Preprocessing | None = None,
