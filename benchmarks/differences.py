@@ -16,7 +16,8 @@ from torch import Tensor
 
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.metrics import CrossModalRecall
-from onepeace_lightning.modalities.audio import Audio, AudioAdapter, AudioSettings
+from onepeace_lightning.metrics.recall import Ties
+from onepeace_lightning.modalities.audio import Audio, AudioAdapter
 from onepeace_lightning.modalities.image import ImageModality
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.presets import preset_config
@@ -42,9 +43,10 @@ def ties(items: int, repeated: float, rng: np.random.Generator) -> dict[str, flo
     texts[:same] = texts[items - same :]
     vectors[:same] = vectors[items - same :]
     ids = torch.arange(items)
-    found = {}
-    for rule in ("strict", "published"):
-        metric = CrossModalRecall("image", "text", ties=rule)  # type: ignore[arg-type]
+    found: dict[str, float] = {}
+    rules: tuple[Ties, ...] = ("strict", "published")
+    for rule in rules:
+        metric = CrossModalRecall("image", "text", ties=rule)
         metric.update(vectors, texts, ids, ids)
         found[rule] = float(metric.compute()["text_to_image/R@1"])
     return found
@@ -52,9 +54,7 @@ def ties(items: int, repeated: float, rng: np.random.Generator) -> dict[str, flo
 
 def padding(model: OnePeace, seconds: Sequence[float], rng: np.random.Generator) -> dict[str, float]:
     """Least cosine of a clip's embedding alone and beside a longer one, here and with padding that leaks."""
-    settings = {"max_seconds": max(seconds), "min_seconds": min(seconds)}
     clips = [torch.from_numpy(rng.standard_normal(int(RATE * s), dtype=np.float32)) for s in seconds]
-    assert AudioSettings(**settings).max_seconds == max(seconds)
     adapter = model.backbone.adapters["audio"]
     alone = torch.cat([model.embed_inputs("audio", Audio.pad([clip])) for clip in clips])
     together = model.embed_inputs("audio", Audio.pad(clips))
@@ -112,7 +112,7 @@ def run(model: str | None = None, items: int = 1000, repeated: float = 0.05, see
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    auto_cli(run, args=arguments)
+    auto_cli(run, args=None if arguments is None else list(arguments))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def released(folder: Path) -> None:
         dropped={"image_layer_norm": dict(norm.named_parameters()), "image_proj": dict(projection.named_parameters())},
     )  # fmt: skip
 
-    sound = randomised(ClassifyModel(tiny_config(adapters=adapters("audio")), PoolingConfig(5, ("audio",)))).eval()
+    sound = randomised(
+        ClassifyModel(tiny_config(adapters=adapters("audio")), PoolingConfig(outputs=5, pooled=("audio",)))
+    ).eval()
     save_released(to_original(sound), folder / "finetune_audio_classification.pt")
     save(folder, "finetune_audio_classification", {"waveforms": clips}, {"logits": sound({"audio": sounds})})
 

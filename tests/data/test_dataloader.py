@@ -9,8 +9,10 @@ import torch
 
 from onepeace_lightning.data.bad_samples import BadSample, EmptyCaption, TooManyBadSamplesError
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.dataloader import EvalLoader, Source, TrainLoader
+from onepeace_lightning.data.dataloader import TrainLoader
+from onepeace_lightning.data.eval_loader import EvalLoader
 from onepeace_lightning.data.shards import ShardError, ShardWriter
+from onepeace_lightning.data.sources import Source
 
 
 def make(folder, samples=24, per_shard=5, bad=(), name="k"):

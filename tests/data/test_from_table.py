@@ -1,6 +1,9 @@
 import io
 import json
+import re
+import shlex
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from onepeace_lightning.cli import main
 from onepeace_lightning.data.from_folder import from_folder
 from onepeace_lightning.data.from_table import from_csv, from_hf, from_parquet
 from onepeace_lightning.data.shards import read_manifest
@@ -281,3 +285,51 @@ def test_a_saved_data_set_with_splits(tmp_path):
         assert sample["labels"] == [["bird", "fish"][number % 2]]
     with pytest.raises(ValueError, match="no data set that save_to_disk wrote"):
         from_hf(str(tmp_path / "o"), out=str(tmp_path / "p"))
+
+
+# ---------------------------------------------------------------- the page
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+OWN = PAGE.partition("## Files of your own")[2].partition("\n## ")[0].replace("\\|", "|")
+COMMANDS = re.findall(r"`(onepeace shards from-[^`]+)`", OWN)
+
+
+def files_of(command, folder):
+    """The files that a command of the page reads."""
+    if "from-folder flowers" in command:
+        class_folders(folder / "flowers")
+    elif "from-folder" in command:
+        (folder / "pairs").mkdir()
+        for index in range(3):
+            (folder / "pairs" / f"{index}.png").write_bytes(png(index))
+            (folder / "pairs" / f"{index}.txt").write_text(f"thing {index}")
+    elif "from-csv" in command:
+        content = wav if "--audio-col" in command else png
+        lines = ["file,caption,tags,age,weight"]
+        for index in range(3):
+            name = f"{index}.{content.__name__}"
+            (folder / name).write_bytes(content(index + 1))
+            lines.append(f"{name},thing {index},a|b,{index},{index + 0.5}")
+        (folder / "t.csv").write_text("\n".join(lines) + "\n")
+    elif "from-parquet" in command:
+        (folder / "folder").mkdir()
+        pq.write_table(pa.table({"image": [png(1), png(2)], "label": ["a", "b"]}), folder / "folder" / "x.parquet")
+    else:
+        datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
+        rows = [{"image": {"bytes": png(index), "path": None}} for index in range(2)]
+        kinds = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_list(rows, features=kinds).save_to_disk(str(folder / "folder"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_make_shards(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files_of(command, tmp_path)
+    words = shlex.split(command)[1:]
+    main([*words, *(["--vocab-size", "300"] if "--text-col" in words or "pairs" in words else [])])
+    [stream] = (tmp_path / words[words.index("--out") + 1] / "train").iterdir()
+    assert samples(stream)
+
+
+def test_the_page_has_a_command_for_each_reader():
+    assert {command.split()[2] for command in COMMANDS} == {"from-folder", "from-csv", "from-parquet", "from-hf"}

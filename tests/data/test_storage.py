@@ -13,7 +13,8 @@ import torch
 from onepeace_lightning.cli import main
 from onepeace_lightning.data.bad_samples import TooManyLostShardsError
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.dataloader import EvalLoader, TrainLoader
+from onepeace_lightning.data.dataloader import TrainLoader
+from onepeace_lightning.data.eval_loader import EvalLoader
 from onepeace_lightning.data.shards import MANIFEST, ShardError, ShardWriter, read_manifest
 from onepeace_lightning.data.storage import Storage, StorageConfig, StorageError, expand, join
 from tests.data.s3 import BadS3, Network

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.checkpoints.released.writing import released_content, save_released
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
@@ -35,11 +36,11 @@ def folder(tmp_path) -> Path:
 
 def train(folder: Path, rank: int, ranks: int, port: int) -> None:
     """Two steps on the same four samples a step; rank zero keeps the weights."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
     L.seed_everything(0)
     optimization = Optimization(lr=1e-2, total_steps=2, warmup_steps=0)
     task = load_task(
@@ -55,6 +56,7 @@ def train(folder: Path, rank: int, ranks: int, port: int) -> None:
         default_root_dir=folder, gradient_clip_val=None,
     )  # fmt: skip
     trainer.fit(task, data)
+    assert all(isinstance(parameter, DTensor) == (ranks > 1) for parameter in task.model.parameters())
     weights = {
         name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         for name, tensor in task.model.state_dict().items()
@@ -64,23 +66,23 @@ def train(folder: Path, rank: int, ranks: int, port: int) -> None:
 
 
 def test_two_processes_train_an_opened_file_as_one_does(folder):
-    context = multiprocessing.get_context("spawn")
-    for ranks in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        processes = [context.Process(target=train, args=(folder, rank, ranks, port)) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(120)
-            if process.exitcode is None:
-                process.kill()
-        assert [process.exitcode for process in processes] == [0] * ranks
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=train, args=(folder, rank, 2, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    train(folder, 0, 1, 0)
     one, two = (torch.load(folder / f"after{ranks}.pt", weights_only=True) for ranks in (1, 2))
     before = load_task(folder / "onepeace_ft_21kto1k_384.pth").model.state_dict()
     assert one.keys() == two.keys() == before.keys()
-    assert not torch.equal(one["head.classifier.weight"], before["head.classifier.weight"])
+    # AdamW's steps are as long for small gradients as for large ones, and so are the roundings of small ones.
     for name, tensor in one.items():
-        gap = float((two[name] - tensor).abs().max())
-        assert gap < 1e-5, f"{name}: {gap}"
+        gap, moved = (float((tensor - other[name]).abs().max()) for other in (two, before))
+        assert gap < 0.02 * moved, f"{name}: {gap} apart, {moved} moved"

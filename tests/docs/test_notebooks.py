@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.ipynb")))
 def test_runs(name, trained_checkout, monkeypatch):
     monkeypatch.setenv("STEPS", "2")
+    monkeypatch.setenv("SCENES", "40")
     book = nbformat.read(ROOT / "docs" / name, as_version=4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     shown = [output for cell in code for output in cell.outputs]
@@ -22,3 +23,7 @@ def test_the_new_task_is_under_40_lines():
     book = nbformat.read(ROOT / "docs/new_task.ipynb", as_version=4)
     [definition] = [cell.source for cell in book.cells if "class CountTask" in cell.source]
     assert len(definition.splitlines()) < 40
+
+
+def test_the_new_modality_is_at_most_100_lines():
+    assert len((ROOT / "docs/assets/thermal.py").read_text().splitlines()) <= 100

@@ -431,11 +431,29 @@ def test_a_failed_resize_changes_nothing(onepeace, pictures):
 # ---------------------------------------------------------------- what is refused
 
 
+def test_a_mistyped_path_is_a_missing_file_and_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "best.ckpt").touch()
+    for source in ("runs/bset.ckpt", "runs/toy", "run/best.ckpt"):
+        with pytest.raises(FileNotFoundError, match=rf"there is no {source}") as caught:
+            OnePeace.from_pretrained(source)
+        assert ("runs has best.ckpt" in str(caught.value)) == source.startswith("runs/")
+
+
+def test_a_model_says_what_it_is_in_a_few_lines(onepeace):
+    lines = repr(onepeace).splitlines()
+    assert len(lines) == 1 + len(onepeace.config.adapters)
+    assert "M parameters, float32 on cpu" in lines[0]
+    assert f"vocabulary of {onepeace.tokenizer.vocab_size:,}" in repr(onepeace)
+
+
 def test_an_unknown_source_names_what_is_accepted(tmp_path):
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "nowhere", "nowhere", tmp_path / "empty", "a/b/c"):
         with pytest.raises(
-            ValueError, match=r"accepted is a folder written by save_pretrained .*\.ckpt.*\.pt.*owner/name"
+            (ValueError, FileNotFoundError),
+            match=r"accepted is a folder written by save_pretrained .*\.ckpt.*\.pt.*owner/name",
         ):
             OnePeace.from_pretrained(source)
     torch.save({"weights": {}}, tmp_path / "other.pt")

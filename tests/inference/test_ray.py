@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from onepeace_lightning import OnePeace
-from onepeace_lightning.inference.embed import Work, describe
+from onepeace_lightning.inference.embed import describe
 from onepeace_lightning.inference.embedding_files import read_about
 from onepeace_lightning.inference.parts import Parts
 from onepeace_lightning.inference.sources import find_items
+from onepeace_lightning.inference.work import Work
 from tests.inference.test_embed import PHOTOS, content, embed, fails
 from tests.inference.test_parts import names
 

@@ -97,6 +97,12 @@ def test_many_classes_show_the_pairs_that_are_confused(tmp_path):
     assert re.search(r"class 3\s*class 7\s*3\s*3", text)
 
 
+def test_a_model_without_mistakes_has_a_report(tmp_path):
+    page = validate(tmp_path, [make_batch([["bell"], ["drum"]], [[5.0, 0, 0], [0, 5, 0]])])
+    assert "2 (100.0 %)" in page.text
+    assert "Worst mistakes" not in page.text
+
+
 def test_average_precision_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     truth, scores = rng.random(200) < 0.2, rng.integers(0, 9, 200) / 9

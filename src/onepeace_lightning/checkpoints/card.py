@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from onepeace_lightning.checkpoints.original import OriginalModel
+from onepeace_lightning.checkpoints.original import AnyModel
 from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer
@@ -25,7 +25,7 @@ def written_here(card: str) -> bool:
 
 
 def model_card(
-    model: OriginalModel,
+    model: AnyModel,
     preprocessing: Preprocessing,
     tokenizer: Tokenizer | None = None,
     record: Mapping[str, Any] | None = None,
@@ -61,7 +61,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _use(model: OriginalModel, names: Sequence[str]) -> Iterator[str]:
+def _use(model: AnyModel, names: Sequence[str]) -> Iterator[str]:
     what = "embed" if isinstance(model, PretrainModel) else "encode"
     yield from (
         "```python",
@@ -73,7 +73,7 @@ def _use(model: OriginalModel, names: Sequence[str]) -> Iterator[str]:
     )
 
 
-def _sizes(model: OriginalModel, preprocessing: Preprocessing, tokenizer: Tokenizer | None) -> Iterator[str]:
+def _sizes(model: AnyModel, preprocessing: Preprocessing, tokenizer: Tokenizer | None) -> Iterator[str]:
     encoder, names = model.config.encoder, list(model.config.adapters)
     parameters = list(model.parameters())
     bytes_ = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
@@ -147,7 +147,7 @@ def _measuring(command: str) -> str:
     return " ".join(kept).replace("onepeace fit", "onepeace validate", 1) + " --ckpt_path best"
 
 
-def _limits(model: OriginalModel, names: Sequence[str], record: Mapping[str, Any] | None) -> Iterator[str]:
+def _limits(model: AnyModel, names: Sequence[str], record: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"* It takes {', '.join(names)} and nothing else, and generates neither text nor images nor audio."
     if not isinstance(model, PretrainModel):
         yield "* It gives no embeddings to compare: it has no contrastive heads."

@@ -12,7 +12,7 @@ from onepeace_lightning.checkpoints.original import (
     ADAPTER_CHOICES,
     HEAD_CHOICES,
     STACK_CHOICES,
-    OriginalModel,
+    AnyModel,
     named,
 )
 from onepeace_lightning.modalities.audio import AudioConfig
@@ -36,7 +36,7 @@ _DIMENSIONS = {
 
 
 def to_original(
-    model: OriginalModel, *, audio_seconds: float = 15.0, multi_label: bool = False, training: bool = True
+    model: AnyModel, *, audio_seconds: float = 15.0, multi_label: bool = False, training: bool = True
 ) -> dict[str, Any]:
     """A checkpoint for ``torch.save`` that the original's hub and evaluation read.
 
@@ -107,7 +107,7 @@ class _Kind:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def _kind(model: OriginalModel, multi_label: bool) -> _Kind:
+def _kind(model: AnyModel, multi_label: bool) -> _Kind:
     present = tuple(name for name in MODALITIES if name in model.config.adapters)
     if not isinstance(model, ClassifyModel):
         if present == ("text", "audio"):
@@ -135,7 +135,7 @@ def _kind(model: OriginalModel, multi_label: bool) -> _Kind:
 _AUDIO, _IMAGE = "uniq_id,audio,text,duration", "image_id,image,caption"
 
 
-def _task(model: OriginalModel, kind: _Kind, audio_seconds: float) -> dict[str, Any]:
+def _task(model: AnyModel, kind: _Kind, audio_seconds: float) -> dict[str, Any]:
     adapters = model.config.adapters
     image, audio = adapters.get("image"), adapters.get("audio")
     head = model.head.config if isinstance(model, ClassifyModel) else None
@@ -183,7 +183,7 @@ def _in_original_shape(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().reshape((1,) * (dimensions - tensor.dim()) + tuple(tensor.shape))
 
 
-def _unused(model: OriginalModel) -> dict[str, Tensor]:
+def _unused(model: AnyModel) -> dict[str, Tensor]:
     config = model.config
     tensors = {}
     if "audio" in config.adapters:
@@ -197,7 +197,7 @@ def _unused(model: OriginalModel) -> dict[str, Tensor]:
     return tensors
 
 
-def _cfg(model: OriginalModel) -> dict[str, Any]:
+def _cfg(model: AnyModel) -> dict[str, Any]:
     config = model.config
     cfg: dict[str, Any] = {"_name": "one_peace_retrieval", "encoder": _encoder(config)}
     cfg["copy_rel_pos_table"] = config.per_block_tables

@@ -317,7 +317,8 @@ class _Reader(pickle.Unpickler):
         if full in _TORCH and (self.whole or package != "torch"):
             return _TORCH[full]
         if package == "torch":
-            if self.whole or module not in _TORCH_MODULES:
+            other = "." in name or (module == "torch._utils" and not name.startswith("_rebuild"))
+            if self.whole or module not in _TORCH_MODULES or other:
                 raise Refused(full)
             return _nothing if module == "torch._utils" else _TorchName
         standard = package in sys.stdlib_module_names or package == "numpy"

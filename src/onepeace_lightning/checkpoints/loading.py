@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,8 +48,17 @@ class LoadReport:
             ("not used", self.unexpected, 6),
             ("changed to fit", self.resized, 6),
         ]
-        lines = [f"{len(names)} tensors {what}: {listed(names, ', ', most)}" for what, names, most in parts if names]
+        lines = [f"{len(names)} tensors {what}: {_grouped(names, most)}" for what, names, most in parts if names]
         return "; ".join(lines) or "every tensor fits"
+
+
+def _grouped(names: list[str], most: int) -> str:
+    """Names, or where there are many the modules that they are of, such as "head (14)"."""
+    if len(names) <= most:
+        return ", ".join(names)
+    depth = {name: 4 if name.startswith("backbone.") else 1 for name in names}
+    modules = Counter(".".join(name.split(".")[: depth[name]]) for name in names)
+    return listed([f"{module} ({count})" for module, count in modules.items()], ", ", most)
 
 
 def never(name: str) -> bool:

@@ -22,7 +22,8 @@ from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingCon
 from onepeace_lightning.models.patches import PATCH
 from onepeace_lightning.models.pretraining import PretrainModel
 
-OriginalModel = PretrainModel | ClassifyModel | Backbone
+AnyModel = PretrainModel | ClassifyModel | Backbone
+"""What the files of the original's fairseq part, and ``save_pretrained`` folders, hold."""
 
 # Choices that the original's cfg leaves open and this model has made.
 STACK_CHOICES = {
@@ -129,7 +130,7 @@ def model_from_original(
     per_block_tables: bool = False,
     may_miss: Callable[[str], bool] = never,
     final_norm: bool = True,
-) -> tuple[OriginalModel, LoadReport]:
+) -> tuple[AnyModel, LoadReport]:
     """The model that a checkpoint holds, its tensors mapped from the file that ``read_original`` opened.
 
     Which it is follows from the tensors: a ``PretrainModel`` (with a denoiser where there is a decoder) for pretraining
@@ -149,7 +150,7 @@ def model_from_original(
     config, head = config_from_original(checkpoint, final_norm=final_norm), head_from_original(checkpoint)
     state = _State(checkpoint["model"])
 
-    def build(sizes: ModelConfig) -> OriginalModel:
+    def build(sizes: ModelConfig) -> AnyModel:
         with torch.device("meta"):
             if head is not None:
                 return ClassifyModel(sizes, head)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onepeace_lightning.checkpoints.card import CARD_FILE, RECORD, model_card, written_here
 from onepeace_lightning.checkpoints.hub import download, is_hub_name
 from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, read_checkpoint, read_file
-from onepeace_lightning.checkpoints.original import OriginalModel, named
+from onepeace_lightning.checkpoints.original import AnyModel, named
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.sharded import is_sharded
@@ -70,7 +70,7 @@ class Pretrained:
         record: of the run that trained it (``training.record``), where it is known.
     """
 
-    model: OriginalModel
+    model: AnyModel
     preprocessing: Preprocessing
     tokenizer: Tokenizer | None = None
     report: LoadReport = field(default_factory=LoadReport)
@@ -98,17 +98,32 @@ def read_pretrained(source: str | Path, bpe_dir: str | Path | None = None, revis
         pretrained = _read_folder(path)
     elif path.exists():
         pretrained = _read_file(path)
-    elif isinstance(source, str) and is_hub_name(source):
+    elif isinstance(source, str) and is_hub_name(source) and not _means_a_file(path):
         files = [CONFIG_FILE, WEIGHTS_FILE, MODULES_FILE, *TOKENIZER_FILES]
         pretrained = _read_folder(download(source, revision, files))
     else:
-        raise ValueError(f"there is no {source}; accepted is {_ACCEPTED}")
+        raise FileNotFoundError(f"there is no {source}{_beside(path)}; accepted is {_ACCEPTED}")
     if bpe_dir is not None:
         if pretrained.tokenizer is not None:
             raise ValueError(f"{source} has a tokenizer of its own; leave bpe_dir={str(bpe_dir)!r} out")
         pretrained = replace(pretrained, tokenizer=load_tokenizer(bpe_dir))
     _check_vocabulary(pretrained, source)
     return pretrained
+
+
+def _means_a_file(path: Path) -> bool:
+    """Whether what could be ``owner/name`` on the hub is a mistyped path: its folder is here, or it ends so."""
+    return path.parent.is_dir() or path.suffix in (".ckpt", ".pt", ".pth", ".pkl", ".safetensors")
+
+
+def _beside(path: Path) -> str:
+    """What there is in the place of a missing file."""
+    there = path.parent
+    while not there.is_dir():
+        there = there.parent
+    found = sorted(one.name for one in there.iterdir() if not one.name.startswith("."))
+    shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
+    return f" ({there} has {shown})" if found and there != Path() else ""
 
 
 def write_pretrained(pretrained: Pretrained, folder: str | Path) -> None:
@@ -157,7 +172,7 @@ def model_parts(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _build(config: ModelConfig, parts: Mapping[str, Any]) -> OriginalModel:
+def _build(config: ModelConfig, parts: Mapping[str, Any]) -> AnyModel:
     with torch.device("meta"):
         if parts["contrastive_heads"]:
             return PretrainModel(config, denoise=parts["denoiser"], logit_bias=parts.get("logit_bias", False))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
+
+from onepeace_lightning.training.tensorboard import ChangingScalars
 
 PROJECT = "onepeace_lightning"
 """What runs are filed under where a service asks: wandb's project, MLflow's experiment."""
@@ -37,7 +39,7 @@ def logger(word: str, folder: Path) -> Logger:
 
 
 def _tensorboard(folder: Path) -> Logger:
-    return TensorBoardLogger(save_dir=folder, name="logs", version="", default_hp_metric=False)
+    return ChangingScalars(save_dir=folder, name="logs", version="", default_hp_metric=False)
 
 
 def _csv(folder: Path) -> Logger:

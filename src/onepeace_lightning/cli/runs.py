@@ -11,9 +11,11 @@ from onepeace_lightning.reports.answers import AnswersReport
 from onepeace_lightning.reports.base import PAGE
 from onepeace_lightning.reports.classification import ClassificationReport
 from onepeace_lightning.reports.retrieval import RetrievalReport
+from onepeace_lightning.tasks.labels import LabelTask
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import RetrievalTask
 from onepeace_lightning.tasks.training import TrainedModule
+from onepeace_lightning.tasks.zero_shot import ZeroShotClassificationTask
 from onepeace_lightning.training.results import ResultsTable
 from onepeace_lightning.training.resume import SameRun
 from onepeace_lightning.training.throughput import Throughput
@@ -106,9 +108,9 @@ def callbacks(
 def _reports(task: L.LightningModule) -> list[L.Callback]:
     if isinstance(task, (PretrainTask, RetrievalTask)):
         return [RetrievalReport()]
-    if callable(getattr(task, "draw", None)):
-        return [AnswersReport()]
-    return [ClassificationReport()] if hasattr(task, "classes") else []
+    if isinstance(task, (LabelTask, ZeroShotClassificationTask)):
+        return [ClassificationReport()]
+    return [AnswersReport()] if callable(getattr(task, "draw", None)) else []
 
 
 def _checkpoints(folder: Path, task: L.LightningModule, data: Any) -> list[L.Callback]:

@@ -1,17 +1,16 @@
-"""Loaders over shards: endless and resumable to the sample for training, exact and even for evaluation."""
+"""The training loader: endless, and resumable to the sample."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from math import ceil
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed as dist
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from onepeace_lightning.data.bad_samples import (
     BadSample,
@@ -25,78 +24,21 @@ from onepeace_lightning.data.bad_samples import (
     no_counts,
 )
 from onepeace_lightning.data.batch import Batch
-from onepeace_lightning.data.parcel import Parcel
-from onepeace_lightning.data.sampler import SourceStream, Taken, Topology, rank_range, read_positions, sample_rng
-from onepeace_lightning.data.shards import Manifest, Paths, ShardReaders, known, read_manifest, remember
+from onepeace_lightning.data.sampler import SourceStream, Taken, Topology, sample_rng
+from onepeace_lightning.data.shards import Paths, ShardReaders
+from onepeace_lightning.data.sources import Source, as_sources, named, shared_manifest
 from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.data.tars import ShardError
+from onepeace_lightning.data.workers import JoinExamples, ReadSample, check_sizes, located, worker_batches, worker_id
 
 log = logging.getLogger(__name__)
-
-ReadSample = Callable[[dict[str, Any], np.random.Generator], Any]
-"""A raw sample ``{"__key__", "__shard__", extension: bytes}`` to what ``JoinExamples`` joins; raises ``BadSample``."""
-JoinExamples = Callable[[list[Any]], Batch]
 
 JUDGED_EVERY = 100
 """Batches after which all ranks add up their bad samples; they do at the end of an epoch and in a checkpoint too."""
 
 
-@dataclass
-class Source:
-    """One of several sets of shards that a stream mixes.
-
-    Attributes:
-        path: where its shards are, see ``shards.Paths``.
-        weight: its part of every batch, beside the other sources' weights; its number of samples if None (then none
-            may have one).
-        name: what it is called in logs; the path if None.
-    """
-
-    path: str | list[str]
-    weight: float | None = None
-    name: str | None = None
-
-
-def shared_manifest(paths: Paths, storage: StorageConfig = StorageConfig()) -> Manifest:  # noqa: B008 (frozen)
-    """``read_manifest``; in a process group the first rank reads and tells the others, a collective call.
-
-    Raises:
-        ShardError, StorageError: on all ranks alike.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return read_manifest(paths, storage)
-    told: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            told = [(read_manifest(paths, storage), known(paths, storage))]
-        except (ShardError, OSError) as error:
-            told = [error]
-    dist.broadcast_object_list(told)
-    if isinstance(told[0], Exception):
-        raise told[0]
-    manifest, what = told[0]
-    if what is not None:
-        remember(paths, storage, what)
-    return cast(Manifest, manifest)
-
-
-def _sources(paths: Paths | Sequence[Source]) -> list[Source]:
-    if isinstance(paths, str | Path):
-        return [Source(str(paths))]
-    given = list(paths)
-    if all(isinstance(each, Source) for each in given):
-        return cast(list[Source], given)
-    return [Source([str(each) for each in given])]
-
-
-def _named(paths: Paths) -> str:
-    if isinstance(paths, str | Path):
-        return str(paths)
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-
-
 class TrainLoader:
-    """Batches for ever, in epochs of a fixed number of steps, resumable at the next sample on any topology.
+    """Batches without end, in epochs of a fixed number of steps, resumable at the next sample on any topology.
 
     Every sample, and of samples with several captions every caption, is used exactly once per pass over all ranks and
     workers (``sampler``), and passes follow each other without a gap: an epoch is only a number of steps, and its end
@@ -148,10 +90,10 @@ class TrainLoader:
         storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
         pin_memory: bool = False,
     ) -> None:
-        given = _sources(paths)
-        self.names = [source.name or _named(source.path) for source in given]
+        given = as_sources(paths)
+        self.names = [source.name or named(source.path) for source in given]
         weighted = [source.weight is not None for source in given]
-        _check(
+        check_sizes(
             {
                 f"shuffle_buffer={shuffle_buffer}: at least 1": shuffle_buffer < 1,
                 f"seed={seed}: at least 0": seed < 0,
@@ -196,7 +138,7 @@ class TrainLoader:
         if self._in_epoch >= self.steps_per_epoch:
             self._in_epoch = 0
         dataset = _TrainBatches(self, self.steps_per_epoch - self._in_epoch)
-        for batch, progress in _batches(dataset, self.num_workers, self._pin_memory):
+        for batch, progress in worker_batches(dataset, self.num_workers, self._pin_memory):
             self._done += 1
             self._in_epoch += 1
             self._consumed[progress.worker] = progress.consumed
@@ -334,57 +276,6 @@ class Grouped:
         self.loader.load_state_dict(state)
 
 
-class EvalLoader:
-    """Every sample exactly once over all ranks, in the order of the manifest, the same number of batches on each rank.
-
-    Batches follow each other in the same order for any number of workers, and their sizes are within one of each
-    other, so that collective calls match. Where a rank has no sample for a batch (a gallery of fewer samples than
-    ranks), it gets one of another rank's that is marked as a filler. A bad sample is an error.
-
-    Args:
-        paths: where the shards are (``shards.Paths``).
-        batch_size: most samples in a batch.
-        prepare: decodes one sample; its generator is seeded by the sample's position.
-        collate: joins prepared samples.
-        rank: this rank.
-        world_size: ranks that share the folder.
-        num_workers: worker processes; 0 prepares in this one.
-        storage: how files at URLs are read.
-        pin_memory: copy batches to page-locked memory.
-
-    Raises:
-        ShardError: the paths do not hold sound shards.
-        ValueError: an argument out of its range.
-    """
-
-    def __init__(
-        self,
-        paths: Paths,
-        batch_size: int,
-        prepare: ReadSample,
-        collate: JoinExamples,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
-        pin_memory: bool = False,
-    ) -> None:
-        manifest = shared_manifest(paths, storage)
-        _check({}, _named(paths), batch_size, rank, world_size, num_workers)
-        steps = ceil(ceil(manifest.samples / world_size) / batch_size)
-        positions = rank_range(manifest.samples, rank, world_size)
-        self._dataset = _EvalBatches(manifest, positions, steps, prepare, collate)
-        self.num_workers = num_workers
-        self._pin_memory = pin_memory
-
-    def __len__(self) -> int:
-        return self._dataset.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._dataset, self.num_workers, self._pin_memory)
-
-
 @dataclass
 class _Progress:
     """What the training process must know about a batch: whose it is, and how far its worker has come.
@@ -411,7 +302,7 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
         self.consumed = [list(each) for each in loader._consumed]
 
     def __iter__(self) -> Iterator[tuple[Batch, _Progress]]:
-        process = _worker_id()
+        process = worker_id()
         # A DataLoader asks its process 0 first, whoever's turn it is.
         worker = (process + self.done) % self.topology.workers
         mine = len(range(process, self.steps, self.topology.workers))
@@ -455,7 +346,7 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
             return None
         except BadSample as error:
             counts.add(index, "seen")
-            counts.skip(index, _located(error, taken.raw), first_pass=taken.pass_index == 0)
+            counts.skip(index, located(error, taken.raw), first_pass=taken.pass_index == 0)
             return None
         counts.add(index, "seen")
         counts.good(index)
@@ -465,78 +356,3 @@ class _TrainBatches(IterableDataset[tuple[Batch, _Progress]]):
         if not self.sources[index].manifest.storage.skip_shards:
             raise error
         counts.lose(index, str(error))
-
-
-class _EvalBatches(IterableDataset[Batch]):
-    """A rank's part of the folder in ``steps`` batches; worker w makes every W-th of them."""
-
-    def __init__(
-        self, manifest: Manifest, positions: range, steps: int, prepare: ReadSample, collate: JoinExamples
-    ) -> None:
-        self.manifest, self.positions, self.steps = manifest, positions, steps
-        self.prepare, self.collate = prepare, collate
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        mine = [
-            self.positions[step * len(self.positions) // self.steps : (step + 1) * len(self.positions) // self.steps]
-            for step in range(_worker_id(), self.steps, info.num_workers if info else 1)
-        ]
-        samples = self._read([position for batch in mine for position in batch])
-        for positions in mine:
-            if positions:
-                yield self.collate([self._prepared(*sample) for sample in islice(samples, len(positions))])
-            else:
-                nearest = min(self.positions.start, self.manifest.samples - 1)
-                filler = self.collate([self._prepared(*sample) for sample in self._read([nearest])])
-                yield replace(filler, filler=True)
-
-    def _read(self, positions: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        return read_positions(self.manifest, range(len(self.manifest.shards)), positions)
-
-    def _prepared(self, position: int, raw: dict[str, Any]) -> Any:
-        try:
-            return self.prepare(raw, sample_rng(0, 0, position))
-        except BadSample as error:
-            raise _located(error, raw) from error
-
-
-def _batches(dataset: IterableDataset[Any], num_workers: int, pin_memory: bool) -> Iterator[Any]:
-    # A DataLoader draws from torch's global generator unless it has one: a resumed run would see other numbers.
-    generator = torch.Generator()
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        collate_fn=Parcel if num_workers else None,  # what is done to a batch before it leaves its worker
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=generator,
-    )
-    try:
-        yield from loader
-    except Exception as error:
-        if not num_workers:
-            raise
-        # The worker's own traceback is in the message. This process's would keep the loader in a reference cycle,
-        # where its processes are waited for in vain for 5 s each.
-        raise error.with_traceback(None) from None
-
-
-def _worker_id() -> int:
-    info = get_worker_info()
-    return info.id if info else 0
-
-
-def _located(error: BadSample, raw: dict[str, Any]) -> BadSample:
-    return type(error)(error.reason, raw["__key__"], raw["__shard__"])
-
-
-def _check(problems: dict[str, bool], what: str, batch_size: int, rank: int, world_size: int, num_workers: int) -> None:
-    """Raise one error that names every problem (message to whether it holds)."""
-    problems = problems | {
-        f"batch_size={batch_size}: at least 1": batch_size < 1,
-        f"rank={rank}: from 0 to world_size - 1 (world_size={world_size})": not 0 <= rank < world_size,
-        f"num_workers={num_workers}: at least 0": num_workers < 0,
-    }
-    if found := [problem for problem, holds in problems.items() if holds]:
-        raise ValueError(f"{what}: " + "; ".join(found))

@@ -13,10 +13,12 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from onepeace_lightning.data.data_types import DataType, data_type
-from onepeace_lightning.data.dataloader import EvalLoader, Grouped, Source, TrainLoader, shared_manifest
+from onepeace_lightning.data.dataloader import Grouped, TrainLoader
+from onepeace_lightning.data.eval_loader import EvalLoader
 from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
 from onepeace_lightning.data.readers.base import Augmentation
 from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
+from onepeace_lightning.data.sources import Source, shared_manifest
 from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onepeace_lightning.checkpoints.hub import upload
 from onepeace_lightning.checkpoints.loading import LoadReport
-from onepeace_lightning.checkpoints.original import OriginalModel
+from onepeace_lightning.checkpoints.original import AnyModel
 from onepeace_lightning.checkpoints.pretrained import (
     Pretrained,
     read_pretrained,
@@ -61,7 +61,7 @@ class OnePeace:
 
     def __init__(
         self,
-        model: OriginalModel,
+        model: AnyModel,
         *,
         tokenizer: Tokenizer | None = None,
         preprocessing: Preprocessing | None = None,
@@ -146,6 +146,17 @@ class OnePeace:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return upload(Path(folder), name, revision=revision, private=private, message=message)
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = str(self.dtype).removeprefix("torch.")
+        lines = [f"OnePeace of {parameters / 1e6:,.1f} M parameters, {kind} on {self.device}"]
+        for name in self.config.adapters:
+            said = self.preprocessing.modality(name, self.tokenizer).describe() or name
+            if self.tokenizer is not None and self.preprocessing.modality(name).reads_text:
+                said = f"{said}, vocabulary of {self.tokenizer.vocab_size:,}"
+            lines.append(f"  {said}")
+        return "\n".join(lines)
 
     @property
     def config(self) -> ModelConfig:

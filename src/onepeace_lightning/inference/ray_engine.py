@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from onepeace_lightning.inference.embed import Work
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.parts import Parts
+from onepeace_lightning.inference.work import Work
 
 try:
     import ray

@@ -102,7 +102,7 @@ def render_sheet(streams: dict[str, list[Drawn]]) -> Image.Image:
     """
     cells = {name: [_cell(sample) for sample in samples] for name, samples in streams.items()}
     rows = {name: [some[i : i + COLUMNS] for i in range(0, len(some), COLUMNS)] for name, some in cells.items()}
-    widest = max(cell.width for some in cells.values() for cell in some)
+    widest = max((cell.width for some in cells.values() for cell in some), default=SIDE)
     height = sum(HEADING + sum(GAP + max(cell.height for cell in row) for row in some) for some in rows.values())
     sheet = Image.new("RGB", (GAP + COLUMNS * (widest + GAP), height + GAP), "white")
     draw, y = ImageDraw.Draw(sheet), 0

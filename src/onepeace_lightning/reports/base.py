@@ -132,7 +132,7 @@ class ValidationReport(L.Callback):
             return
         folder = Path(self.folder or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        head = _scores(scores_of(trainer.callback_metrics), getattr(task, "score_context", []))
+        head = score_section(scores_of(trainer.callback_metrics), getattr(task, "score_context", []))
         body = head + self.sections(streams)
         (folder / PAGE).write_text(page(self.title, self.introduction, body), encoding="utf-8")
         sheet = self.sheet(streams)
@@ -157,9 +157,19 @@ def interleaved(parts: Iterable[Sequence[Entry]]) -> list[Entry]:
     return [one for some in zip_longest(*parts, fillvalue=missing) for one in some if one is not missing]  # type: ignore[misc]
 
 
-def _scores(scores: dict[str, float], context: Sequence[str]) -> str:
-    """The scores, with what was printed beside them."""
-    shown = {name: f"{value:.2f}" for name, value in scores.items()}
+def score_section(scores: dict[str, float], context: Sequence[str]) -> str:
+    """HTML of the scores, each with its chance, and of what is printed beside them.
+
+    Args:
+        scores: percent by name; ``chance/NAME`` is NAME's chance.
+        context: lines of text.
+    """
+    chance = {name.replace("chance/", "", 1): value for name, value in scores.items() if "chance/" in name}
+    shown = {
+        name: f"{value:.2f}" + (f", chance {chance[name]:.2f}" if name in chance else "")
+        for name, value in scores.items()
+        if "chance/" not in name
+    }
     notes = "".join(f"<li>{escape(line)}</li>" for line in context)
     if not shown:
         return ""

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.reports.answers import render_sheet
 from onepeace_lightning.reports.base import ValidationReport
-from onepeace_lightning.reports.drawing import Drawn, Shown, shown_item
+from onepeace_lightning.reports.drawing import Drawn, shown_item
 from onepeace_lightning.reports.pages import facts, figure, grid, in_a_row, table
 
 MOST_CLASSES = 30
@@ -68,8 +67,8 @@ class ClassificationReport(ValidationReport):
     """Chance, scores of each class, the confusion matrix, and the worst mistakes as images or players.
 
     Reads ``{"logits": (B, C)}`` from what the task's ``validation_step`` returns, ``batch.targets["labels"]``, the
-    task's ``classes``, and its ``probabilities`` of logits where it has them. Works for any modality: what a sample
-    looks like is asked of its modalities.
+    task's ``names`` or ``classes``, its ``probabilities`` of logits and its ``draw`` where it has them. Works for any
+    modality: what a sample looks like is asked of its modalities.
 
     Args:
         folder: see ``ValidationReport``.
@@ -93,8 +92,8 @@ the model is of its answer than of the right class."""
         self, kept: ClassificationExamples | None, name: str, batch: Any, outputs: Any, task: L.LightningModule
     ) -> ClassificationExamples:
         """Count a batch's answers, and keep its worst mistakes."""
-        classes: Any = task.classes
         if kept is None:
+            classes: Any = getattr(task, "names", None) or task.classes
             count = len(classes)
             several = bool(getattr(task, "multi_label", False))
             kept = ClassificationExamples(list(classes), several, np.zeros((0 if several else count,) * 2, np.int64))
@@ -118,7 +117,8 @@ the model is of its answer than of the right class."""
             full = len(kept.mistakes) >= self.mistakes
             if not self.mistakes or (full and margin <= kept.mistakes[0].margin):
                 continue
-            mistake = Mistake(margin, (int(task.global_rank), -kept.samples - row), _drawn(batch, row, task, scores_BC))
+            drawn = _drawn(batch, outputs, row, task, kept.classes, scores_BC[row])
+            mistake = Mistake(margin, (int(task.global_rank), -kept.samples - row), drawn)
             (heapq.heappushpop if full else heapq.heappush)(kept.mistakes, mistake)
         kept.samples += len(batch)
         kept.right += int(right_B.sum())
@@ -147,19 +147,17 @@ the model is of its answer than of the right class."""
         return render_sheet({name: [one.drawn for one in examples.mistakes] for name, examples in streams.items()})
 
 
-def _drawn(batch: Any, row: int, task: Any, scores_BC: np.ndarray) -> Drawn:
-    """A sample with the three likeliest classes and the right ones."""
-    best = np.argsort(-scores_BC[row], kind="stable")[:3]
-    answers = ", ".join(f"{task.classes[index]} {scores_BC[row, index]:.2f}" for index in best)
+def _drawn(batch: Any, outputs: Any, row: int, task: Any, names: Sequence[str], scores_C: np.ndarray) -> Drawn:
+    """A sample, as the task draws it where it does, with the three likeliest classes and the right ones."""
+    best = np.argsort(-scores_C, kind="stable")[:3]
+    answers = ", ".join(f"{names[index]} {scores_C[index]:.2f}" for index in best)
     labels = batch.targets["labels"][row]
-    expected = ", ".join(f"{label} {scores_BC[row, task.classes.index(label)]:.2f}" for label in labels) or "no class"
-    return Drawn(_items(batch, row, task), "", answers, expected, False)
-
-
-def _items(batch: Any, row: int, task: Any) -> list[Shown]:
-    names = [name for name in batch.inputs if not modality(name).reads_text] or list(batch.inputs)
-    made = {name: task.preprocessing.modality(name, getattr(task, "tokenizer", None)) for name in names}
-    return [shown_item(batch.inputs[name], row, one) for name, one in made.items()]
+    expected = ", ".join(f"{label} {scores_C[names.index(label)]:.2f}" for label in labels) or "no class"
+    if callable(draw := getattr(task, "draw", None)):
+        drawn = draw(batch, outputs, row)
+        return Drawn(drawn.items, drawn.asked, answers, expected, False)
+    items = [shown_item(task.preprocessing.modality(name), part, row) for name, part in batch.inputs.items()]
+    return Drawn(items, "", answers, expected, False)
 
 
 def _section(name: str, examples: ClassificationExamples) -> str:
@@ -170,7 +168,8 @@ def _section(name: str, examples: ClassificationExamples) -> str:
         for mistake in examples.mistakes:
             drawn = mistake.drawn
             content = in_a_row([item.html for item in drawn.shown], [item.title for item in drawn.shown])
-            words = f"<b>✗</b> {escape(drawn.answered)}<small>is {escape(drawn.expected)}</small>"
+            asked = f"{escape(drawn.asked)}<br>" if drawn.asked else ""
+            words = f"{asked}<b>✗</b> {escape(drawn.answered)}<small>is {escape(drawn.expected)}</small>"
             figures.append(figure(content, words, "wrong"))
         parts.append(f"<h3>Worst mistakes</h3>{grid(figures)}")
     return f"<section>{''.join(parts)}</section>"

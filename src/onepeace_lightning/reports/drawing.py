@@ -1,6 +1,6 @@
 """What a task draws of its answers, for people to look at.
 
-W and H = width and height in pixels, S = side of the square picture.
+W and H = width and height in pixels.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,9 @@ import torch
 from PIL import Image as Pillow
 from PIL import ImageDraw
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from onepeace_lightning.modalities.base import Modality
-from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.rendering import image_html
-from onepeace_lightning.models.patches import MEAN, STD
 
 SIDE = 240
 """Longest side of what is drawn, in pixels."""
@@ -45,17 +42,21 @@ def shown_image(picture: Pillow.Image, title: str = "") -> Shown:
     return Shown(picture, image_html(picture, title), title)
 
 
-def shown_item(inputs: Any, row: int, modality: Modality, title: str = "") -> Shown:
+def shown_item(modality: Modality, inputs: Any, row: int, size: Tensor | None = None) -> Shown:
     """A sample of a batch as its modality shows it.
 
     Args:
+        modality: with a tokenizer where it reads text.
         inputs: the modality's part of a batch.
         row: which sample.
-        modality: with a tokenizer where it reads text.
-        title: a word above it.
+        size: (2,) width and height of an image before it became a square, to show it in its proportions.
     """
     item = modality.sample(inputs, row)
-    return Shown(modality.picture(item, SIDE), modality.html(item, title), title)
+    picture = modality.picture(item, SIDE)
+    if size is None:
+        return Shown(picture, modality.html(item))
+    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
+    return shown_image(picture.resize((width, height), Pillow.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,6 @@ class Drawn:
     def pictures(self) -> list[Pillow.Image]:
         """The items as images."""
         return [item if isinstance(item, Pillow.Image) else item.picture for item in self.items]
-
-
-def picture_of(images: Image, row: int, size: Tensor) -> Pillow.Image:
-    """One picture of a batch in its own proportions again.
-
-    Args:
-        images: B pictures of S × S.
-        row: which.
-        size: (2,) its W and H before it became a square.
-    """
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    pixels = Image(images.pixels[row : row + 1]).normalised()[0].float().cpu() * std + mean
-    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
-    return to_pil_image(pixels.clamp(0, 1)).resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def draw_box(picture: Pillow.Image, box: Tensor, colour: str) -> None:

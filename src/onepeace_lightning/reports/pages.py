@@ -134,15 +134,16 @@ figcaption {{ font-size: 13px; line-height: 1.35; padding: .5rem; }}
 .row {{ display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: .5rem; align-items: end; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .25rem .75rem; margin-top: .5rem; }}
 .legend i {{ display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .35em; }}
-.facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .75rem; margin: 0; }}
+.facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: .75rem; margin: 0; }}
 .facts div {{ background: var(--card); border-radius: 8px; padding: .5rem .75rem; }}
 dt {{ font-size: 13px; color: var(--faint); }}
-dd {{ margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }}
+dd {{ margin: 0; font-size: 1.05rem; font-variant-numeric: tabular-nums; }}
 .scrolls {{ overflow: auto; max-height: 36rem; width: fit-content; max-width: 100%; }}
 .scrolls {{ border: 1px solid var(--line); border-radius: 8px; }}
 table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
-th, td {{ padding: .3rem .6rem; text-align: right; }}
-th:first-child {{ text-align: left; position: sticky; left: 0; background: var(--card); max-width: 14rem; }}
+th, td {{ padding: .3rem .6rem; text-align: right; max-width: 16rem; overflow-wrap: break-word; }}
+thead th {{ max-width: 7rem; }}
+th:first-child {{ text-align: left; position: sticky; left: 0; background: var(--card); max-width: 10rem; }}
 thead th {{ position: sticky; top: 0; background: var(--card); }}
 thead th:first-child {{ z-index: 1; }}
 td.heat {{ background: rgba(var(--heat), calc(var(--part) * .75)); text-align: center; min-width: 2.4rem; }}

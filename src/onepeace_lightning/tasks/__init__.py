@@ -7,6 +7,7 @@ from onepeace_lightning.tasks.multiple_choice import MultipleChoiceTask
 from onepeace_lightning.tasks.object_detection import ObjectDetectionTask
 from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.question_answering import QuestionAnsweringTask
+from onepeace_lightning.tasks.regression import RegressionTask
 from onepeace_lightning.tasks.retrieval import RetrievalTask
 from onepeace_lightning.tasks.saved import load_task
 from onepeace_lightning.tasks.semantic_segmentation import SemanticSegmentationTask
@@ -25,6 +26,7 @@ __all__ = [
     "Optimization",
     "PretrainTask",
     "QuestionAnsweringTask",
+    "RegressionTask",
     "RetrievalTask",
     "SemanticSegmentationTask",
     "VideoClassificationTask",

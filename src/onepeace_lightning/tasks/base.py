@@ -2,14 +2,12 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from PIL import Image as Pillow
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MetricCollection
@@ -21,19 +19,18 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import ANSWERS, DataType, data_type
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
-from onepeace_lightning.modalities.items import batched, naming, read_batch
 from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
-from onepeace_lightning.reports.drawing import SIDE
 from onepeace_lightning.tasks.arguments import built, show_inherited
 from onepeace_lightning.tasks.lora import Lora, add_lora, merged
 from onepeace_lightning.tasks.opening import of_checkpoint
+from onepeace_lightning.tasks.predicting import PredictingModule
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_backbone
-from onepeace_lightning.tasks.training import ENTRIES, TrainedModule
+from onepeace_lightning.tasks.training import ENTRIES
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.strategy import placement
@@ -45,7 +42,7 @@ TASKS: dict[str, type["FinetuneTask"]] = {}
 """Every task that has been imported, by the name of its class."""
 
 
-class FinetuneTask(TrainedModule):
+class FinetuneTask(PredictingModule):
     """A downstream task.
 
     A subclass sets the class attributes and implements ``build``, ``loss``, ``forward``, ``make_metrics``, ``measure``
@@ -160,11 +157,6 @@ class FinetuneTask(TrainedModule):
         """As ``TrainedModule.setup``; the first line beside the scores is the preprocessing."""
         super().setup(stage)
         self.score_context.insert(0, f"preprocessing: {self.preprocessing.describe(self.read_modalities)}")
-
-    @property
-    def read_modalities(self) -> tuple[str, ...]:
-        """The modalities of the data that the task reads."""
-        return self.modalities
 
     def gallery_context(self, name: str, data: DataModule) -> list[str]:
         """What chance would give, as the manifest says, and what was published."""
@@ -317,127 +309,6 @@ class FinetuneTask(TrainedModule):
         """
         return OnePeace(merged(self._built().backbone), tokenizer=self.tokenizer, preprocessing=self.preprocessing)
 
-    @contextmanager
-    def answering(self) -> Iterator[Any]:
-        """The model in evaluation mode without gradients; afterwards every module's mode is what it was.
-
-        Raises:
-            ValueError: the task has not been built yet.
-        """
-        model = self._built()
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                yield model
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-    @property
-    def columns(self) -> dict[str, str | None]:
-        """What ``predict`` takes, in order: its name, and the input that it becomes; None for plain values."""
-        return {name: name for name in self.modalities}
-
-    def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
-        """Users' items as a batch without targets.
-
-        Args:
-            given: column to equally many items.
-            first: the number of the first one, for messages.
-
-        Raises:
-            ValueError: naming the first item that cannot be read.
-        """
-        read = {
-            kind: self.read(kind.removeprefix(SECOND), given[name], first)
-            for name, kind in self.columns.items()
-            if kind is not None
-        }
-        order = [*self.config.adapters, *(SECOND + name for name in self.config.adapters)]
-        keys = [str(first + row) for row in range(len(next(iter(given.values()))))]
-        return Batch(keys, {name: read[name] for name in order if name in read})
-
-    def predicted(
-        self, items: Sequence[Sequence[Any]], named: Mapping[str, Sequence[Any]], batch_size: int, **options: Any
-    ) -> list[Any]:
-        """``answers`` to users' items, read and answered in batches.
-
-        Args:
-            items: lists of equal length, in the order of ``columns``.
-            named: those that are given by their column's name.
-            batch_size: items of each list that run through the model together.
-            **options: of ``answers``.
-
-        Raises:
-            ValueError: a list is missing, or naming an item that cannot be read.
-        """
-        given = self.given(items, named)
-        answers: list[Any] = []
-        with self.answering():
-            for first, parts in batched(batch_size, **given):
-                batch = self.batch_of(dict(zip(given, parts, strict=True)), first)
-                answers += self.answers(self.forward(batch), batch, **options)
-        return answers
-
-    def given(self, items: Sequence[Sequence[Any]], named: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        """The arguments of ``predict`` by column, in order.
-
-        Raises:
-            ValueError: one is missing, given twice or unknown.
-        """
-        columns = list(self.columns)
-        by_order = dict(zip(columns, items, strict=False))
-        given = {**by_order, **named}
-        if len(items) > len(columns) or set(by_order) & set(named) or set(given) != set(columns):
-            got = [*(f"argument {number}" for number, _ in enumerate(items, 1)), *named]
-            raise ValueError(
-                f"{type(self).__name__} predicts from {', '.join(columns)}: give a list for each, in this order or by"
-                f" name; got {', '.join(got) or 'none'}"
-            )
-        return {name: given[name] for name in columns}
-
-    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
-        """What a sample of a batch looks like, its texts left out."""
-        size = batch.targets["size"][row].cpu() if "size" in batch.targets else None
-        shown = [name for name in self.read_modalities if not modality(name).reads_text]
-        return [picture_of(name, batch.inputs[name], row, size if len(shown) == 1 else None) for name in shown]
-
-    def read(self, modality: str, items: Sequence[Any], first: int) -> Any:
-        """Users' items as one batch of a modality's input on the model's device.
-
-        Args:
-            modality: a modality's name.
-            items: a batch of them.
-            first: the number of the first one, for messages.
-
-        Raises:
-            ValueError: naming the first item that cannot be read.
-        """
-        return read_batch(self.preprocessing.modality(modality, self.tokenizer), items, first).to(self.device)
-
-    def load(self, modality: str, items: Sequence[Any], first: int) -> list[Any]:
-        """Users' items decoded, at their own size, for answers in their pixels; ``read`` takes them too.
-
-        Args:
-            modality: a modality's name.
-            items: a batch of them.
-            first: the number of the first one, for messages.
-
-        Raises:
-            ValueError: naming the first item that cannot be read.
-        """
-        one, loaded = self.preprocessing.modality(modality, self.tokenizer), []
-        for number, item in enumerate(items, first):
-            with naming(one, number, item):
-                loaded.append(one.load(item))
-        return loaded
-
-    def _built(self) -> Any:
-        if self.model is None:
-            self.configure_model()
-        return self.model
-
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Names of registered modalities.
@@ -448,23 +319,6 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"modalities is {names!r}; give a list of at least one, none twice, such as ['image']")
     return tuple(modality(name).name for name in names)
-
-
-def picture_of(name: str, inputs: Any, row: int, size: Tensor | None = None) -> Pillow.Image:
-    """One item of a batch as a picture.
-
-    Args:
-        name: its modality.
-        inputs: what the adapter takes.
-        row: which item.
-        size: (2,) width and height of an image before it became a square.
-    """
-    one = modality(name)()
-    picture = one.picture(one.sample(inputs, row), SIDE)
-    if size is None:
-        return picture
-    width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
-    return picture.resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def _named(where: str, corpora: Iterable[str]) -> str | None:

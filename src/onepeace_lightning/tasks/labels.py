@@ -137,7 +137,7 @@ class LabelTask(FinetuneTask):
         [(name, probability)] = answer.items()
         right = batch.targets["labels"][row]
         asked = batch.captions[row] if row < len(batch.captions) else ""
-        return Drawn(self.pictures(batch, row), asked, f"{name} ({probability:.0%})", ", ".join(right), name in right)
+        return Drawn(self.shown(batch, row), asked, f"{name} ({probability:.0%})", ", ".join(right), name in right)
 
     def predict(
         self, *items: Sequence[Any], top: int = 5, batch_size: int = 32, **named: Sequence[Any]

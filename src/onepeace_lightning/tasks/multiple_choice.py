@@ -90,7 +90,7 @@ class MultipleChoiceTask(FinetuneTask):
         """What is asked about, the model's choice and the right one."""
         choices, right = batch.targets["choices"][row], int(batch.targets["answer"][row])
         best = int(outputs["scores"][row].argmax())
-        return Drawn(self.pictures(batch, row), batch.captions[row], choices[best], choices[right], best == right)
+        return Drawn(self.shown(batch, row), batch.captions[row], choices[best], choices[right], best == right)
 
     def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
         """As ``FinetuneTask.batch_of``, with a row of text for every choice.

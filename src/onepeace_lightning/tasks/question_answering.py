@@ -119,8 +119,8 @@ class QuestionAnsweringTask(FinetuneTask):
         [(name, probability)] = answer.items()
         right = batch.targets["answers"][row]
         expected = ", ".join(f"{each} ({score:g})" for each, score in sorted(right.items(), key=lambda one: -one[1]))
-        pictures = self.pictures(batch, row)
-        return Drawn(pictures, batch.captions[row], f"{name} ({probability:.0%})", expected, name in right)
+        shown = self.shown(batch, row)
+        return Drawn(shown, batch.captions[row], f"{name} ({probability:.0%})", expected, name in right)
 
     def predict(
         self, *items: Sequence[Any], top: int = 5, batch_size: int = 32, **named: Sequence[Any]

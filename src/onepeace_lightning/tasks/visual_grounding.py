@@ -94,7 +94,8 @@ class VisualGroundingTask(FinetuneTask):
         """The image with the right box and the model's."""
         size, target = batch.targets["size"][row], batch.targets["box"][row]
         guess = outputs["boxes"][row] / size.repeat(2)
-        [picture] = self.pictures(batch, row)
+        [shown] = self.shown(batch, row)
+        picture = shown.picture
         draw_box(picture, target, TRUE)
         draw_box(picture, guess, GUESS)
         shared = float(overlap(guess[None], target[None]))

@@ -2,13 +2,12 @@
 
 from typing import Any, ClassVar
 
-from PIL import Image as Pillow
-
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.tasks.base import FINETUNING, distinct, picture_of
+from onepeace_lightning.reports.drawing import Shown, shown_item
+from onepeace_lightning.tasks.base import FINETUNING, distinct
 from onepeace_lightning.tasks.labels import LabelTask
 from onepeace_lightning.tasks.source import BackboneSource
 from onepeace_lightning.training.optimizer import Optimization
@@ -50,8 +49,9 @@ class VisualReasoningTask(LabelTask):
         """Attention pooling over the text's tokens of both passes, and a classifier of both together."""
         return ClassifyModel(self.config, PoolingConfig(outputs=len(self.names), pooled=(text_modality(),), images=2))
 
-    def pictures(self, batch: Batch, row: int) -> list[Pillow.Image]:
+    def shown(self, batch: Batch, row: int) -> list[Shown]:
         """Both items."""
+        one = self.preprocessing.modality(self.item, self.tokenizer)
         sizes = batch.targets["sizes"][row] if "sizes" in batch.targets else (None, None)
         inputs = (batch.inputs[self.item], batch.inputs[SECOND + self.item])
-        return [picture_of(self.item, part, row, size) for part, size in zip(inputs, sizes, strict=True)]
+        return [shown_item(one, part, row, size) for part, size in zip(inputs, sizes, strict=True)]

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.training.optimizer import Optimization
 
-_KEY = "run"
+_KEY = "going_on"
 _RESTORED = ("lr", "layer_decay", "weight_decay", "betas", "eps")
 """What of ``Optimization`` the optimizer's saved state holds, so that other values would have no effect."""
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from onepeace_lightning.checkpoints.key_map import MODALITIES
 from onepeace_lightning.checkpoints.loading import LoadReport
-from onepeace_lightning.checkpoints.original import OriginalModel, head_from_original, model_from_original, named
+from onepeace_lightning.checkpoints.original import AnyModel, head_from_original, model_from_original, named
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile, class_names
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.heads.classifier import PoolingConfig
@@ -47,7 +47,7 @@ class FairseqKind(Kind):
             report,
         )
 
-    def model(self, file: ReleasedFile) -> tuple[OriginalModel, LoadReport]:
+    def model(self, file: ReleasedFile) -> tuple[AnyModel, LoadReport]:
         """The model, its tensors mapped from the file."""
         return model_from_original({"cfg": file.cfg, "model": file.tensors})
 
@@ -153,7 +153,7 @@ class Grounding(FairseqKind):
         """What is pooled."""
         return {"pooled": pooled_modality(file)}
 
-    def model(self, file: ReleasedFile) -> tuple[OriginalModel, LoadReport]:
+    def model(self, file: ReleasedFile) -> tuple[AnyModel, LoadReport]:
         """With the head that pools what the file was trained to."""
         model, report = super().model(file)
         model.head.config = replace(model.head.config, pooled=(pooled_modality(file),))  # type: ignore[union-attr,type-var]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from onepeace_lightning.checkpoints.loading import LoadReport
-from onepeace_lightning.checkpoints.original import OriginalModel, model_from_original, named
+from onepeace_lightning.checkpoints.original import AnyModel, model_from_original, named
 from onepeace_lightning.checkpoints.released.base import Kind, Opened, ReleasedFile
 from onepeace_lightning.models.config import ModelConfig
 
@@ -34,7 +34,7 @@ class VisionBranch(Kind):
         """The side that the bias table is made for."""
         return {"image": {"size": config.adapters["image"].image_size}}  # type: ignore[attr-defined]
 
-    def model(self, file: ReleasedFile) -> tuple[OriginalModel, LoadReport]:
+    def model(self, file: ReleasedFile) -> tuple[AnyModel, LoadReport]:
         """The backbone."""
         return model_from_original({"cfg": {}, "model": _fairseq_names(file)}, final_norm=False)
 
