@@ -43,7 +43,7 @@ def ties(items: int, repeated: float, rng: np.random.Generator) -> dict[str, flo
     texts[:same] = texts[items - same :]
     vectors[:same] = vectors[items - same :]
     ids = torch.arange(items)
-    found = {}
+    found: dict[str, float] = {}
     rules: tuple[Ties, ...] = ("strict", "published")
     for rule in rules:
         metric = CrossModalRecall("image", "text", ties=rule)

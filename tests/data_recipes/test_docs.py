@@ -43,7 +43,7 @@ CONTENT = {
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
-    corpora._sounds.cache_clear()
+    corpora._files.cache_clear()
 
 
 def parse(command):

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.ipynb")))
 def test_runs(name, trained_checkout, monkeypatch):
     monkeypatch.setenv("STEPS", "2")
+    monkeypatch.setenv("SCENES", "40")
     book = nbformat.read(ROOT / "docs" / name, as_version=4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     shown = [output for cell in code for output in cell.outputs]

@@ -6,7 +6,9 @@ import torch
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.tasks import SemanticSegmentationTask, VisualGroundingTask, VisualReasoningTask
 from onepeace_lightning.tasks import export as module
+from onepeace_lightning.tasks.saved import save_task
 from tests.inference.conftest import tiny_onepeace
 from tests.tiny import randomised
 
@@ -56,6 +58,38 @@ def test_a_pooling_head_s_answers_over_fused_modalities_are_exported(tmp_path):
     again = module.runner(tmp_path / "answer.pt2")(tensors)
     with torch.no_grad():
         assert (again - network(inputs)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "format"), [(VisualGroundingTask, "pt2"), (VisualReasoningTask, "onnx")])
+def test_a_task_s_checkpoint_with_boxes_or_two_images_is_exported_and_checked(kind, format, tmp_path, capsys):
+    torch.manual_seed(0)
+    options = {"classes": ["no", "yes"]} if kind is VisualReasoningTask else {}
+    task = kind(tiny_onepeace(), **options)
+    task.configure_model()
+    randomised(task.model)  # also the vector that marks a second image
+    save_task(task, tmp_path / "task.ckpt")
+    module.export(model=str(tmp_path / "task.ckpt"), out=str(tmp_path), format=format)
+    assert "differs from the model by" in capsys.readouterr().out
+    model = task.model.eval()
+    names = ["text", "image", *(["second_image"] if kind is VisualReasoningTask else [])]
+    inputs = module._draw(model.config, task.preprocessing, task.tokenizer, names)(4, 99)
+    with torch.no_grad():
+        expected = model(inputs)
+    expected = expected.sigmoid() if kind is VisualGroundingTask else expected
+    given = module.runner(tmp_path / f"answer.{format}")(module._tensors(inputs))
+    assert (given - expected).abs().max() < 1e-4
+    if kind is VisualReasoningTask:  # the two images are not taken for each other
+        swapped = {**inputs, "image": inputs["second_image"], "second_image": inputs["image"]}
+        other = module.runner(tmp_path / f"answer.{format}")(module._tensors(swapped))
+        assert (given - other).abs().max() > 1e-3
+
+
+def test_what_cannot_be_exported_is_said(tmp_path):
+    task = SemanticSegmentationTask(tiny_onepeace(), classes=["a", "b"], head="light")
+    task.configure_model()
+    save_task(task, tmp_path / "task.ckpt")
+    with pytest.raises(ValueError, match=r"is a LightSegmentationModel; exported are .* not masks"):
+        module.export(model=str(tmp_path / "task.ckpt"), out=str(tmp_path))
 
 
 def test_a_graph_that_differs_is_refused(tmp_path):

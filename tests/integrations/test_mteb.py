@@ -1,5 +1,7 @@
 """MTEB runs its own mock tasks, and tasks whose data is made here, through the real package."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ mteb = pytest.importorskip("mteb", reason="MTEB is an extra: pip install onepeac
 from mteb.mocks import mock_tasks  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 
+from onepeace_lightning.data.shards import ShardWriter  # noqa: E402
 from onepeace_lightning.integrations.mteb import OnePeaceEncoder  # noqa: E402
+from onepeace_lightning.integrations.mteb_tasks import retrieval_task  # noqa: E402
 from tests.inference.conftest import tiny_onepeace  # noqa: E402
 
 TASKS = [
@@ -84,3 +88,40 @@ def test_the_record_says_what_the_model_is(encoder):
     assert about.modalities == ["text", "image", "audio"]
     assert about.embed_dim == encoder.model.config.encoder.width
     assert about.n_parameters == sum(p.numel() for p in encoder.model.model.parameters())
+
+
+# Tasks of this project's own data, offline
+
+DIRECTIONS = [("image", "text"), ("text", "image"), ("audio", "text"), ("text", "audio"), ("audio", "image")]
+
+
+@pytest.mark.parametrize(("query", "document"), DIRECTIONS)
+def test_retrieval_on_the_toy_world_scores_what_the_embeddings_give(encoder, toy_root, query, document):
+    pair = {"image", "audio"} & {query, document}
+    stream = "audio-image" if len(pair) == 2 else f"{next(iter(pair))}-text"
+    task = retrieval_task(str(toy_root / "data/toy/val" / stream), query, document)
+    results = mteb.evaluate(encoder, task, cache=None, overwrite_strategy="always", raise_error=True)
+    [[entry]] = results.task_results[0].scores.values()
+    task.load_data()  # MTEB has let go of it
+    data = task.dataset["default"]["test"]
+
+    def items(side, name):
+        given = data[side][name]
+        return [(torch.tensor(r["array"]), r["sampling_rate"]) if name == "audio" else r for r in given]
+
+    cosines = encoder.model.similarity(**{query: items("queries", query), document: items("corpus", document)})
+    right = (cosines.argmax(1) == torch.arange(16)).float().mean()  # no two of the gallery show the same
+    assert entry["main_score"] == pytest.approx(float(right), abs=1e-4)
+
+
+def test_equal_texts_are_right_for_each_other_and_a_lacking_modality_is_named(tmp_path):
+    with ShardWriter(tmp_path, "image-text", source="test", license="CC0", samples_per_shard=8) as writer:
+        for index, caption in enumerate(["a cow", "a dog", "a cow"]):
+            picture = io.BytesIO()
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(picture, "PNG")
+            writer.write(str(index), {"png": picture.getvalue(), "txt": caption.encode()})
+    task = retrieval_task(str(tmp_path), "text", "image")
+    task.load_data()
+    assert task.dataset["default"]["test"]["relevant_docs"]["query0"] == {"document0": 1, "document2": 1}
+    with pytest.raises(ValueError, match="holds 'image-text': its sample 0 has no audio"):
+        retrieval_task(str(tmp_path), "audio", "text")

@@ -38,7 +38,7 @@ JUDGED_EVERY = 100
 
 
 class TrainLoader:
-    """Batches for ever, in epochs of a fixed number of steps, resumable at the next sample on any topology.
+    """Batches without end, in epochs of a fixed number of steps, resumable at the next sample on any topology.
 
     Every sample, and of samples with several captions every caption, is used exactly once per pass over all ranks and
     workers (``sampler``), and passes follow each other without a gap: an epoch is only a number of steps, and its end

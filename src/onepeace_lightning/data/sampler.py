@@ -233,7 +233,7 @@ class SourceStream:
     next_pass: int = 0
 
     def chunks(self, topology: Topology, rank: int, worker: int) -> Iterator[tuple[int, Intervals]]:
-        """The chunk of every pass that a worker reads, for ever."""
+        """The chunk of every pass that a worker reads, without end."""
         begin = 0
         for part in count():
             pass_index, left = self._part(part)
@@ -251,7 +251,7 @@ class SourceStream:
     def samples(
         self, topology: Topology, rank: int, worker: int, consumed: int, readers: ShardReaders
     ) -> Iterator[Taken]:
-        """A worker's samples for ever, without the first ``consumed``, whose shards are opened only if needed.
+        """A worker's samples without end, but not the first ``consumed``, whose shards are opened only if needed.
 
         Args:
             topology: who else reads.

@@ -1,7 +1,7 @@
 """Folders of WebDataset shards with a manifest of exact counts: writing, checking, reading.
 
-A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: a
-picture, a sound, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
+A stream folder holds ``00000.tar, 00001.tar …`` and ``manifest.json``. A sample is the files that share one key: an
+image, a recording, a caption (``txt``, UTF-8) or metadata (``json``). The manifest's counts make the position of every
 sample known without opening a shard, which is what exact splitting and resuming rest on.
 """
 

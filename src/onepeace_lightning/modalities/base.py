@@ -179,7 +179,7 @@ class Modality:
         raise NotImplementedError
 
     def load(self, item: Any) -> Any:
-        """What ``decode`` gives, from a path or from an object that a user has in hand.
+        """What ``decode`` gives, from a path or from an object in memory.
 
         Raises:
             ValueError: the item is of no kind that is accepted, or cannot be decoded.

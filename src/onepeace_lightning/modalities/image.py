@@ -182,7 +182,11 @@ class ImageAdapter(Adapter):
         """
         if not self.config.type_embedding:
             raise ValueError("a second image needs type embeddings: set type_embedding=True for text and image")
-        return tokens.with_values(tokens.values_TD + self.type_embedding_second)
+        return tokens.with_values(self.marked_second(tokens.values_TD))
+
+    def marked_second(self, x: Tensor) -> Tensor:
+        """Values (…, D) of tokens with what marks those of a second image."""
+        return x + self.type_embedding_second
 
     def no_weight_decay(self) -> set[str]:
         """Vectors and absolute positions."""

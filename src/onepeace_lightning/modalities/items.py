@@ -1,4 +1,4 @@
-"""Lists of items that a user has in hand, read in batches; errors name the item."""
+"""Users' lists of items, read in batches; errors name the item."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

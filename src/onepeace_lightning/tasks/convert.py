@@ -8,17 +8,16 @@ from typing import Literal
 import torch
 
 from onepeace_lightning.checkpoints.export import to_original
-from onepeace_lightning.checkpoints.loading import LoadReport, read_file
+from onepeace_lightning.checkpoints.loading import LoadReport
 from onepeace_lightning.checkpoints.pretrained import WEIGHTS_FILE
 from onepeace_lightning.checkpoints.released.base import Kind, ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import released
 from onepeace_lightning.checkpoints.released.protocol import PROTOCOLS
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.writing import image_branch_content, released_content, save_released
-from onepeace_lightning.checkpoints.sharded import is_sharded
 from onepeace_lightning.inference.onepeace import DTYPES, OnePeace
 from onepeace_lightning.tasks.base import FinetuneTask
-from onepeace_lightning.tasks.saved import load_task, save_task
+from onepeace_lightning.tasks.saved import is_task, load_task, save_task
 
 Form = Literal["folder", "task", "original"]
 
@@ -69,10 +68,10 @@ def convert(
     opened = released(source)
     if opened is not None:
         print("\n".join(describe_file(*opened, bpe_dir, labels)))
-    is_task = _is_task(source) or (opened is not None and form == "task")
-    if labels is not None and not is_task:
+    answers = is_task(source) or (opened is not None and form == "task")
+    if labels is not None and not answers:
         raise ValueError(f"labels are for what answers: give --out NAME.ckpt, or leave --labels {labels} out")
-    if is_task:
+    if answers:
         if image_size is not None or form == "folder" or pretraining or target.suffix == ".pkl":
             wrong = "--image-size" if image_size is not None else "--pretraining" if pretraining else f"--out {target}"
             raise ValueError(f"{source} is a task; give --out NAME.ckpt, NAME.pt or NAME.pth, not {wrong}")
@@ -102,15 +101,6 @@ def describe_file(file: ReleasedFile, kind: Kind, bpe_dir: str | None, labels: s
         yield f"published: {name}: {PUBLISHED[name]}{protocol}"
     if file.found:
         yield f"read as plain data, without their code: {', '.join(file.found)}"
-
-
-def _is_task(source: str) -> bool:
-    """Whether a source is a checkpoint of a downstream task of this project."""
-    path = Path(source)
-    if not path.is_file() or is_sharded(path):
-        return False
-    content, _ = read_file(path)
-    return isinstance(content, dict) and "onepeace" in content and content["onepeace"].get("task") is not None
 
 
 def _convert_model(

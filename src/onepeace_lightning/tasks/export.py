@@ -17,12 +17,17 @@ from torch.nn import functional as F
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.modalities.base import Inputs
 from onepeace_lightning.modalities.preprocessing import Preprocessing
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
+from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.padded import attend
 from onepeace_lightning.models.backbone import Backbone
 from onepeace_lightning.models.heads.classifier import ClassifyModel
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.models.relative_bias import MAX_POSITIONS
+from onepeace_lightning.tasks.lora import merged
+from onepeace_lightning.tasks.saved import is_task, load_task
+from onepeace_lightning.tasks.visual_grounding import VisualGroundingTask
 
 Format = Literal["onnx", "pt2"]
 
@@ -59,9 +64,14 @@ class PlainEncoder(nn.Module):
             buckets = backbone.adapter(name).buckets(MAX_POSITIONS)
             self.register_buffer(f"buckets_{name}", buckets.to(torch.int32), persistent=False)
 
-    def forward(self, tensors: Sequence[Sequence[Tensor]]) -> dict[str, Padded]:
-        """Features by modality, of the tensors of each modality's ``Inputs.exported``."""
-        parts = [self.backbone.adapter(n).padded(*given) for n, given in zip(self.modalities, tensors, strict=True)]
+    def forward(self, tensors: Sequence[Sequence[Tensor]], second: str = "") -> dict[str, Padded]:
+        """Features by modality, of the tensors of each modality's ``Inputs.exported``.
+
+        Args:
+            tensors: of each modality.
+            second: the modality whose item is a sample's second one.
+        """
+        parts = [self._part(name, given, name == second) for name, given in zip(self.modalities, tensors, strict=True)]
         lengths = [part.shape[1] for part, _ in parts]
         x_BLD, valid_BL = (torch.cat(side, 1) for side in zip(*parts, strict=True))
         encoder = self.backbone.encoder
@@ -79,6 +89,11 @@ class PlainEncoder(nn.Module):
             x_BLD = x_BLD + block.gamma_2 * torch.cat(fed, 1)
         ends = zip(self.modalities, x_BLD.split(lengths, 1), valid_BL.split(lengths, 1), strict=True)
         return {name: Padded(encoder.norms[name](x), valid) for name, x, valid in ends}
+
+    def _part(self, name: str, given: Sequence[Tensor], second: bool) -> tuple[Tensor, Tensor]:
+        adapter: Any = self.backbone.adapter(name)
+        x_BLD, valid_BL = adapter.padded(*given)
+        return (adapter.marked_second(x_BLD) if second else x_BLD), valid_BL
 
     def _bias(self, block: int, lengths: list[int]) -> Tensor:
         """(1, H, L, L) zero between modalities."""
@@ -106,18 +121,33 @@ class EmbeddingGraph(nn.Module):
 
 
 class AnswerGraph(nn.Module):
-    """The logits of a pooling head over modalities that are seen together."""
+    """What a pooling head gives for modalities that are seen together: logits, or a box.
 
-    def __init__(self, model: ClassifyModel, counts: Mapping[str, int]) -> None:
+    Args:
+        model: backbone and head.
+        counts: tensors of each input, by name; an input of the model is a modality, or a second item of one.
+        box: corners as fractions of the image's sides, instead of their logits.
+    """
+
+    def __init__(self, model: ClassifyModel, counts: Mapping[str, int], *, box: bool = False) -> None:
         super().__init__()
-        self.encoder, self.head = PlainEncoder(model.backbone, list(counts)), model.head
-        self.counts = list(counts.values())
+        self.box = box
+        self.seconds = [name.removeprefix(SECOND) for name in counts if name.startswith(SECOND)]
+        modalities = [name for name in counts if not name.startswith(SECOND)]
+        self.encoder, self.head = PlainEncoder(model.backbone, modalities), model.head
+        self.counts = dict(counts)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """(B, outputs)."""
         given = iter(tensors)
-        parts = [[next(given) for _ in range(count)] for count in self.counts]
-        return self.head(self.encoder(parts))
+        parts = {name: [next(given) for _ in range(count)] for name, count in self.counts.items()}
+        first = [parts[name] for name in self.encoder.modalities]
+        passes = [self.encoder(first)]
+        for second in self.seconds:
+            swapped = [parts[SECOND + name] if name == second else parts[name] for name in self.encoder.modalities]
+            passes.append(self.encoder(swapped, second))
+        logits = self.head(*passes)
+        return logits.sigmoid() if self.box else logits
 
 
 @dataclass(frozen=True)
@@ -241,8 +271,10 @@ def _draw(
 ) -> Callable[[int, int], dict[str, Inputs]]:
     def draw(batch: int, seed: int) -> dict[str, Inputs]:
         rng = np.random.default_rng(seed)
+        plain = {name: name.removeprefix(SECOND) for name in names}
         return {
-            name: preprocessing.modality(name, tokenizer).random(config.adapters[name], batch, rng) for name in names
+            name: preprocessing.modality(one, tokenizer).random(config.adapters[one], batch, rng)
+            for name, one in plain.items()
         }
 
     return draw
@@ -253,7 +285,8 @@ def export(*, model: str, out: str, format: Format = "onnx", int8: bool = False,
 
     Args:
         model: a model that embeds (a folder, a checkpoint, a name on the hub), or a task's checkpoint.
-        out: folder to write; one file for each modality (``text.onnx`` …), or ``answer.onnx`` of a task.
+        out: folder to write; one file for each modality (``text.onnx`` …), or ``answer.onnx`` of a task: logits, or
+            a box (x0, y0, x1, y1) in fractions of the image.
         format: onnx, or pt2 for ``torch.export.load``.
         int8: also write ONNX files with weights of 8 bits, and say how near they are and how much faster.
         bpe_dir: folder with the vocabulary, for the original's checkpoints.
@@ -277,36 +310,51 @@ def export(*, model: str, out: str, format: Format = "onnx", int8: bool = False,
 
 def _graphs(model: str, bpe_dir: str | None) -> list[tuple[Any, ...]]:
     """What a model can be exported to: graph, reference, random inputs, name of the output, name of the file."""
-    from onepeace_lightning.tasks import load_task  # Lightning is only needed for these
-
-    try:
-        onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device="cpu", dtype="float32")
-    except ValueError as error:
-        if not Path(model).is_file():
-            raise
-        task, config = load_task(model), None
-        network = task.model
-        if not isinstance(network, ClassifyModel):
-            raise ValueError(f"the answers of {type(task).__name__} cannot be exported ({error})") from error
-        config = network.config
-        preprocessing, tokenizer = task.preprocessing, task.tokenizer
+    if is_task(model):
+        task = load_task(model)
+        task.configure_model()
+        if isinstance(task.model, ClassifyModel | PretrainModel):
+            task.model.backbone = merged(task.model.backbone)
+        network, preprocessing, tokenizer = task.model.float(), task.preprocessing, task.tokenizer
+        output = "box" if isinstance(task, VisualGroundingTask) else "logits"
     else:
-        network, config = onepeace.model, onepeace.config
-        preprocessing, tokenizer = onepeace.preprocessing, onepeace.tokenizer
+        onepeace = OnePeace.from_pretrained(model, bpe_dir=bpe_dir, device="cpu", dtype="float32")
+        network, preprocessing, tokenizer = onepeace.model, onepeace.preprocessing, onepeace.tokenizer
+        output = "logits"
     network.eval().requires_grad_(False)
     if isinstance(network, PretrainModel):
-        return [
-            (
-                EmbeddingGraph(network, name),
-                lambda inputs, name=name: network.heads(name, network.backbone(inputs)),
-                _draw(config, preprocessing, tokenizer, [name]),
-                "embeddings",
-                name,
-            )
-            for name in config.adapters
-        ]
-    if isinstance(network, ClassifyModel) and network.head.config.images == 1:
-        draw = _draw(config, preprocessing, tokenizer, list(config.adapters))
-        counts = {name: len(part.exported()) for name, part in draw(1, 0).items()}
-        return [(AnswerGraph(network, counts), network, draw, "logits", "answer")]
-    raise ValueError(f"{model} is a {type(network).__name__}; a model that embeds or classifies can be exported")
+        return [_embedding(network, name, preprocessing, tokenizer) for name in network.config.adapters]
+    if isinstance(network, ClassifyModel):
+        return [_answer(network, preprocessing, tokenizer, output)]
+    raise ValueError(
+        f"{model} is a {type(network).__name__}; exported are embeddings and what a pooling head gives (classes,"
+        " answers, choices, statements about two images, boxes of expressions), not masks, detections or features"
+    )
+
+
+def _embedding(
+    network: PretrainModel, name: str, preprocessing: Preprocessing, tokenizer: Tokenizer | None
+) -> tuple[Any, ...]:
+    def reference(inputs: Mapping[str, Inputs]) -> Tensor:
+        return network.heads(name, network.backbone(inputs))
+
+    draw = _draw(network.config, preprocessing, tokenizer, [name])
+    return EmbeddingGraph(network, name), reference, draw, "embeddings", name
+
+
+def _answer(
+    network: ClassifyModel, preprocessing: Preprocessing, tokenizer: Tokenizer | None, output: str
+) -> tuple[Any, ...]:
+    names = list(network.config.adapters)
+    if network.head.config.images == 2:
+        [item] = [name for name in names if not modality(name).reads_text]
+        names.append(SECOND + item)
+    draw = _draw(network.config, preprocessing, tokenizer, names)
+    counts = {name: len(part.exported()) for name, part in draw(1, 0).items()}
+    graph = AnswerGraph(network, counts, box=output == "box")
+
+    def reference(inputs: Mapping[str, Inputs]) -> Tensor:
+        logits = network(inputs)
+        return logits.sigmoid() if graph.box else logits
+
+    return graph, reference, draw, output, "answer"

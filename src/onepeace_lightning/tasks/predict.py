@@ -86,7 +86,7 @@ class Features:
     """
 
     def __init__(self, model: OnePeace) -> None:
-        self.model = model
+        self.model, self.preprocessing = model, model.preprocessing
         self.columns = {name: name for name in model.config.adapters}
 
     @classmethod

@@ -123,7 +123,7 @@ class RegressionTask(FinetuneTask):
         given, right = outputs["values"][row].tolist(), self.values(batch)[row].tolist()
         deviations = self._scale()[1].tolist()
         near = all(abs(x - y) <= 0.5 * std for x, y, std in zip(given, right, deviations, strict=True))
-        return Drawn(self.pictures(batch, row), "", self._written(given), self._written(right), near)
+        return Drawn(self.shown(batch, row), "", self._written(given), self._written(right), near)
 
     def predict(self, *items: Sequence[Any], batch_size: int = 32, **named: Sequence[Any]) -> list[dict[str, float]]:
         """Numbers of samples.

@@ -47,6 +47,15 @@ def load_task(
     return _of_released(ReleasedFile.of(path, content, found), bpe_dir, labels, options)
 
 
+def is_task(source: str | Path) -> bool:
+    """Whether a source is a checkpoint of a downstream task of this project."""
+    path = Path(source)
+    if not path.is_file() or is_sharded(path):
+        return False
+    content, _ = read_file(path)
+    return isinstance(content, dict) and "onepeace" in content and content["onepeace"].get("task") is not None
+
+
 def save_task(task: FinetuneTask, path: str | Path) -> None:
     """Write a task as a checkpoint (``.ckpt``), which ``load_task`` and ``onepeace predict`` open.
 
