@@ -27,7 +27,9 @@ def blocks(page: str) -> list[Block]:
             else:
                 lines.append(line)
         elif fence:
-            language = fence[1]
+            if lines:
+                found.append(Block("", "\n".join(lines).strip()))
+            language, lines = fence[1], []
         elif line.startswith("    ") and (language == "indented" or not before.strip()):
             language = "indented"
             lines.append(line[4:])

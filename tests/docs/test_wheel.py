@@ -20,7 +20,7 @@ from tests.inference.conftest import save_original
 
 OUTPUT = "text"
 """Language of a block that shows what the one before it prints."""
-PAGES = ("README.md", "docs/tutorial.md", "docs/serve.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/serve.md", "docs/evaluation.md")
 SMALL = [
     *LOCAL, "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2",
     "--model.init_args.optimization.warmup_steps=1",
@@ -94,17 +94,27 @@ def write_files(folder: Path) -> None:
         (folder / "flowers" / colour).mkdir(exist_ok=True)
         Image.fromarray(pixels).save(folder / f"flowers/{colour}/{number}.jpg")
     (folder / "pairs.csv").write_text("\n".join(rows))
-    for name in ("a.jpg", "b.jpg", "frogs.png", "drums.png"):
+    for name in ("a.jpg", "b.jpg", "frogs.png", "drums.png", "cow.jpg", "barn.jpg"):
         Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(folder / name)
     for name in ("bell.wav", "siren.wav", "frogs.wav"):
         soundfile.write(folder / name, rng.standard_normal(16_000).clip(-3, 3) / 4, 16_000)
     save_original(folder)
 
 
+SMALLER = {
+    'device="cuda", dtype="bfloat16"': 'device="cpu"',
+    'mteb.get_benchmark("MIEB(lite)")': 'mteb.get_benchmark("MIEB(lite)") and [MockRetrievalTask()]',
+}
+"""What takes the place of a part of a page's program, where that needs a GPU or a network."""
+
+
 def steps_of(block: Block) -> list[list[str]]:
     """What a block says to do, in a small form."""
     if block.language == PYTHON:
-        return [["run", block.text]]
+        text = block.text
+        for large, small_one in SMALLER.items():
+            text = text.replace(large, small_one)
+        return [["run", "from mteb.mocks.mock_tasks import MockRetrievalTask"]] * ("Mock" in text) + [["run", text]]
     if block.language == OUTPUT:
         return []
     if not is_shell(block):
@@ -134,7 +144,9 @@ def test_every_block_of_the_page_runs(name, toy, environment, tmp_path):
             (tmp_path / folder / part.name).symlink_to(part)
     found = blocks((ROOT / name).read_text(encoding="utf-8"))
     steps = [step for block in found for step in steps_of(block)]
-    assert len(steps) > 3
+    assert len(steps) > 1
+    if '"onepeace-4b"' in json.dumps(steps).replace("\\", ""):  # a page's program opens what another page converts
+        steps.insert(0, ["onepeace", "convert", "one-peace.pt", "--bpe-dir", "bpe", "--out", "onepeace-4b"])
     site = environment["PYTHONPATH"]
     first = f"import onepeace_lightning; assert onepeace_lightning.__file__.startswith({site!r})"
     printed = without_numbers(carry_out([["run", first], *steps], tmp_path, environment))

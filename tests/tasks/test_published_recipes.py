@@ -22,6 +22,9 @@ SIZES: dict[str, tuple[float, float, float, int, int]] = {
     "audio_classification/fsd50k": (1e-4, 0.9, 0.5, 128, 10),
     "audio_classification/vggsound": (8e-5, 0.95, 0.6, 512, 10),
     "audio_question_answering/avqa": (7e-5, 0.9, 0.5, 128, 10),
+    # nothing was released of these two: the numbers are those of audio alone
+    "audio_visual_classification/vggsound_av": (8e-5, 0.95, 0.6, 512, 10),
+    "audio_visual_question_answering/avqa_av": (7e-5, 0.9, 0.5, 128, 10),
     "audio_text_retrieval/audiocaps": (1.5e-4, 0.95, 0.9, 384, 10),
     "audio_text_retrieval/clotho": (1.5e-4, 0.95, 0.9, 384, 10),
     "image_text_retrieval/coco": (8e-5, 0.9, 0.5, 3072, 15),
@@ -78,6 +81,10 @@ DATA: dict[str, tuple[dict[str, Any], Any]] = {
     "audio_classification/vggsound": ({"audio": {"max_seconds": 15.0}}, None),
     "audio_question_answering/avqa": (
         {"audio": {"max_seconds": 15.0}, "text": {"cleaning": "none", "truncate": False}}, None,
+    ),
+    "audio_visual_classification/vggsound_av": ({"image": {"size": 256}, "audio": {"max_seconds": 15.0}}, None),
+    "audio_visual_question_answering/avqa_av": (
+        {"image": {"size": 256}, "audio": {"max_seconds": 15.0}, "text": {"cleaning": "none", "truncate": False}}, None,
     ),
     "audio_text_retrieval/audiocaps": ({"audio": {"max_seconds": 20.0}}, None),
     "audio_text_retrieval/clotho": ({"audio": {"max_seconds": 20.0}}, None),

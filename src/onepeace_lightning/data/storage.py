@@ -151,7 +151,7 @@ class Storage:
             StorageError: it could not be written.
         """
         if is_url(path):
-            self._retry(path, lambda: self._call(path, "pipe_file", value=content))
+            self._retry(path, lambda: self._call(path, "pipe_file", content))
         else:
             Path(path).write_bytes(content)
 
@@ -225,14 +225,14 @@ class Storage:
 
         return self._retry(url, read)
 
-    def _call(self, url: str, method: str, **arguments: Any) -> Any:
+    def _call(self, url: str, method: str, *content: Any, **arguments: Any) -> Any:
         # Made here, and kept by fsspec for this process: connections do not survive a fork.
         system, path = fsspec.core.url_to_fs(url, **copy.deepcopy(self.config.options))  # some write into them
         _systems[id(system)] = system
         if system.async_impl:
             call = getattr(system, f"_{method}")
-            return fsspec.asyn.sync(system.loop, call, path, timeout=self.config.timeout, **arguments)
-        return getattr(system, method)(path, **arguments)
+            return fsspec.asyn.sync(system.loop, call, path, *content, timeout=self.config.timeout, **arguments)
+        return getattr(system, method)(path, *content, **arguments)
 
     def _retry(self, url: str, call: Callable[[], T]) -> T:
         pause = self.config.pause
