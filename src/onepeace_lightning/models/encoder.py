@@ -116,4 +116,4 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
                 if "forward" in vars(block):
                     raise ValueError("a block is checkpointed or compiled already: compile first, and once")
                 block.forward = compiled(block.forward, backend)
-                block.attention.attended = outside_of_graphs(attended)
+                block.attention.attended = outside_of_graphs(attended)  # type: ignore[union-attr]
