@@ -51,7 +51,7 @@ def test_a_folder_gives_what_the_model_gives(here, model_folder, ending):
     assert embeddings.dtype == torch.float32
     about = read_about(Path(f"out.{ending}"))
     assert about["modality"] == "image"
-    assert about["preprocessing"] == {"size": 48, "resize": "square"}
+    assert about["preprocessing"] == {"size": 48, "resize": "square", "decoding": "upright"}
     assert about["found"] == {"kind": "files", "root": str(here / "photos")}
     assert not Path(f"out.{ending}.partial").exists()
 
