@@ -318,11 +318,10 @@ def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path)
         str(tmp_path / "tokenizer"),
         Optimization(total_steps=1),
         data_types=["image-text"],
-        preprocessing={"image": {"size": IMAGE_SIZE}},
+        preprocessing=PREPROCESSING.to_dict(),
     )
     task.configure_model()
     task.trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(preprocessing=PREPROCESSING),
         strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
     )
     checkpoint = {"state_dict": task.state_dict()}
@@ -330,7 +329,8 @@ def test_what_a_training_run_writes_can_be_used(tokenizer, everything, tmp_path)
     torch.save(checkpoint, tmp_path / "last.ckpt")
     loaded = OnePeace.from_pretrained(tmp_path / "last.ckpt")
     same_weights(loaded, OnePeace(task.model))
-    assert loaded.preprocessing == PREPROCESSING
+    for name in loaded.config.adapters:
+        assert loaded.preprocessing[name] == PREPROCESSING[name]
     assert loaded.similarity(text=TEXT, image=everything["image"]).shape == (3, 3)
 
 
