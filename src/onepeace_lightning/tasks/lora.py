@@ -4,12 +4,14 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from onepeace_lightning.models.backbone import Backbone
 
 LINEAR = re.compile(r"encoder\.blocks\.\d+\.(attention\.(?P<attention>\w+)|ffns\.\w+\.(?P<ffn>\w+))")
+Branch = TypeVar("Branch", bound=nn.Module)
 TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
@@ -61,8 +63,8 @@ def add_lora(backbone: Backbone, settings: Lora) -> None:
     peft.inject_adapter_in_model(config, backbone)
 
 
-def merged(backbone: Backbone) -> Backbone:
-    """A copy of a backbone in which low-rank updates, if there are any, have become part of the weights."""
+def merged(backbone: Branch) -> Branch:
+    """A copy of a backbone or image branch in which low-rank updates, if there are any, have become part of the weights."""
     backbone = copy.deepcopy(backbone)
     for name, module in list(backbone.named_modules()):
         if hasattr(module, "get_base_layer"):  # what peft put around a layer
