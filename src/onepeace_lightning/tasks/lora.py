@@ -64,7 +64,7 @@ def add_lora(backbone: Backbone, settings: Lora) -> None:
 
 
 def merged(backbone: Branch) -> Branch:
-    """A copy of a backbone or image branch in which low-rank updates, if there are any, have become part of the weights."""
+    """A copy of a backbone or image branch, its low-rank updates, if there are any, made part of the weights."""
     backbone = copy.deepcopy(backbone)
     for name, module in list(backbone.named_modules()):
         if hasattr(module, "get_base_layer"):  # what peft put around a layer
