@@ -23,7 +23,7 @@ $(CORE): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(READY): $(CORE)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs,export,heif,hf,index,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[compare,dev,docs,export,heif,hf,index,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
 	@touch $@
 
 toy: $(TOY)

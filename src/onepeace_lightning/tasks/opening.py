@@ -39,18 +39,7 @@ def of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any],
                if name.startswith("model.")}  # fmt: skip
     config = config_from_dict(about["config"])
     preprocessing = Preprocessing(about["preprocessing"])
-    opened = made(
-        tasks[task["name"]],
-        config,
-        None if lora else weights,
-        {**settings, "lora": lora},
-        tokenizer,
-        preprocessing,
-        path,
-    )
-    if lora is not None:
-        opened.model.load_state_dict(weights, assign=True)
-    return opened
+    return made(tasks[task["name"]], config, weights, {**settings, "lora": lora}, tokenizer, preprocessing, path)
 
 
 def made(
