@@ -10,7 +10,8 @@ from torch.distributed import checkpoint as dcp
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.loading import read_checkpoint
-from onepeace_lightning.checkpoints.sharded import is_sharded, read_metadata, read_sharded
+from onepeace_lightning.checkpoints.shard_files import is_sharded
+from onepeace_lightning.checkpoints.sharded import read_metadata, read_sharded
 
 
 @pytest.fixture

@@ -60,13 +60,16 @@ def checkout(folder: Path, toy_root: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 250, grace: float = 60) -> list[int | None]:
-    """Run ``onepeace`` as torchrun would, with the output of each process in ``<folder>/output<rank>``.
+def run(
+    folder: Path, *args: str, ranks: int = 1, slurm: bool = False, seconds: float = 250, grace: float = 60
+) -> list[int | None]:
+    """Run ``onepeace`` as torchrun or SLURM would; the output of each process goes to ``<folder>/output<rank>``.
 
     Args:
         folder: to run in.
         args: of the command.
         ranks: processes.
+        slurm: as many nodes of SLURM; the command has to say how many.
         seconds: that the first process may take.
         grace: seconds that each other process has to end after the one before it has.
 
@@ -75,7 +78,7 @@ def run(folder: Path, *args: str, ranks: int = 1, seconds: float = 250, grace: f
     """
     port = free_port()
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run, args=(folder, args, rank, ranks, port)) for rank in range(ranks)]
+    processes = [context.Process(target=_run, args=(folder, args, rank, ranks, port, slurm)) for rank in range(ranks)]
     for process in processes:
         process.start()
     codes = []
@@ -111,14 +114,21 @@ def _join(rank: int, ranks: int, port: int) -> None:
     }  # fmt: skip
 
 
-def _run(folder: Path, args: tuple[str, ...], rank: int, ranks: int, port: int) -> None:
+def _run(folder: Path, args: tuple[str, ...], rank: int, ranks: int, port: int, slurm: bool) -> None:
     os.chdir(folder)
     sys.stdout = sys.stderr = open(f"output{rank}", "a", buffering=1)  # noqa: SIM115 (it ends with the process)
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
     logging.basicConfig(force=True)
     torch.set_num_threads(1)
-    if ranks > 1:
+    if slurm:
+        os.environ |= {
+            "SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "onepeace", "SLURM_NODELIST": "localhost",
+            "SLURM_NNODES": str(ranks), "SLURM_NTASKS": str(ranks), "SLURM_NTASKS_PER_NODE": "1",
+            "SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0",
+            "MASTER_PORT": str(port),  # by default it follows from the job's number, and may be taken here
+        }  # fmt: skip
+    elif ranks > 1:
         _join(rank, ranks, port)
         args = (*args, f"--trainer.devices={ranks}")
     main([*args])

@@ -14,6 +14,7 @@ from onepeace_lightning.cli import main
 from onepeace_lightning.cli.options import make_parser
 from onepeace_lightning.inference.embed import embed
 from tests.conftest import ROOT
+from tests.distributed.runs import callback, checkout, lines, output, run
 
 pytest.importorskip("moto", reason="the bucket is moto's server: pip install moto[server]")
 pytest.importorskip("s3fs", reason="buckets are an extra: pip install onepeace-lightning[cloud]")
@@ -129,20 +130,58 @@ def test_two_machines_train_from_a_bucket(bucket, toy_root, tmp_path, monkeypatc
     assert Path("runs/pairs/config.yaml").exists()
 
 
-def test_the_job_of_slurm_runs_what_torchrun_runs():
-    """What SLURM adds is that it ends by a signal, which ``tests/distributed/test_resume.py`` sends."""
-    [job] = [command for command in commands() if command.startswith("#!")]
+def job() -> list[str]:
+    """The words of the job's script from srun's command on, SLURM's variables not yet put in."""
+    [script] = [command for command in commands() if command.startswith("#!")]
+    typed = shlex.split(script.replace("\\\n", " "), comments=True)
+    assert typed[:3] == ["srun", "--kill-on-bad-exit=1", "onepeace"]
+    return typed[3:]
+
+
+def test_the_job_of_slurm_is_what_torchrun_runs():
     [other] = [command for command in commands() if "cli fit --run" in command]
-    typed = shlex.split(job.replace("\\\n", " "), comments=True)
-    assert typed[:2] == ["srun", "onepeace"]
     sizes = {"$SLURM_NNODES": "2", "$SLURM_NTASKS_PER_NODE": "8"}
-    ours = [sizes.get(word, word) for word in typed[2:]]
+    ours = [sizes.get(word, word) for word in job()]
     theirs = shlex.split(other.partition("onepeace_lightning.cli ")[2])
     assert ours[: len(theirs)] == theirs
     assert ours[len(theirs) :] == [
         "--trainer.callbacks+=onepeace_lightning.training.preemption.StopOnSignal",
         "--trainer.callbacks.checkpoint=runs/pairs/checkpoints/last.ckpt",
     ]
+
+
+@pytest.mark.timeout(300)
+def test_the_job_of_slurm_stops_is_queued_again_and_goes_on(toy_root, tmp_path, monkeypatch):
+    """Two nodes that are this machine; one task gets the signal of ``--signal``, and both stop after the same step."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queue\n')
+    (tmp_path / "bin/scontrol").chmod(0o755)
+    folder = checkout(tmp_path / "job", toy_root)
+    sizes = {"$SLURM_NNODES": "2", "$SLURM_NTASKS_PER_NODE": "1"}
+    local = "--data.init_args.train={image-text: {path: data/toy/train/image-text, batch_size: 2}}"
+    [fit, *words] = small([sizes.get(word, word) for word in job()], 3)
+    command = [fit, *callback("Record"), *words, local]  # before what stops the run
+
+    for last in (2, 3):
+        told = callback("Kill", step=1, rank=1, signal="SIGUSR1") if last == 2 else []
+        assert run(folder, *command, *told, ranks=2, slurm=True, seconds=120) == [0, 0]
+        for rank in range(2):
+            assert [line["step"] for line in lines(folder, rank)] == list(range(1, last + 1))
+        assert (tmp_path / "queue").read_text() == "requeue 4242\n"
+    assert output(folder, 0).count("the run starts anew") == 1
+    assert "the run starts anew" not in output(folder, 1)
+
+
+def test_all_tasks_of_a_job_refuse_a_used_folder(tmp_path, monkeypatch):
+    """None may wait for the others: srun does not end them by itself."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/pairs").mkdir(parents=True)
+    Path("runs/pairs/config.yaml").touch()
+    monkeypatch.setattr("onepeace_lightning.cli.trainer._PATIENCE", 0)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(SystemExit, match=r"rank 1.*holds a run already"):
+        main(["fit", "--run", "runs/pairs", f"--config={ROOT}/configs/pretrain/toy.yaml", "--trainer.accelerator=cpu"])
 
 
 def _images(toy_root: Path, folder: Path, count: int) -> list[str]:

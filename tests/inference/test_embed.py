@@ -51,9 +51,17 @@ def test_a_folder_gives_what_the_model_gives(here, model_folder, ending):
     assert embeddings.dtype == torch.float32
     about = read_about(Path(f"out.{ending}"))
     assert about["modality"] == "image"
-    assert about["preprocessing"] == {"size": 48, "resize": "square"}
+    assert about["preprocessing"] == {"size": 48, "resize": "square", "decoding": "upright"}
     assert about["found"] == {"kind": "files", "root": str(here / "photos")}
     assert not Path(f"out.{ending}.partial").exists()
+
+
+def test_what_takes_long_to_import_is_left_out(here, model_folder):
+    heavy = "torch._dynamo torch.onnx sympy torch.distributed.tensor torchvision torchaudio lightning transformers peft"
+    code = "import sys; from onepeace_lightning.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    words = ["embed", "--model", model_folder, "--image", "photos/0.jpg", "--out", "out.npz"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert not set(heavy.split()) & set(done.stdout.splitlines()[-1].split())
 
 
 def test_the_files_open_with_the_libraries_alone(here, model_folder):

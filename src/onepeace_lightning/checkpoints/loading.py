@@ -1,4 +1,7 @@
-"""Filling a model with weights, and this project's training checkpoints."""
+"""Filling a model with weights, and this project's training checkpoints.
+
+What reads shards is imported where there are some: PyTorch's part for them takes long to import.
+"""
 
 import logging
 import pickle
@@ -9,19 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.checkpoints.foreign import Refused, read_foreign
-from onepeace_lightning.checkpoints.sharded import (
-    is_sharded,
-    load_into,
-    read_metadata,
-    read_rest,
-    read_sharded,
-    saved_shapes,
-    shard_like,
-)
+from onepeace_lightning.checkpoints.shard_files import is_sharded
 from onepeace_lightning.checkpoints.vocabulary import fit_vocabulary
 from onepeace_lightning.modalities.tokenizers import Tokenizer, tokenizer_from_files
 
@@ -93,7 +88,11 @@ def fill(
     on_meta = any(tensor.is_meta for tensor in own.values())
     if on_meta:
         _initialise(model, set(report.missing))
-    known = {name: shard_like(tensor, own[name]) for name, tensor in state.items() if name in own}
+    known = {name: tensor for name, tensor in state.items() if name in own}
+    if dist.is_initialized():
+        from onepeace_lightning.checkpoints.sharded import shard_like
+
+        known = {name: shard_like(tensor, own[name]) for name, tensor in known.items()}
     model.load_state_dict(known, strict=False, assign=on_meta)  # compared above
     return report
 
@@ -142,9 +141,14 @@ def load_pretrained(
         tokenizer: what the model reads text with; embeddings of a checkpoint with another vocabulary are put in its
             order (``vocabulary.fit_vocabulary``).
     """
-    in_shards = is_sharded(path) and any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if in_shards and (tokenizer is None or _tokenizer_of(read_rest(path), tokenizer) is None):
-        return _fill_shards(model, path, may_miss, may_drop)
+    if is_sharded(path):
+        from torch.distributed.tensor import DTensor
+
+        from onepeace_lightning.checkpoints.sharded import read_rest
+
+        in_shards = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        if in_shards and (tokenizer is None or _tokenizer_of(read_rest(path), tokenizer) is None):
+            return _fill_shards(model, path, may_miss, may_drop)
     checkpoint = read_checkpoint(path)
     before = None if tokenizer is None else _tokenizer_of(checkpoint, tokenizer)
     if before is None or tokenizer is None or "state_dict" not in checkpoint:
@@ -164,6 +168,8 @@ def _tokenizer_of(checkpoint: Mapping[str, Any], ours: Tokenizer) -> Tokenizer |
 def _fill_shards(
     model: nn.Module, folder: str | Path, may_miss: Callable[[str], bool], may_drop: Callable[[str], bool]
 ) -> LoadReport:
+    from onepeace_lightning.checkpoints.sharded import load_into, read_metadata, saved_shapes
+
     prefix = "model."
     saved = saved_shapes(read_metadata(folder), "state_dict")
     shapes = {name.removeprefix(prefix): entry.size for name, entry in saved.items() if name.startswith(prefix)}
@@ -200,6 +206,8 @@ def read_checkpoint(path: str | Path) -> dict:
         ValueError: where it is cut short, no checkpoint, or holds anything but tensors and plain containers.
     """
     if is_sharded(path):
+        from onepeace_lightning.checkpoints.sharded import read_sharded
+
         return read_sharded(path)
     content, found = read_file(path)
     if found:

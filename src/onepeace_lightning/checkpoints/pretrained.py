@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from onepeace_lightning.checkpoints.card import CARD_FILE, RECORD, model_card, written_here
 from onepeace_lightning.checkpoints.hub import download, is_hub_name
@@ -18,7 +19,7 @@ from onepeace_lightning.checkpoints.loading import LoadReport, fill, fill_from, 
 from onepeace_lightning.checkpoints.original import AnyModel, named
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
-from onepeace_lightning.checkpoints.sharded import is_sharded
+from onepeace_lightning.checkpoints.shard_files import is_sharded
 from onepeace_lightning.files import check_fetched
 from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.registry import modality
@@ -172,8 +173,23 @@ def model_parts(model: nn.Module) -> dict[str, Any]:
     }
 
 
+_DRAWS = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+"""What initialisations are made of."""
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Parameters are left as they are allocated: on the meta device PyTorch imports its compiler to draw nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _DRAWS:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _build(config: ModelConfig, parts: Mapping[str, Any]) -> AnyModel:
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         if parts["contrastive_heads"]:
             return PretrainModel(config, denoise=parts["denoiser"], logit_bias=parts.get("logit_bias", False))
         if parts["pooling_head"] is not None:

@@ -9,9 +9,8 @@ and is a pickle, so it is read with a list of what may be in it; the tensors the
 import pickle
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
@@ -21,9 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-METADATA_FILE = ".metadata"
-REST_FILE = "meta.pt"
-"""All that is not a model's or an optimizer's state."""
+from onepeace_lightning.checkpoints.shard_files import METADATA_FILE, REST_FILE, exists, is_url, join, open_in
 
 _ALLOWED = {
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
@@ -35,24 +32,6 @@ _ALLOWED = {
     "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
     "pathlib._local": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
 }
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether a path names its protocol, as in ``s3://bucket/run``."""
-    return "://" in str(path)
-
-
-def is_sharded(path: str | Path) -> bool:
-    """Whether a path or URL is the folder of a sharded checkpoint; a local one may be incomplete."""
-    if is_url(path):
-        return _exists(path, METADATA_FILE)
-    path = Path(path)
-    return path.is_dir() and ((path / METADATA_FILE).is_file() or any(path.glob("*.distcp")))
-
-
-def open_in(folder: str | Path, name: str, mode: str = "rb") -> IO[bytes]:
-    """Open a file in a folder that is a path or a URL."""
-    return fsspec.open(_join(folder, name), mode).open()
 
 
 def writer(folder: str | Path) -> dcp.FileSystemWriter:
@@ -101,7 +80,7 @@ def read_rest(folder: str | Path) -> dict[str, Any]:
         with open_in(folder, REST_FILE) as stream:
             rest: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{_join(folder, REST_FILE)} is refused: it is damaged or holds code ({error})") from error
+        raise ValueError(f"{join(folder, REST_FILE)} is refused: it is damaged or holds code ({error})") from error
     return rest
 
 
@@ -112,16 +91,16 @@ def read_metadata(folder: str | Path) -> Metadata:
         ValueError: the folder is incomplete, or its metadata hold more than that.
     """
     for name in (METADATA_FILE, REST_FILE):
-        if not _exists(folder, name):
+        if not exists(folder, name):
             raise ValueError(f"{folder} has no {name}: this sharded checkpoint is incomplete; take another one")
     try:
         with open_in(folder, METADATA_FILE) as stream:
             metadata = _Unpickler(stream).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{_join(folder, METADATA_FILE)} is refused: it is damaged or holds code ({error})") from error
+        raise ValueError(f"{join(folder, METADATA_FILE)} is refused: it is damaged or holds code ({error})") from error
     if not isinstance(metadata, Metadata):
         raise ValueError(
-            f"{_join(folder, METADATA_FILE)} holds a {type(metadata).__name__}, not a checkpoint's metadata"
+            f"{join(folder, METADATA_FILE)} holds a {type(metadata).__name__}, not a checkpoint's metadata"
         )
     return metadata
 
@@ -141,15 +120,6 @@ def read_sharded(folder: str | Path) -> dict[str, Any]:
     }
     load_into({"state_dict": state}, folder, no_dist=True)
     return {"state_dict": state, **read_rest(folder)}
-
-
-def _join(folder: str | Path, name: str) -> str:
-    return f"{str(folder).rstrip('/')}/{name}"
-
-
-def _exists(folder: str | Path, name: str) -> bool:
-    files, path = fsspec.url_to_fs(_join(folder, name))
-    return bool(files.isfile(path))
 
 
 class _Unpickler(pickle.Unpickler):

@@ -109,10 +109,11 @@ class OnePeaceCLI(LightningCLI):
                 self.folder = found
         if self.subcommand == "fit":
             if given == "last" and not any(self.folder.glob("checkpoints/last*.ckpt")):
-                print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
+                if first_rank():
+                    print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
                 config.ckpt_path = None
-            elif not given and first_rank():
-                runs.refuse_used(self.folder)
+            elif not given:
+                runs.refuse_used(self.folder)  # on every rank: nobody waits for one that has refused
         elif given:
             config.ckpt_path = runs.checkpoint_in(self.folder, given)
         trainer.default_root_dir = str(self.folder)

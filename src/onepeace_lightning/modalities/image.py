@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandomResizedCrop
-from torchvision.transforms.v2 import functional as tvf
+from torch.nn import functional as F
 
 from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.arrays import stack
@@ -299,11 +297,11 @@ class ImageModality(Modality):
 
     def transform(self, item: Pillow.Image) -> Tensor:
         """(3, S, S) uint8, resized to the square or, where the settings say so, the middle of the image."""
-        return tvf.pil_to_tensor(fitted(item, self.settings))
+        return _pixels(fitted(item, self.settings))
 
     def augment(self, item: Pillow.Image, rng: np.random.Generator) -> Tensor:
         """(3, S, S) uint8 of a random crop. There are no flips: captions speak of left and right."""
-        return tvf.pil_to_tensor(random_crop(item, self.settings, rng))
+        return _pixels(random_crop(item, self.settings, rng))
 
     def num_tokens(self, array: Tensor) -> int:
         """The patches."""
@@ -329,7 +327,8 @@ class ImageModality(Modality):
         """The image of a row, square as the model sees it."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
         fractions = Image(inputs.pixels[row : row + 1]).normalised()[0].float().cpu() * std + mean
-        return tvf.to_pil_image((fractions * 255).round().clamp(0, 255).to(torch.uint8))
+        pixels = (fractions * 255).round().clamp(0, 255).to(torch.uint8)
+        return Pillow.fromarray(pixels.permute(1, 2, 0).numpy())
 
     def picture(self, item: Pillow.Image, side: int) -> Pillow.Image:
         """The image, shrunk in its proportions."""
@@ -338,17 +337,39 @@ class ImageModality(Modality):
         return shrunk
 
 
+def _pixels(image: Pillow.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB image, with its colours last in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def fitted(image: Any, settings: ImageSettings) -> Any:
     """A PIL image or a tensor (C, H, W) as a square of ``settings.size``, for evaluation; see ``ImageSettings``."""
     side = settings.size
     if settings.resize == "square":
-        return tvf.resize(image, [side, side], interpolation=InterpolationMode.BICUBIC)
+        return _resized(image, side, side)
+    height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
     shorter = side if side > 224 else int(side * 256 / 224)
-    return tvf.center_crop(tvf.resize(image, [shorter], interpolation=InterpolationMode.BICUBIC), [side, side])
+    height, width = (int(shorter * n / min(height, width)) for n in (height, width))
+    image = _resized(image, height, width)
+    top, left = (round((n - side) / 2) for n in (height, width))
+    if isinstance(image, Tensor):
+        return image[..., top : top + side, left : left + side]
+    return image.crop((left, top, left + side, top + side))
+
+
+def _resized(image: Any, height: int, width: int) -> Any:
+    """Bicubic, with anti-aliasing."""
+    if isinstance(image, Tensor):
+        return F.interpolate(image[None], (height, width), mode="bicubic", align_corners=False, antialias=True)[0]
+    return image.resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def random_crop(image: Any, settings: ImageSettings, rng: np.random.Generator) -> Any:
     """A random part of a PIL image or a tensor (C, H, W) as a square of ``settings.size``, for training."""
+    # Imported here, as evaluation does without torchvision, and it takes more than a second.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import RandomResizedCrop
+
     crop = RandomResizedCrop(settings.size, scale=settings.crop_scale, interpolation=InterpolationMode.BICUBIC)
     # torchvision draws from PyTorch's global generator. Only the CPU's is seeded and put back: the training process
     # itself may run this, and its dropout on CUDA must not repeat.

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tvf
 
 from onepeace_lightning.modalities.arrays import stack
 from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
@@ -255,6 +254,7 @@ class VideoModality(Modality):
 
     def picture(self, item: Any, side: int) -> Pillow.Image:
         """The frame in the middle, shrunk in its proportions."""
-        shrunk = tvf.to_pil_image(item.read([item.total // 2])[0])
+        frame = item.read([item.total // 2])[0]
+        shrunk = Pillow.fromarray(frame.permute(1, 2, 0).cpu().numpy())
         shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
         return shrunk

@@ -3,7 +3,7 @@
 T = tokens of all views laid flat, D = width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, init_std: float) -> None:
         super().__init__()
         self.heads = heads
+        self.attended: Callable[[Attend, Tensor, Tensor, Tensor], Tensor] = attended
         self.query = Linear(width, width, init_std)
         self.key = Linear(width, width, init_std, bias=False)
         self.value = Linear(width, width, init_std)
@@ -70,13 +71,12 @@ class Attention(nn.Module):
     def forward(self, x_TD: Tensor, attend: Attend) -> Tensor:
         """(T, D) -> (T, D)."""
         x_TD = autocasted(x_TD)
-        mixed_TD = _outside_of_graphs(attend, self.query(x_TD), self.key(x_TD), self.value(x_TD))
+        mixed_TD = self.attended(attend, self.query(x_TD), self.key(x_TD), self.value(x_TD))
         return self.out(self.norm(mixed_TD))
 
 
-@torch.compiler.disable
-def _outside_of_graphs(attend: Attend, q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
-    """Attention itself, which ``encoder.compile_blocks`` leaves as it is: FlexAttention is compiled on its own."""
+def attended(attend: Attend, q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
+    """Attention itself, which ``encoder.compile_blocks`` keeps out of its graphs: FlexAttention compiles on its own."""
     return attend(q_TD, k_TD, v_TD)
 
 

@@ -1,6 +1,7 @@
 """torch.compile for shapes that differ in every step."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,3 +15,12 @@ def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callabl
     """Compile a function with sizes that are symbols, so that another length is no reason to compile again."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     return torch.compile(function, backend=backend, dynamic=True)
+
+
+@cache
+def outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which compiled code calls as it is; always the same one, so that blocks share their graphs.
+
+    Nothing is marked so on import, as that takes a second: PyTorch imports its compiler for it.
+    """
+    return torch.compiler.disable(function)

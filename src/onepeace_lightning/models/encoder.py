@@ -10,8 +10,8 @@ from onepeace_lightning.models.attention.base import AttentionBackend, Attention
 from onepeace_lightning.models.attention.cpu import CPUAttention
 from onepeace_lightning.models.attention.flex import FlexAttention
 from onepeace_lightning.models.attention.padded import PaddedAttention
-from onepeace_lightning.models.block import Block
-from onepeace_lightning.models.compiling import compiled
+from onepeace_lightning.models.block import Block, attended
+from onepeace_lightning.models.compiling import compiled, outside_of_graphs
 from onepeace_lightning.models.config import TransformerConfig
 from onepeace_lightning.models.layers import PerModality
 from onepeace_lightning.models.packing import Packed, Tokens, View, pack
@@ -116,3 +116,4 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
                 if "forward" in vars(block):
                     raise ValueError("a block is checkpointed or compiled already: compile first, and once")
                 block.forward = compiled(block.forward, backend)
+                block.attention.attended = outside_of_graphs(attended)  # type: ignore[union-attr]

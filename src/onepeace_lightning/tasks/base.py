@@ -3,6 +3,7 @@
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -26,13 +27,13 @@ from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
 from onepeace_lightning.tasks.arguments import built, show_inherited
-from onepeace_lightning.tasks.lora import Lora, add_lora, merged
+from onepeace_lightning.tasks.lora import Lora, add_lora, base_layers, merged
 from onepeace_lightning.tasks.opening import of_checkpoint
 from onepeace_lightning.tasks.predicting import PredictingModule
 from onepeace_lightning.tasks.source import BackboneSource, finetune_config, load_source, open_backbone
 from onepeace_lightning.tasks.training import ENTRIES
 from onepeace_lightning.training.optimizer import Optimization, adamw
-from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
+from onepeace_lightning.training.parallelize import ParallelConfig, class_name, parallelize
 from onepeace_lightning.training.strategy import placement
 
 FINETUNING = Optimization(lr=1e-4, min_lr=1e-6, warmup_steps=0.1, layer_decay=0.9, betas=(0.9, 0.999))
@@ -84,8 +85,9 @@ class FinetuneTask(PredictingModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        TASKS[cls.__name__] = cls
-        show_inherited(cls)
+        if not issubclass(cls, FSDPModule):  # fully_shard derives a class of each that it shards
+            TASKS[cls.__name__] = cls
+            show_inherited(cls)
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class FinetuneTask(PredictingModule):
             kind = data_type(manifest.data_type)
             if not self.takes(kind):
                 accepted = " or ".join(_type_name(self.read_modalities, answer) for answer in self.learns)
-                problems.append(f"{where} holds {str(kind)!r}; {type(self).__name__} takes {accepted} here")
+                problems.append(f"{where} holds {str(kind)!r}; {class_name(self)} takes {accepted} here")
         return problems
 
     def takes(self, kind: DataType) -> bool:
@@ -217,23 +219,29 @@ class FinetuneTask(PredictingModule):
             trained = modality_parameters(self.model.backbone, own)
             for name, parameter in self.model.backbone.named_parameters():
                 parameter.requires_grad = name in trained
+        if self.lora is not None:
+            with torch.device("meta"):
+                add_lora(self.model.backbone, self.lora)
         where = placement(self)
-        if self.lora is not None and where.get("mesh") is not None:
-            raise ValueError("lora is for one device or strategy ddp; leave it out where the model is sharded")
         whole = self.source.weights if self.source.whole else None
         if whole is not None and where.get("mesh") is None:
-            fill(self.model, whole, self.source.name)  # the tensors themselves: nothing is drawn or copied
+            self._fill_whole(whole)  # the tensors themselves: nothing is drawn or copied
             whole = {}
         parallelize(self, self.parallel, entries=self.entries, **where)
         if whole is None:
-            report, scratch = self.load_source(), self.source.weights is None
-            self.untrained = sum(
-                p.numel() for name, p in self.model.named_parameters() if scratch or name in report.missing
-            )
+            with base_layers(self.model.backbone):
+                report, scratch = self.load_source(), self.source.weights is None
+                self.untrained = sum(
+                    p.numel() for name, p in self.model.named_parameters() if scratch or name in report.missing
+                )
         elif whole:
-            fill(self.model, whole, self.source.name)
-        if self.lora is not None:
-            add_lora(self.model.backbone, self.lora)
+            self._fill_whole(whole)
+
+    def _fill_whole(self, weights: Mapping[str, Tensor]) -> None:
+        """Fill the model, head and all, with weights that may be from before there were low-rank updates."""
+        own = self.lora is None or any(".lora_A." in name for name in weights)
+        with nullcontext() if own else base_layers(self.model.backbone):
+            fill(self.model, weights, self.source.name)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -254,7 +262,7 @@ class FinetuneTask(PredictingModule):
             "preprocessing": self.preprocessing.to_dict(list(self.config.adapters)),
             "parts": None if self.lora else model_parts(self.model),
             "task": {
-                "name": type(self).__name__,
+                "name": class_name(self),
                 "settings": {**self.settings(), "lora": None if self.lora is None else asdict(self.lora)},
             },
         }
@@ -266,9 +274,9 @@ class FinetuneTask(PredictingModule):
             ValueError: naming what differs.
         """
         task = checkpoint.get("onepeace", {}).get("task")
-        if task is None or task["name"] != type(self).__name__:
+        if task is None or task["name"] != class_name(self):
             found = "pretraining" if task is None else task["name"]
-            raise ValueError(f"the checkpoint is of {found}, not of {type(self).__name__}")
+            raise ValueError(f"the checkpoint is of {found}, not of {class_name(self)}")
         ours = {key: value for key, value in self.settings().items() if value is not None}
         differing = [key for key, value in ours.items() if task["settings"].get(key) != value]
         if differing:

@@ -2,9 +2,10 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -40,8 +41,17 @@ class Lora:
             )
 
 
+class _Zeros(nn.Linear):
+    """A layer that starts at zero, as the second factor of an update does."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 def add_lora(backbone: Backbone, settings: Lora) -> None:
     """Put low-rank updates beside a backbone's layers, in place; everything else in it is frozen.
+
+    A backbone on the meta device keeps its new layers there; ``materialise`` draws them like all others.
 
     Raises:
         ImportError: ``peft`` is not installed.
@@ -61,13 +71,35 @@ def add_lora(backbone: Backbone, settings: Lora) -> None:
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names
     )
     peft.inject_adapter_in_model(config, backbone)
+    for _, layer in _adapted(backbone):
+        for name, second in layer.lora_B.items():
+            layer.lora_B[name] = _Zeros(
+                second.in_features, second.out_features, bias=False, device=second.weight.device
+            )
+
+
+@contextmanager
+def base_layers(backbone: Backbone) -> Iterator[None]:
+    """Shows a backbone without its low-rank updates, its layers under their own names; afterwards they are back."""
+    adapted = _adapted(backbone)
+    for name, layer in adapted:
+        backbone.set_submodule(name, layer.get_base_layer())
+    try:
+        yield
+    finally:
+        for name, layer in adapted:
+            backbone.set_submodule(name, layer)
 
 
 def merged(backbone: Branch) -> Branch:
     """A copy of a backbone or image branch, its low-rank updates, if there are any, made part of the weights."""
     backbone = copy.deepcopy(backbone)
-    for name, module in list(backbone.named_modules()):
-        if hasattr(module, "get_base_layer"):  # what peft put around a layer
-            module.merge()
-            backbone.set_submodule(name, module.get_base_layer())
+    for name, layer in _adapted(backbone):
+        layer.merge()
+        backbone.set_submodule(name, layer.get_base_layer())
     return backbone.requires_grad_(True)
+
+
+def _adapted(backbone: nn.Module) -> list[tuple[str, Any]]:
+    """Names of the layers that peft has put its own around, and these."""
+    return [(name, module) for name, module in backbone.named_modules() if hasattr(module, "get_base_layer")]

@@ -11,7 +11,7 @@ from onepeace_lightning.checkpoints.loading import read_checkpoint, read_file
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
-from onepeace_lightning.checkpoints.sharded import is_sharded
+from onepeace_lightning.checkpoints.shard_files import is_sharded
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import load_tokenizer

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO, Background, link
-from onepeace_lightning.checkpoints.sharded import METADATA_FILE, is_sharded, is_url
+from onepeace_lightning.checkpoints.shard_files import METADATA_FILE, is_sharded, is_url
 from onepeace_lightning.training.strategy import FullyShardedStrategy
 
 _NAME = re.compile(r"step=(\d+)\.ckpt")

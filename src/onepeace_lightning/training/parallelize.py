@@ -91,6 +91,11 @@ def parallelize(
     materialise(module, device)
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class; ``fully_shard`` puts a class of its own before it."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+
+
 @torch.no_grad()
 def materialise(module: nn.Module, device: torch.device) -> None:
     """Give everything on the meta device its initial value, owner by owner, in the order of construction.

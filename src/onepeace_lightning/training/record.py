@@ -9,6 +9,7 @@ import lightning as L
 from onepeace_lightning.checkpoints.card import RECORD
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.data.shards import ShardError, read_manifest
+from onepeace_lightning.training.parallelize import class_name
 from onepeace_lightning.training.results import scores_of
 
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
@@ -38,7 +39,7 @@ class RunRecord(L.Callback):
         """Add the record."""
         data: Any = getattr(trainer, "datamodule", None)
         checkpoint[RECORD] = {
-            "task": type(pl_module).__name__,
+            "task": class_name(pl_module),
             "steps": trainer.global_step,
             "data": streams(data) if isinstance(data, DataModule) else {},
             "scores": self._scores,

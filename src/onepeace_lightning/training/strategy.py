@@ -27,18 +27,8 @@ from torch.optim import Optimizer
 
 from onepeace_lightning.checkpoints.atomic import Background, failure, partial_of, publish, remove
 from onepeace_lightning.checkpoints.loading import read_checkpoint
-from onepeace_lightning.checkpoints.sharded import (
-    METADATA_FILE,
-    REST_FILE,
-    is_sharded,
-    is_url,
-    load_into,
-    open_in,
-    read_metadata,
-    read_rest,
-    saved_shapes,
-    writer,
-)
+from onepeace_lightning.checkpoints.shard_files import METADATA_FILE, REST_FILE, is_sharded, is_url, open_in
+from onepeace_lightning.checkpoints.sharded import load_into, read_metadata, read_rest, saved_shapes, writer
 from onepeace_lightning.training.parallelize import shard_like
 
 
