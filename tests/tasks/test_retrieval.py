@@ -107,12 +107,21 @@ def uncounted(folder, elsewhere):
     return elsewhere
 
 
-def test_a_tokenizer_of_another_model_is_refused(reading, tmp_path):
+def test_a_backbone_is_fitted_to_another_vocabulary_and_says_so(reading, tmp_path, caplog):
     from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
-    SentencePieceTokenizer.train(["other words"], 280).save(tmp_path)
-    with pytest.raises(ValueError, match="trained with another tokenizer"):
-        RetrievalTask(reading, tokenizer=str(tmp_path), item="image")
+    other = SentencePieceTokenizer.train(["other words"], 280)
+    other.save(tmp_path)
+    task = RetrievalTask(reading, tokenizer=str(tmp_path), item="image")
+    assert "another vocabulary" in caplog.text
+    assert task.tokenizer.fingerprint() == other.fingerprint()
+    task.configure_model()
+    own = task.model.backbone.adapters["text"].embedding.weight
+    before = RetrievalTask(reading, item="image")
+    before.configure_model()
+    letter = [one.tokenizer.pieces().index(b"w") for one in (task, before)]
+    assert len(own) == other.vocab_size
+    assert torch.equal(own[letter[0]], before.model.backbone.adapters["text"].embedding.weight[letter[1]])
 
 
 def test_a_sample_without_a_caption_is_an_error_in_evaluation(reading, words, trainer, tmp_path):

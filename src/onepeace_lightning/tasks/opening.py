@@ -28,8 +28,9 @@ def of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any],
     about = checkpoint.get("onepeace", {}) if isinstance(checkpoint, dict) else {}
     task = about.get("task")
     if task is None or task["name"] not in tasks:
-        found = "no downstream task" if task is None else f"the task {task['name']!r}, whose module must be imported"
-        raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(tasks))}")
+        found = "no downstream task" if task is None else f"the task {task['name']!r}"
+        way = "" if task is None else "; import its module first: --import my_package.my_task on the command line"
+        raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(tasks))}{way}")
     settings = {**task["settings"], **options}
     if isinstance(lora := settings.pop("lora"), dict):
         lora = Lora(**{**lora, "targets": tuple(lora["targets"])})

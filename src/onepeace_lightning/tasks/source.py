@@ -1,5 +1,6 @@
 """Where a downstream task's backbone comes from: a preset, a saved model of any kind, or a model in memory."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from onepeace_lightning.checkpoints.loading import LoadReport, fill
 from onepeace_lightning.checkpoints.original import named
 from onepeace_lightning.checkpoints.pretrained import Pretrained, read_pretrained
 from onepeace_lightning.checkpoints.resize import fit_tables
+from onepeace_lightning.checkpoints.vocabulary import fit_vocabulary
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.presets import Preset, preset_config
@@ -18,6 +20,8 @@ from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.vision.trunk import LAYER_SCALE
+
+_log = logging.getLogger(__name__)
 
 BackboneSource = str | Path | OnePeace | ModelConfig
 """A preset's name, a ``save_pretrained`` folder, a checkpoint of this project or of the original, a hub name, a model,
@@ -52,11 +56,12 @@ def open_backbone(
 
     Args:
         backbone: what the user gave.
-        tokenizer: folder of the tokenizer that the data use; a model from scratch takes over its vocabulary.
+        tokenizer: folder of the tokenizer that the data use; a model from scratch takes over its vocabulary, and a
+            trained one is fitted to it (``checkpoints.vocabulary``).
         preprocessing: what sizes of a preset follow from; other models are resized later.
 
     Raises:
-        ValueError: the tokenizer is not the one that the weights were trained with, or as ``read_pretrained``.
+        ValueError: as ``read_pretrained``.
     """
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     if isinstance(backbone, str) and backbone in get_args(Preset):
@@ -73,14 +78,12 @@ def open_backbone(
     else:
         name, pretrained = str(backbone), read_pretrained(backbone)
     own = pretrained.tokenizer
+    config, weights = pretrained.model.config, named(pretrained.model).state_dict()
     if given is not None and own is not None and given.fingerprint() != own.fingerprint():
-        raise ValueError(
-            f"{name} was trained with another tokenizer than {tokenizer}: its ids would mean other words; "
-            "give the data the model's own tokenizer"
-        )
-    return BackboneWeights(
-        pretrained.model.config, named(pretrained.model).state_dict(), own or given, pretrained.preprocessing, name
-    )
+        weights, said = fit_vocabulary(weights, own, given)
+        config = _sized(config, {text_modality(): {"vocab_size": given.vocab_size}}, kept=True)
+        _log.warning("%s: %s", name, said)
+    return BackboneWeights(config, weights, given or own, pretrained.preprocessing, name)
 
 
 def finetune_config(
