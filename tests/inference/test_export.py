@@ -1,16 +1,23 @@
 """Exported graphs give what the model gives, for other sizes than those that were traced."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
-from onepeace_lightning.tasks import SemanticSegmentationTask, VisualGroundingTask, VisualReasoningTask
+from onepeace_lightning.tasks import (
+    ObjectDetectionTask,
+    SemanticSegmentationTask,
+    VisualGroundingTask,
+    VisualReasoningTask,
+)
 from onepeace_lightning.tasks import export as module
 from onepeace_lightning.tasks.saved import save_task
 from tests.inference.conftest import tiny_onepeace
-from tests.tiny import randomised
+from tests.tiny import randomised, tiny_config
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="an extra: pip install onepeace-lightning[export]")
 
@@ -84,11 +91,33 @@ def test_a_task_s_checkpoint_with_boxes_or_two_images_is_exported_and_checked(ki
         assert (given - other).abs().max() > 1e-3
 
 
+HEAD = {"queries": 6, "decoder_layers": 1, "decoder_width": 32, "decoder_heads": 4, "decoder_inner": 64}
+
+
+def test_the_masks_of_one_window_are_exported_and_checked(tmp_path, capsys):
+    torch.manual_seed(0)
+    config = tiny_config(encoder=replace(tiny_config().encoder, depth=1))
+    task = SemanticSegmentationTask(
+        config, classes=["a", "b", "c"], preprocessing={"image": {"size": 64}}, head="light", **HEAD
+    )
+    task.configure_model()
+    randomised(task.model)
+    save_task(task, tmp_path / "task.ckpt")
+    module.export(model=str(tmp_path / "task.ckpt"), out=str(tmp_path), format="pt2")
+    assert "pixels → scores; differs from the model by" in capsys.readouterr().out
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+    scores = module.runner(tmp_path / "answer.pt2")({"pixels": pixels})
+    assert scores.shape == (4, 3, 64, 64)
+    classes = task.eval().predict(list(pixels))  # a picture of one window
+    for answer, expected in zip(scores.argmax(1), classes, strict=True):
+        assert (answer == expected).float().mean() > 0.999
+
+
 def test_what_cannot_be_exported_is_said(tmp_path):
-    task = SemanticSegmentationTask(tiny_onepeace(), classes=["a", "b"], head="light")
+    task = ObjectDetectionTask(tiny_onepeace(), classes=["a", "b"])
     task.configure_model()
     save_task(task, tmp_path / "task.ckpt")
-    with pytest.raises(ValueError, match=r"is a LightSegmentationModel; exported are .* not masks"):
+    with pytest.raises(ValueError, match=r"is a \w+; exported are .* not detections"):
         module.export(model=str(tmp_path / "task.ckpt"), out=str(tmp_path))
 
 

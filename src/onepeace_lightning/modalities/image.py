@@ -143,6 +143,14 @@ class ImageAdapter(Adapter):
         """[CLS; patches] + positions.
 
         Raises:
+            ValueError: as ``checked``.
+        """
+        return Tokens.of_padded(self.patches(self.checked(inputs)), inputs.token_lengths)
+
+    def checked(self, inputs: Image) -> Tensor:
+        """(B, C, S, S) normalised pixels.
+
+        Raises:
             ValueError: where the images are not of the side that the relative bias is made for, or not of a type that
                 ``Image`` names.
         """
@@ -158,7 +166,7 @@ class ImageAdapter(Adapter):
                 f"images of {pixels.dtype} pixels; give torch.uint8, from 0 to 255, or floating-point pixels that are"
                 " normalised by CLIP's mean and standard deviation"
             )
-        return Tokens.of_padded(self.patches(pixels), inputs.token_lengths)
+        return pixels
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(B, 1 + N, D) [CLS; patches] + positions of floating-point pixels."""

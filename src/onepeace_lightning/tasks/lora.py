@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from onepeace_lightning.models.backbone import Backbone
 
 LINEAR = re.compile(r"encoder\.blocks\.\d+\.(attention\.(?P<attention>\w+)|ffns\.\w+\.(?P<ffn>\w+))")
+Branch = TypeVar("Branch", bound=nn.Module)
 TARGETS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
@@ -90,8 +91,8 @@ def base_layers(backbone: Backbone) -> Iterator[None]:
             backbone.set_submodule(name, layer)
 
 
-def merged(backbone: Backbone) -> Backbone:
-    """A copy of a backbone in which low-rank updates, if there are any, have become part of the weights."""
+def merged(backbone: Branch) -> Branch:
+    """A copy of a backbone or image branch, its low-rank updates, if there are any, made part of the weights."""
     backbone = copy.deepcopy(backbone)
     for name, layer in _adapted(backbone):
         layer.merge()
@@ -99,6 +100,6 @@ def merged(backbone: Backbone) -> Backbone:
     return backbone.requires_grad_(True)
 
 
-def _adapted(backbone: Backbone) -> list[tuple[str, Any]]:
+def _adapted(backbone: nn.Module) -> list[tuple[str, Any]]:
     """Names of the layers that peft has put its own around, and these."""
     return [(name, module) for name, module in backbone.named_modules() if hasattr(module, "get_base_layer")]

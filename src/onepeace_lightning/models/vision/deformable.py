@@ -117,4 +117,4 @@ class DeformableAttention(nn.Module):
             part = (sampled * weight).sum(-1)
             read_BHEN = part if read_BHEN is None else read_BHEN + part
         assert read_BHEN is not None
-        return self.out(read_BHEN.unflatten(0, (len(queries_BND), -1)).flatten(1, 2).mT)
+        return self.out(read_BHEN.unflatten(0, (queries_BND.shape[0], -1)).flatten(1, 2).mT)

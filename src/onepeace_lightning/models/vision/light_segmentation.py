@@ -96,10 +96,13 @@ class LightSegmentationModel(nn.Module):
 
     def forward(self, image: Pixels) -> list[MaskPrediction]:
         """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
-        adapter = cast(Any, self.backbone.adapter("image"))
         features = self.backbone({"image": image})["image"].values_TD
         # Images are all of one size: nothing is padded.
-        x_BLD = features.unflatten(0, (len(image.pixels), -1))
+        return self.say(features.unflatten(0, (len(image.pixels), -1)), image)
+
+    def say(self, x_BLD: Tensor, image: Pixels) -> list[MaskPrediction]:
+        """The same, given the backbone's features of the images, CLS first."""
+        adapter = cast(Any, self.backbone.adapter("image"))
         x_BDYX = x_BLD[:, 1:].mT.unflatten(2, (adapter.config.grid,) * 2)
         return self.head(x_BDYX, stem_maps(adapter, image))
 

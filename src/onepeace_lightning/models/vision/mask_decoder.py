@@ -115,7 +115,7 @@ class MaskDecoder(nn.Module):
         sizes = [(part.shape[-2], part.shape[-1]) for part in maps]
         places = [sine_positions(size, part.shape[1], part.device) for size, part in zip(sizes, maps, strict=True)]
         memory = [part.flatten(2).mT + self.levels.table[level] for level, part in enumerate(maps)]
-        x_BQE = self.queries.features.expand(len(pixels_BEYX), -1, -1)
+        x_BQE = self.queries.features.expand(pixels_BEYX.shape[0], -1, -1)
         said = [self._say(x_BQE, pixels_BEYX)]
         for index, layer in enumerate(self.layers):
             level = index % LEVELS

@@ -110,7 +110,7 @@ class Trunk(nn.Module):
 
     def embed(self, image: Pixels) -> Tensor:
         """(B, L, D) [CLS; patches] with positions."""
-        return self.adapter.embed(image).values_TD.unflatten(0, (len(image.pixels), -1))
+        return self.adapter.patches(self.adapter.checked(image))
 
     def biases(self) -> "Biases":
         """The relative bias of each block in one pass."""
