@@ -51,9 +51,13 @@ def test_groups_and_unknown_commands(capsys):
 
 def test_configurations_are_listed_found_and_copied(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     main(["configs"])
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line for line in lines if not line.startswith(" ")]
     assert listed == names()
+    assert max(map(len, lines)) <= 80
+    assert all(lines[lines.index(name) + 1].strip() for name in listed)
     assert "pretrain/toy" in listed
     main(["configs", "copy", "pretrain/toy"])
     copied = tmp_path / "pretrain_toy.yaml"

@@ -1,7 +1,11 @@
 """Configurations: those that come with the package, found by name, and several of them laid over each other."""
 
 import difflib
+import re
+import shutil
+import textwrap
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,13 @@ def names() -> list[str]:
 
 def print_names() -> None:
     """List the configurations that come with this package, with what each says of itself."""
+    width = shutil.get_terminal_size().columns
     for name in names():
-        first = (folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:<44} {first.removeprefix('# ')}")
+        lines = (folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8").splitlines()
+        about = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda one: one.startswith("#"), lines))
+        sentence = re.split(r"(?<=\.)\s", about, maxsplit=1)[0]
+        print(name)
+        print(textwrap.fill(sentence, width, initial_indent="    ", subsequent_indent="    "))
 
 
 def copy(name: str, *, to: str | None = None) -> None:
