@@ -161,7 +161,7 @@ def without_numbers(text: str) -> str:
 
 def test_the_command_of_the_wheel_answers(environment, tmp_path):
     assert "usage: onepeace" in run(["onepeace", "--help"], cwd=tmp_path, env=environment)
-    assert "pretrain/toy " in run(["onepeace", "configs"], cwd=tmp_path, env=environment)
+    assert "pretrain/toy\n" in run(["onepeace", "configs"], cwd=tmp_path, env=environment)
 
 
 def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel):
