@@ -255,5 +255,5 @@ def test_keys_of_different_names_differ_and_are_accepted():
 
 def test_an_item_refuses_a_file_of_another_kind(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"video")
-    with pytest.raises(ValueError, match=r"a.mp4: as audio a file named \*.flac, \*.wav, \*.ogg, \*.mp3 is accepted"):
+    with pytest.raises(ValueError, match=r"a.mp4: as audio a file named \*.flac, \*.wav, .* is accepted"):
         Item("a", (("audio", tmp_path / "a.mp4"),)).fields()
