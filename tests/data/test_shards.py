@@ -87,7 +87,7 @@ def test_writer_asks_for_the_fields_of_its_data_type(tmp_path, data_type):
 def test_writer_refuses_two_pictures_in_one_sample(tmp_path):
     with ShardWriter(tmp_path, "image", **ABOUT) as writer:
         writer.write("one", {"png": b"x"})
-        with pytest.raises(ShardError, match="exactly one of jpg, jpeg, png, webp, .*; it has jpg, png"):
+        with pytest.raises(ShardError, match=r"exactly one of jpg, jpeg, png, webp, .*; it has jpg, png"):
             writer.write("two", {"png": b"x", "jpg": b"x"})
 
 
