@@ -42,7 +42,7 @@ def test_csv_keeps_every_metric_in_the_run_s_folder(checkout):
     [file] = (checkout / "runs/one/logs").rglob("metrics.csv")
     rows = list(csv.DictReader(file.open()))
     assert [float(row["train/loss"]) > 0 for row in rows if row["train/loss"]] == [True, True]
-    assert any(row["val/mean_R@1"] for row in rows)
+    assert any(row["val/score"] for row in rows)
     main(["fit", *SHORT, "--trainer.logger=csv", "--ckpt_path=last", "--trainer.max_steps=3"])
     assert len(list((checkout / "runs/one/logs").rglob("metrics.csv"))) == 2  # the first part's are still there
 
@@ -59,7 +59,7 @@ def test_wandb_offline_writes_into_the_run_s_folder_and_goes_on_as_one_run(check
     assert folder.name.endswith(f"-{run}")
     [log] = folder.glob("*.wandb")
     content = log.read_bytes()
-    for name in (b"train/loss", b"val/mean_R@1", b"max_steps"):
+    for name in (b"train/loss", b"val/score", b"max_steps"):
         assert name in content, name
     assert not (checkout / "wandb").exists()
     main(["fit", *SHORT, "--config=logger.yaml", "--ckpt_path=last", "--trainer.max_steps=3"])

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.averaging import WeightAverage
@@ -25,6 +26,12 @@ class Falling(TrainedModule):
 
     def validation_step(self, batch, batch_idx):
         self.seen.append(self.weight[0].item())
+
+    def gallery_metrics(self, kind):
+        return MetricCollection({})
+
+    def gallery_score(self, kind, values):
+        return None
 
     def configure_optimizers(self):
         return torch.optim.SGD([self.weight], lr=1.0)
