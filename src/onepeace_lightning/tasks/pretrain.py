@@ -216,7 +216,11 @@ class PretrainTask(TrainedModule):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Embed every modality of a batch alone: {"embeddings": {modality: (B, d)}}, float32 of unit length."""
-        return {"embeddings": cast(PretrainModel, self.model).embed(batch.inputs)}
+        return {"embeddings": self.embed(batch.inputs)}
+
+    def embed(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """(B, d) float32 unit-length embeddings of each modality, seen alone, in one pass."""
+        return cast(PretrainModel, self.model).embed(inputs)
 
     def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
         """Add both sides of every pair to the gallery."""
