@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 
 import pytest
 import torch
@@ -58,8 +59,12 @@ def test_wandb_offline_writes_into_the_run_s_folder_and_goes_on_as_one_run(check
     [folder] = (checkout / "runs/one/wandb").glob("offline-run-*")
     assert folder.name.endswith(f"-{run}")
     [log] = folder.glob("*.wandb")
+    names = (b"train/loss", b"val/score", b"max_steps")
+    patience = time.monotonic() + 30  # a process of wandb's writes, and may still be at it
+    while time.monotonic() < patience and not all(name in log.read_bytes() for name in names):
+        time.sleep(0.2)
     content = log.read_bytes()
-    for name in (b"train/loss", b"val/score", b"max_steps"):
+    for name in names:
         assert name in content, name
     assert not (checkout / "wandb").exists()
     main(["fit", *SHORT, "--config=logger.yaml", "--ckpt_path=last", "--trainer.max_steps=3"])
