@@ -172,23 +172,23 @@ def distinct(names: Mapping[str, str]) -> dict[str, str]:
 
 @cache
 def _files(folder: Path, name: str) -> dict[str, Path]:
-    """Every file of a modality below a folder by its name without ending.
+    """Every file of a modality below a folder by its name without extension.
 
     Raises:
         ValueError: there is none.
     """
-    endings = tuple(f".{ending}" for ending in modality(name).extensions)
+    extensions = tuple(f".{extension}" for extension in modality(name).extensions)
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in endings:
+        if path.suffix.lower() in extensions:
             found.setdefault(path.stem, path)
     if not found:
-        raise ValueError(f"{folder} holds no {name} (*{', *'.join(endings)}); take it out of videos with ffmpeg")
+        raise ValueError(f"{folder} holds no {name} (*{', *'.join(extensions)}); take it out of videos with ffmpeg")
     return found
 
 
 def find_file(folder: Path, name: str, *stems: str) -> Path:
-    """The first file of a modality below a folder that has one of these names without ending.
+    """The first file of a modality below a folder that has one of these names without extension.
 
     A file that is missing if none has.
     """
@@ -217,7 +217,7 @@ def run(
         corpora: variant to what it is; the first is the default.
         read: reads one split of one variant.
         arguments: the command line; None takes the process's own.
-        fields: an item's bytes by file name ending.
+        fields: an item's bytes by file extension.
 
     Raises:
         SystemExit: the files are not as they should be; the message says which.

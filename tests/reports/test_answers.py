@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 
 import lightning as L
 import pytest
@@ -13,25 +12,13 @@ from onepeace_lightning.reports.answers import COLUMNS, AnswersReport, render_sh
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.reports.pages import RIGHT, WRONG
 from onepeace_lightning.reports.sheets import wrapped
+from tests.reports.test_retrieval import Page
 
 
 def drawn(number, pictures=1, height=160, right=None):
     made = [Image.new("RGB", (240, height), (10 * number, 0, 0)) for _ in range(pictures)]
     right = number % 2 == 0 if right is None else right
     return Drawn(made, f"<b>question</b> {number}?", f"answer {number}", f"truth {number}", right)
-
-
-class Page(HTMLParser):
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_page_holds_every_picture_and_answer_and_nothing_from_outside():

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -249,8 +249,8 @@ def from_hf(
 def _make_of(table: Table, where: str, wanted: Columns, root: Path, making: Making) -> None:
     if not wanted.items:
         items, label = table.described()
-        wanted = Columns(items, wanted.label if wanted.label is not None or wanted.targets else label,
-                         wanted.separator, wanted.targets, wanted.split, wanted.group)  # fmt: skip
+        learned = wanted.label is not None or wanted.targets
+        wanted = replace(wanted, items=items, label=wanted.label if learned else label)
         if items:
             said = ", ".join([
                 *(f"{name} of column {column!r}" for name, column in items.items()),
