@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 import requests
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
@@ -89,7 +90,8 @@ class BadS3:
         }  # fmt: skip
 
     def close(self) -> None:
-        """Stop both."""
+        """Stop both; fsspec would give a later test, which finds its server by the environment, this connection."""
+        S3FileSystem.clear_instance_cache()
         self._proxy.shutdown()
         self._proxy.server_close()
         self._moto.stop()
