@@ -84,7 +84,7 @@ class QuantisedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.bits}"
 
     def state_of(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        """What the layer's buffers hold when this is its weight: computed on the layer's device, left on the weight's."""
+        """What the buffers hold when this is the weight; computed on the layer's device, returned on the weight's."""
         where = self.get_buffer(self.parts[0]).device
         weight = quantise(weight_OI if where.type == "meta" else weight_OI.to(where), self.bits)
         return {name: getattr(weight, name).to(weight_OI.device) for name in self.parts}
