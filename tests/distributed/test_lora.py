@@ -103,7 +103,7 @@ def test_two_processes_train_low_rank_updates_as_one_does(tmp_path, weights):
     train(tmp_path, 1, weights)
 
     one, first, second = (torch.load(tmp_path / name) for name in ("1/rank0.pt", "2/rank0.pt", "2/rank1.pt"))
-    assert first["own"] != pytest.approx(second["own"], rel=1e-3)  # each has its own samples
+    assert first["own"] != second["own"]  # each has its own samples
     for rank in (first, second):
         assert rank["logged"] == pytest.approx(one["logged"], abs=1e-5)
         assert rank["again"] == pytest.approx(one["again"], abs=1e-4)
