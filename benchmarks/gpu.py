@@ -115,7 +115,7 @@ class AttentionCase:
 
     Attributes:
         preset: whose width and heads.
-        side: of the pictures in pixels.
+        side: of the images in pixels.
         per_block: every block has its own tables, and the views are those of fine-tuning, not of pretraining.
         batch_size: pairs.
     """

@@ -106,7 +106,7 @@ def padded_block(
 
 
 def make_batch(batch_size: int, image_size: int, seed: int) -> Batch:
-    """Random pictures and token ids, with the masks of training."""
+    """Random images and token ids, with the masks of training."""
     rng = np.random.default_rng(seed)
     words = np.exp(rng.normal(np.log(MEDIAN_WORDS), WORDS_DEVIATION, batch_size)).round().clip(*WORDS_RANGE)
     modalities = {"text": TextModality(), "image": ImageModality({"size": image_size})}
@@ -201,7 +201,7 @@ def run(
         batch_size: image-text pairs.
         precision: bf16 (autocast) or float32; by default what this processor does best.
         repetitions: timed steps of each way, taking turns.
-        seed: of weights, captions, pictures and masks.
+        seed: of weights, captions, images and masks.
     """
     precision = precision or ("bf16" if best_precision() == "bf16-mixed" else "float32")
     peaks = {

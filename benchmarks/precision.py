@@ -53,7 +53,7 @@ def run(preset: Preset = "small", batch_size: int = 32, repetitions: int = 9, se
         preset: size of the model.
         batch_size: image-text pairs.
         repetitions: timed steps of each, taking turns.
-        seed: of weights, captions, pictures and masks.
+        seed: of weights, captions, images and masks.
     """
     peaks = {kind: in_fresh_process(_two_steps, preset, batch_size, kind, seed) for kind in PRECISIONS}
     difference = check_same(preset, batch_size, seed)
