@@ -345,7 +345,7 @@ def _numbers(array_N: np.ndarray) -> pa.Array:
 def stored_embeddings(table: pa.Table) -> np.ndarray:
     """(N, d) as they are stored: float32, float16 or int8."""
     column = table["embedding"].combine_chunks()
-    array: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    array: np.ndarray = np.from_dlpack(column.flatten())
     return array.reshape(-1, column.type.list_size)
 
 
