@@ -41,9 +41,9 @@ EVERY_3_STEPS = [
 ]
 
 
-def streams(*names: str, batch_size: int = 3) -> str:
-    """The option that trains on these streams of the toy data."""
-    parts = (f"{name}: {{path: data/toy/train/{name}, batch_size: {batch_size}}}" for name in names)
+def streams(*names: str, batch_size: int = 3, where: str = "data/toy/train") -> str:
+    """The option that trains on these streams of the toy data, or of a copy of it elsewhere."""
+    parts = (f"{name}: {{path: {where}/{name}, batch_size: {batch_size}}}" for name in names)
     return f"--data.init_args.train={{{', '.join(parts)}}}"
 
 

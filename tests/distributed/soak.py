@@ -6,6 +6,10 @@ been seen in all passes before, and in those just where it is not left. Where a 
 is what was done before.
 
     python -m tests.distributed.soak --steps 300 --kills 8
+    python -m tests.distributed.soak --steps 300 --kills 8 --s3_errors 0.02
+
+With ``--s3_errors`` the shards are in a bucket of a server on this machine that answers this fraction of reads with an
+error; they are read in small blocks through a cache too small for them, so that many requests are made in each pass.
 
 Memory grows over some hundred steps after a start for a reason that ends by itself: oneDNN compiles each new shape of a
 matrix product and keeps 1 024 of them. Here it keeps 16, so that anything else that grew would be seen. The run goes on
@@ -21,9 +25,10 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +50,8 @@ class Topology(NamedTuple):
     batch_size: int
     shuffle_buffer: int
 
+
+BUCKET = "s3://soak"
 
 LAST = Topology(2, 2, 4, 8)
 """How the run ends."""
@@ -71,7 +78,17 @@ class Soak:
     memory: float
 
 
-def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: bool = True, seed: int = 0) -> Soak:
+def soak(
+    folder: Path,
+    steps: int,
+    kills: int,
+    *,
+    undisturbed: int,
+    sharded: bool = True,
+    seed: int = 0,
+    names: Sequence[str] = ALL_STREAMS,
+    remote: Mapping[str, Any] | None = None,
+) -> Soak:
     """Train, kill, go on, and check.
 
     Args:
@@ -81,6 +98,8 @@ def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: boo
         undisturbed: further steps without a kill; over the second half of them memory is watched.
         sharded: FSDP2, else DDP.
         seed: of the kills and topologies.
+        names: of the streams that are trained on.
+        remote: how a copy of the shards is read that ``upload`` has made; None: the folder's own are.
 
     Raises:
         AssertionError: a sample was lost, or seen twice in a pass.
@@ -103,7 +122,8 @@ def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: boo
             f"--data.init_args.shuffle_buffer={topology.shuffle_buffer}",
             "--data.init_args.preprocessing={image: {size: 32}}",
             f"--data.init_args.steps_per_epoch={max(8, steps // 12)}",
-            streams(*ALL_STREAMS, batch_size=topology.batch_size),
+            streams(*names, batch_size=topology.batch_size, **({} if remote is None else {"where": BUCKET})),
+            *([] if remote is None else [f"--data.init_args.storage={json.dumps(remote)}"]),
             "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
             "--trainer.callbacks.dirpath=checkpoints", "--trainer.callbacks.filename=last",
             "--trainer.callbacks.enable_version_counter=false", f"--trainer.callbacks.every_n_train_steps={every}",
@@ -118,16 +138,27 @@ def soak(folder: Path, steps: int, kills: int, *, undisturbed: int, sharded: boo
         else:
             assert codes[victim] == -signal.SIGKILL, output(folder, victim)[-3000:]
             assert 0 not in codes, "the other process went on alone"
-    return check(folder, used, whole, undisturbed // 2)
+    return check(folder, used, whole, undisturbed // 2, names)
 
 
-def check(folder: Path, used: list[Topology], steps: int, watched: int) -> Soak:
+def upload(server: Any, folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Copy streams of the toy data into a bucket of a ``tests.data.s3.BadS3``; how to read them in many requests."""
+    client = server.client()
+    client.create_bucket(Bucket=BUCKET.removeprefix("s3://"))
+    for name in names:
+        for file in (folder / "data/toy/train" / name).iterdir():
+            client.upload_file(str(file), BUCKET.removeprefix("s3://"), f"{name}/{file.name}")
+    cache = {"cache": str((folder / "cache").absolute()), "cache_gib": 1e-4}
+    return {**cache, "block_mib": 1 / 256, "pause": 0.01, "options": server.options()}
+
+
+def check(folder: Path, used: list[Topology], steps: int, watched: int, names: Sequence[str]) -> Soak:
     """Compare what all parts of the run saw with what is in the shards."""
     final, repeated = timeline(folder, used)
     assert sorted(final) == list(range(1, steps + 1))
     states = json.loads((folder / "loaders.json").read_text())
     passes = {}
-    for stream in ALL_STREAMS:
+    for stream in names:
         seen = Counter(key for parts in final.values() for line in parts.values() for key in line["keys"][stream])
         wanted, passes[stream] = expected(folder / "data/toy/train" / stream, states[stream])
         wrong = {key: (seen[key], wanted[key]) for key in seen | wanted if seen[key] != wanted[key]}
@@ -184,14 +215,26 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--undisturbed", type=int, default=900)
     parser.add_argument("--strategy", choices=("fsdp", "ddp"), default="fsdp")
+    parser.add_argument("--s3_errors", type=float, default=None)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"  # read when the processes of the run start to compute
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "made"
         build(root / "data" / "toy", ToyConfig(pairs=48, singles=16, gallery=16))
+        at = checkout(Path(place) / "run", root)
+        server, remote = None, None
+        if given.s3_errors is not None:
+            from tests.data.s3 import BadS3  # moto is needed for this alone
+
+            server = BadS3()
+            remote = upload(server, at, ALL_STREAMS)
+            server.network.errors = given.s3_errors
         started = time.perf_counter()
-        found = soak(checkout(Path(place) / "run", root), given.steps, given.kills, undisturbed=given.undisturbed,
-                     sharded=given.strategy == "fsdp", seed=given.seed)  # fmt: skip
+        found = soak(at, given.steps, given.kills, undisturbed=given.undisturbed, sharded=given.strategy == "fsdp",
+                     seed=given.seed, remote=remote)  # fmt: skip
         print(f"{given.strategy}, {given.kills} kills: {found}")
+        if server is not None:
+            print(f"{server.network.requests['GET']} reads, {server.network.requests['errors']} of them failed")
+            server.close()
         print(f"{time.perf_counter() - started:.0f} s")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.distributed.runs import ALL_STREAMS, EVERY_3_STEPS, RUN, callback, checkout, lines, run, streams
-from tests.distributed.soak import soak
+from tests.distributed.soak import soak, upload
 
 STEPS = 10
 RESUMED = [
@@ -89,3 +89,22 @@ def test_random_kills_lose_and_double_no_sample(toy_root, tmp_path):
     assert found.steps == 12
     assert found.topologies > 1
     assert min(found.passes.values()) > 1
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_run_over_a_bad_network_loses_and_doubles_no_sample(toy_root, tmp_path):
+    """The short form of ``tests.distributed.soak --s3_errors 0.02``."""
+    pytest.importorskip("moto", reason="the bucket is moto's server: pip install moto[server]")
+    pytest.importorskip("s3fs", reason="buckets are an extra: pip install onepeace-lightning[cloud]")
+    from tests.data.s3 import BadS3
+
+    folder, names, server = checkout(tmp_path / "soak", toy_root), ("image-text", "audio"), BadS3()
+    try:
+        remote = upload(server, folder, names)
+        server.network.errors = 0.02
+        found = soak(folder, 4, 1, undisturbed=2, names=names, remote=remote)
+    finally:
+        server.close()
+    assert found.steps == 6
+    assert server.network.requests["errors"] > 0
+    assert max(found.passes.values()) > 1
