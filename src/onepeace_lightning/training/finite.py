@@ -23,8 +23,8 @@ class SkippedSteps(L.Callback):
     ``<default_root_dir>/skipped_steps_rank<r>.jsonl``, one line ``{"step": n, "rank": r, "keys": {stream: [key, …]}}``
     for each batch. The count is logged as ``train/skipped_steps`` and goes on in a resumed run.
 
-    Training in float16 (``16-mixed``) multiplies the loss by a scale that is raised until gradients overflow, and halved
-    then: such a step is left out too, but is no fault. As long as the scale is above 1 it is counted apart, as
+    Training in float16 (``16-mixed``) multiplies the loss by a scale that is raised until gradients overflow, and
+    halved then: such a step is left out too, but is no fault. As long as the scale is above 1 it is counted apart, as
     ``train/overflows``, and ends nothing.
 
     Args:
