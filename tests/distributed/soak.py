@@ -161,7 +161,7 @@ class Bucket:
         self._process = multiprocessing.get_context("fork").Process(target=_serve, args=(files, errors, theirs))
         self._process.start()
         cache = {"cache": str((folder / "cache").absolute()), "cache_gib": 1e-4}
-        self.remote = {**cache, "block_mib": 1 / 256, "pause": 0.01, "options": self._pipe.recv()}
+        self.remote = {**cache, "block_mib": 1 / 64, "pause": 0.01, "options": self._pipe.recv()}
 
     def close(self) -> Counter:
         """Stop the server; how many requests there were, by method and by fault."""
