@@ -19,11 +19,11 @@ env: $(READY)
 $(CORE): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 env")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e .
+	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e .
 	@touch $@
 
 $(READY): $(CORE)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[compare,dev,docs,export,heif,hf,index,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
+	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[compare,dev,docs,export,heif,hf,index,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
 	@touch $@
 
 toy: $(TOY)
