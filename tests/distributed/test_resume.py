@@ -97,18 +97,18 @@ def test_the_first_process_says_for_all_whether_there_is_a_checkpoint(toy_root, 
 
 
 @pytest.mark.timeout(600)
-def test_random_kills_over_a_bad_network_lose_and_double_no_sample(toy_root, tmp_path):
+def test_a_kill_over_a_bad_network_loses_and_doubles_no_sample(toy_root, tmp_path):
     """The short form of ``tests.distributed.soak --s3_errors 0.02``."""
     pytest.importorskip("moto", reason="the bucket is moto's server: pip install moto[server]")
     pytest.importorskip("s3fs", reason="buckets are an extra: pip install onepeace-lightning[cloud]")
-    folder = checkout(tmp_path / "soak", toy_root)
-    bucket = Bucket(folder, ALL_STREAMS, 0.02)
+    folder, names = checkout(tmp_path / "soak", toy_root), ("image-text", "audio")
+    bucket = Bucket(folder, names, 0.02)
     try:
-        found = soak(folder, 8, 2, undisturbed=4, remote=bucket.remote)
+        found = soak(folder, 4, 1, undisturbed=2, names=names, remote=bucket.remote)
     finally:
         requests = bucket.close()
-    assert found.steps == 12
-    assert found.resumed == 2
-    assert found.topologies > 1
-    assert min(found.passes.values()) > 1
+    assert found.steps == 6
+    assert found.resumed == 1
+    assert found.topologies == 2
+    assert max(found.passes.values()) > 1
     assert requests["errors"] + requests["cuts"] > 0
