@@ -225,7 +225,7 @@ def run(
     longest = torch.stack([part.max() for part in lengths]).mean()
     print(
         f"training step at {preset!r} in {precision} on {torch.get_num_threads()} threads: {batch_size} image-text "
-        f"pairs, {image_size}-pixel pictures, captions of {torch.cat(lengths).mean():.1f} tokens on average and "
+        f"pairs, {image_size}-pixel images, captions of {torch.cat(lengths).mean():.1f} tokens on average and "
         f"{longest:.1f} for the longest of a batch"
     )
     print(f"loss terms and gradients of both ways agree within {difference:.0e} (float32)")
