@@ -17,6 +17,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,7 +27,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import onepeace_lightning.data.datamodule
 import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
-from onepeace_lightning.cli import configurations, runs
+from onepeace_lightning.cli import TRAINER, configurations, runs, trainer_usage
+from onepeace_lightning.cli.faults import plain
 from onepeace_lightning.cli.loggers import LOGGERS, log_configuration, logger
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
 from onepeace_lightning.data.bad_samples import TooManyBadSamplesError, TooManyLostShardsError
@@ -42,7 +44,6 @@ from onepeace_lightning.training.strategy import FullyShardedStrategy
 USER_FAULTS = (
     ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, FloatingPointError,
     TooManyBadSamplesError,
-    TooManyLostShardsError,
     TooManyLostShardsError,
 )  # fmt: skip
 """Errors that say what the user can mend."""
@@ -108,11 +109,7 @@ class OnePeaceCLI(LightningCLI):
             if given and not own and (found := runs.run_of(given)):
                 self.folder = found
         if self.subcommand == "fit":
-            if given == "last" and not any(self.folder.glob("checkpoints/last*.ckpt")):
-                if first_rank():
-                    print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
-                config.ckpt_path = None
-            elif not given:
+            if not given:
                 runs.refuse_used(self.folder)  # on every rank: nobody waits for one that has refused
         elif given:
             config.ckpt_path = runs.checkpoint_in(self.folder, given)
@@ -144,6 +141,23 @@ class OnePeaceCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def before_fit(self) -> None:
+        """Find the checkpoint that is meant by ``last``; of processes on several machines the first one says it."""
+        config = self.config_init["fit"]
+        if config.get("ckpt_path") != "last":
+            return
+        strategy = self.trainer.strategy
+        # Lightning starts the others of a single machine itself, later; they see the files that this one sees.
+        environment = getattr(strategy, "cluster_environment", None)
+        if together := environment is not None and not isinstance(environment, LightningEnvironment):
+            strategy.setup_environment()
+        path = runs.last_checkpoint(self.trainer) if self.trainer.is_global_zero or not together else None
+        if together:
+            path = strategy.broadcast(path)
+        if path is None and self.trainer.is_global_zero:
+            print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
+        config.ckpt_path = path
 
     def _configured(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
@@ -184,7 +198,14 @@ def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
         },
         parser_kwargs={
             "exit_on_error": False,
-            **{name: {"exit_on_error": False} for name in OnePeaceCLI.subcommands()},
+            **{
+                name: {
+                    "exit_on_error": False,
+                    "usage": trainer_usage(name),
+                    "description": TRAINER[name].summary.capitalize() + ".",
+                }
+                for name in TRAINER
+            },
         },
         args=[*subcommand, *laid_over(words)],
         run=run,
@@ -263,11 +284,6 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
 
 
-def first_rank() -> bool:
-    """Whether this is the process that speaks for a run, before there is a trainer to ask."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
-
-
 def _data_types(train: Any) -> list[str]:
     """What the training streams by name hold: the type that a stream says, or is named, or else has in its manifest."""
     if not isinstance(train, dict) or {"path", "sources"} & set(train):  # the one stream of a downstream task
@@ -318,16 +334,3 @@ def _end(name: str, error: BaseException) -> NoReturn:
         time.sleep(_PATIENCE)
     speaker = f"onepeace {name}{f' (rank {rank})' if rank else ''}"
     sys.exit(f"{speaker}: {plain(str(error))}\n(ONEPEACE_TRACEBACK=1 shows where it happened)")
-
-
-def plain(message: str) -> str:
-    """An error without what a parser says of types; its reasons are what was wrong."""
-    if "gpu backend" in message:
-        return f"{message} Give --trainer.accelerator cpu to go without one"
-    _, found, reasons = message.partition("Errors:\n")
-    if not found:
-        return message
-    lines = reasons.partition("Given value type")[0].rstrip().splitlines()
-    kept = [line.removeprefix("  ").removeprefix("  ") for line in lines if "Expected a <class 'NoneType'>" not in line]
-    key = message.partition("Parser key ")[2].partition(":")[0].strip('"')
-    return "\n".join([f"{key}:" if key else "", *kept]).strip()
