@@ -16,7 +16,7 @@ from onepeace_lightning.cli.trainer import USER_FAULTS, command_line, plain, qui
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.from_folder import common_type, find_samples
 from onepeace_lightning.data.make_shards import Making, make_shards
-from onepeace_lightning.data.shards import MANIFEST, Manifest, read_manifest
+from onepeace_lightning.data.manifest import MANIFEST, Manifest, read_manifest
 from onepeace_lightning.data.splits import SPLITS
 from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.modalities.registry import text_modality
