@@ -108,7 +108,7 @@ def train(
     manifests, tokenizer = _streams(Path(data), task, folder)
     kind = data_type(manifests["train"].data_type)
     source = _source(backbone, tokenizer, folder)
-    opened = open_backbone(source, None, None)
+    opened = open_backbone(source)
     if opened.tokenizer is not None:  # its ids are the weights' own
         tokenizer = folder / "tokenizer"
         opened.tokenizer.save(tokenizer)

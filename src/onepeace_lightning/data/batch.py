@@ -78,8 +78,13 @@ class Batch:
         def each(part: dict[str, Any]) -> dict[str, Any]:
             return {name: value if isinstance(value, list) else move(value) for name, value in part.items()}
 
-        parts = ("inputs", "masks", "fused_masks", "targets")
-        return replace(self, **{name: each(getattr(self, name)) for name in parts})
+        return replace(
+            self,
+            inputs=each(self.inputs),
+            masks=each(self.masks),
+            fused_masks=each(self.fused_masks),
+            targets=each(self.targets),
+        )
 
 
 @dataclass(frozen=True)

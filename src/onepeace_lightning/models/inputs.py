@@ -80,7 +80,14 @@ class TokenMask(TensorFields):
         is_hidden_T = np.concatenate(masks)
         hidden_M, visible_N = np.flatnonzero(is_hidden_T), np.flatnonzero(~is_hidden_T)
         samples_M = samples_T[hidden_M]
-        # Candidates move up by the CLS tokens before them, that of their own sample included.
-        indices = (torch.from_numpy(part) for part in (is_hidden_T, hidden_M, visible_N, hidden_M - samples_M - 1))
-        visible_lengths = np.bincount(samples_T[visible_N], minlength=len(lengths)).tolist()
-        return cls(*indices, samples_M, positions_T[visible_N], lengths, visible_lengths)
+        return cls(
+            torch.from_numpy(is_hidden_T),
+            torch.from_numpy(hidden_M),
+            torch.from_numpy(visible_N),
+            # Candidates move up by the CLS tokens before them, that of their own sample included.
+            torch.from_numpy(hidden_M - samples_M - 1),
+            samples_M,
+            positions_T[visible_N],
+            lengths,
+            np.bincount(samples_T[visible_N], minlength=len(lengths)).tolist(),
+        )
