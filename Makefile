@@ -19,11 +19,11 @@ env: $(READY)
 $(CORE): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 env")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e .
+	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e .
 	@touch $@
 
 $(READY): $(CORE)
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[compare,dev,docs,export,heif,hf,index,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
+	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[compare,dev,docs,export,heif,hf,index,loggers,lora,mteb,ray,recipes,sentence-transformers,serve,transformers,video]'
 	@touch $@
 
 toy: $(TOY)
@@ -44,6 +44,8 @@ types: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# Minutes each. benchmarks.gpu needs a GPU; data_types, differences and open_clip are studies (docs/performance.md).
+BENCHMARKS := packed loader embed startup search precision memory_arithmetic contrast_memory bias_memory checkpoint_memory
+
 bench: $(READY)
-	@for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py %/timing.py %/gpu.py,$(wildcard benchmarks/*.py))); do \
-		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in $(BENCHMARKS); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

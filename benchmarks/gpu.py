@@ -4,8 +4,9 @@
    checkpointing at the largest batch that fits, its MFU, and the same view by view with padding instead of packed. MFU
    is of the step's model FLOPs, by which recomputation counts for nothing.
 2. FlexAttention against padded attention, forward and backward of a few blocks' attention alone, with the learned bias
-   whose tables all blocks share, on the views of a pretraining step. Outputs and gradients of both are compared first,
-   in float32.
+   whose tables all blocks share, on the views of a pretraining step at 256 pixels; FlexAttention also with tables that
+   do not learn: what it is slower by is the price of their gradient, which it adds up with atomic operations. Outputs
+   and gradients of both are compared first, in float32.
 3. The other ways to train: without checkpointing, at ``large``, compiled.
 4. Embedding: items per second of each modality.
 5. Attention on fused pairs with tables per block, as in fine-tuning, at several sizes of images.
@@ -15,33 +16,34 @@ was not reached is named. ``--device cpu --preset tiny`` runs all of it on the p
 FlexAttention then runs forward only, and peak memory is that of the process.
 """
 
-import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
+from benchmarks.gpu_attention import (
+    ATTENTION_BLOCKS,
+    MODALITIES,
+    AttentionCase,
+    attention_difference,
+    attention_measured,
+)
 from benchmarks.packed import VOCAB_SIZE, make_batch, view_by_view
-from benchmarks.timing import Device, fresh, own_peak
+from benchmarks.timing import Device, Measured, fresh, largest_that_fits, timed
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import pretraining_loss
 from onepeace_lightning.modalities.audio import Audio
 from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.presets import Preset, preset_config
 from onepeace_lightning.modalities.text import Text
-from onepeace_lightning.models import ModelConfig, PretrainModel, Tokens
-from onepeace_lightning.models.attention.base import RelativeBias
-from onepeace_lightning.models.encoder import BACKENDS, compile_blocks
-from onepeace_lightning.models.packing import View, pack
-from onepeace_lightning.models.patches import PATCH
-from onepeace_lightning.models.relative_bias import grid_buckets, grid_rows, sequence_buckets, sequence_rows
+from onepeace_lightning.models import ModelConfig, PretrainModel
+from onepeace_lightning.models.encoder import compile_blocks
 from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
 from onepeace_lightning.training.peaks import peak_flops
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
@@ -51,157 +53,22 @@ Table = Literal["step", "attention", "training", "embedding", "per_block"]
 Call = Callable[..., Any]
 """Calls a function with its arguments in a process of its own."""
 
-MODALITIES = ("text", "image", "audio")
-TEXT_BUCKETS = 256
-ATTENTION_BLOCKS = 4
 BATCHES = 4
 """Different batches that the steps of a case take in turn: their captions have other lengths."""
 TOLERANCE = 1e-3
-"""Of what both attentions give, as a share of its greatest value."""
+"""Of what both attentions give, as a fraction of its greatest value."""
 CLIP_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a case took: median seconds, peak memory in bytes, and its batch size."""
-
-    seconds: float
-    memory: int
-    batch_size: int
-
-
-def largest_that_fits(measure: Callable[[int], tuple[float, int] | None], batch_size: int) -> Measured | None:
-    """Measure with the batch halved until it fits; None where not even one sample does.
-
-    Args:
-        measure: gives seconds and peak memory of a batch size, or None where memory does not suffice.
-        batch_size: the first one.
-    """
-    while batch_size:
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        if (found := measure(batch_size)) is not None:
-            return Measured(*found, batch_size)
-        batch_size //= 2
-    return None
-
-
-def timed(device: Device, repetitions: int, run: Callable[[int], object]) -> tuple[float, int] | None:
-    """Median seconds of calls after two that warm up, and peak memory; None where memory does not suffice."""
-    try:
-        seconds = []
-        for repetition in range(-2, repetitions):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run(repetition)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if repetition >= 0:
-                seconds.append(time.perf_counter() - start)
-    except torch.OutOfMemoryError:
-        return None
-    return median(seconds), own_peak(device)
 
 
 # attention
 
-
-@dataclass(frozen=True)
-class AttentionCase:
-    """Attention of a few blocks.
-
-    Attributes:
-        preset: whose width and heads.
-        side: of the pictures in pixels.
-        per_block: every block has its own tables, and the views are those of fine-tuning, not of pretraining.
-        batch_size: pairs.
-    """
-
-    preset: Preset
-    side: int
-    per_block: bool
-    batch_size: int
-
-    def views(self, device: Device) -> Sequence[View]:
-        """A fused pair, or the five views that learn of a pretraining step; without values."""
-        batch = make_batch(self.batch_size, self.side, seed=0)
-        lengths = {name: inputs.token_lengths for name, inputs in batch.inputs.items()}
-        tokens = {
-            name: Tokens.of_padded(torch.zeros(len(part), max(part), 0, device=device), part)
-            for name, part in lengths.items()
-        }
-        if self.per_block:
-            return [tokens]
-        alone, fused = (
-            {name: part.hide(masks[name].to(device)) for name, part in tokens.items()}
-            for masks in (batch.masks, batch.fused_masks)
-        )
-        return [{name: part} for whole in (tokens, alone) for name, part in whole.items()] + [fused]
-
-    def relative(self, device: Device) -> dict[str, RelativeBias]:
-        """Random tables that learn."""
-        heads = preset_config(self.preset).encoder.heads
-        grid, where = self.side // PATCH, torch.device(device)
-        kinds = {
-            "text": (sequence_rows(TEXT_BUCKETS), sequence_buckets(TEXT_BUCKETS, TEXT_BUCKETS, where)),
-            "image": (grid_rows(grid), grid_buckets(grid, where)),
-        }
-        generator = torch.Generator().manual_seed(1)
-        tables = ATTENTION_BLOCKS if self.per_block else 1
-        return {
-            name: RelativeBias(
-                [torch.randn(rows, heads, generator=generator).to(device).requires_grad_() for _ in range(tables)],
-                buckets,
-            )
-            for name, (rows, buckets) in kinds.items()
-        }
-
-
-def attention_pass(kind: str, case: AttentionCase, device: Device, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
-    """A function that attends and gives the output of every block and, on CUDA, the gradients of q, k, v and tables."""
-    views, relative = case.views(device), case.relative(device)
-    encoder = preset_config(case.preset).encoder
-    packed = pack(views, MODALITIES)
-    generator = torch.Generator().manual_seed(2)
-    shape = (3, len(packed.values_TD), encoder.width)
-    qkv = [part.to(device, dtype).requires_grad_() for part in torch.randn(shape, generator=generator)]
-    leaves = [*qkv, *(table for bias in relative.values() for table in bias.tables_RH)]
-
-    def run() -> list[Tensor]:
-        learn = device == "cuda"
-        with torch.set_grad_enabled(learn):
-            attention = BACKENDS[kind](packed, views, encoder.heads, relative)
-            outs = [attention.block(block)(*qkv) for block in range(ATTENTION_BLOCKS)]
-            gradients = (
-                torch.autograd.grad(torch.stack([out.float().sin().sum() for out in outs]).sum(), leaves)
-                if learn
-                else ()
-            )
-        return [*(out.detach() for out in outs), *gradients]
-
-    return run
-
-
-def attention_difference(case: AttentionCase, device: Device) -> float:
-    """The greatest difference between both attentions in float32, as a share of each tensor's greatest value."""
-    ours, theirs = (attention_pass(kind, case, device, torch.float32)() for kind in ("flex", "padded"))
-    return max(
-        float((one - two).abs().max() / two.abs().max().clamp(min=1e-6)) for one, two in zip(ours, theirs, strict=True)
-    )
-
-
-def attention_measured(kind: str, case: AttentionCase, device: Device, repetitions: int) -> Measured | None:
-    """Time and memory, in bfloat16 on CUDA."""
-    run = attention_pass(kind, case, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    found = timed(device, repetitions, lambda _: run())
-    return None if found is None else Measured(*found, case.batch_size)
+ATTENTION_COLUMNS = (
+    "width of", "images", "pairs", "difference", "flex s", "flex GiB", "flex, fixed tables s", "padded s", "padded GiB",
+)  # fmt: skip
 
 
 def attention_row(case: AttentionCase, device: Device, repetitions: int, call: Call) -> str:
-    """Flex against padded attention.
+    """Flex against padded attention, and flex without the gradient of the tables.
 
     Raises:
         RuntimeError: where both do not give the same numbers.
@@ -210,9 +77,11 @@ def attention_row(case: AttentionCase, device: Device, repetitions: int, call: C
     difference = call(attention_difference, small, device)
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{case}: flex and padded differ by {difference:.1e} of the greatest value")
-    found = {kind: call(attention_measured, kind, case, device, repetitions) for kind in ("flex", "padded")}
-    cells = [cell for kind in ("flex", "padded") for cell in _time_and_memory(found[kind])]
-    return _row(case.preset, f"{case.side} px", case.batch_size, f"{difference:.0e}", *cells)
+    flex, fixed, padded = (
+        _time_and_memory(call(attention_measured, kind, case, device, repetitions, learned))
+        for kind, learned in (("flex", True), ("flex", False), ("padded", True))
+    )
+    return _row(case.preset, f"{case.side} px", case.batch_size, f"{difference:.0e}", *flex, fixed[0], *padded)
 
 
 # training
@@ -439,14 +308,13 @@ def run(
         for modality in MODALITIES
     ]
     step = ("preset", "step", "pairs", "step s", "GiB", "pairs/s", "model TFLOP/s", "MFU")
-    compared = ("width of", "images", "pairs", "difference", "flex s", "flex GiB", "padded s", "padded GiB")
     attention = f"Attention of {ATTENTION_BLOCKS} blocks"
     sections: dict[Table, Section] = {
         "step": Section("Training step, image-text", step, train([(presets[0], way) for way in FIRST_WAYS])),
-        "attention": Section(f"{attention}, views of pretraining, shared tables", compared, attend(shared)),
+        "attention": Section(f"{attention}, views of pretraining, shared tables", ATTENTION_COLUMNS, attend(shared)),
         "training": Section("Training step, image-text, other ways", step, train(training)),
         "embedding": Section("Embedding", ("preset", "modality", "batch", "items/s", "GiB"), embedding),
-        "per_block": Section(f"{attention}, fused pairs, tables per block", compared, attend(per_block)),
+        "per_block": Section(f"{attention}, fused pairs, tables per block", ATTENTION_COLUMNS, attend(per_block)),
     }
     where = torch.cuda.get_device_name() if device == "cuda" else "processor"
     print(f"{time.strftime('%Y-%m-%d')}, {where}, torch {torch.__version__}\n")

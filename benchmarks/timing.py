@@ -1,5 +1,6 @@
 """What all benchmarks share: interleaved timing, peak memory of a process of its own, and the printed result."""
 
+import gc
 import multiprocessing
 import re
 import resource
@@ -151,3 +152,48 @@ def table(seconds: Mapping[str, list[float]], notes: Mapping[str, str]) -> str:
 def ratio_line(ours: list[float], baseline: list[float], what: str) -> str:
     """The last line of a benchmark: how many times as fast as the baseline, by medians of the same work's seconds."""
     return f"ratio: {median(baseline) / median(ours):.2f} ({what})"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a case took: median seconds, peak memory in bytes, and its batch size."""
+
+    seconds: float
+    memory: int
+    batch_size: int
+
+
+def largest_that_fits(measure: Callable[[int], tuple[float, int] | None], batch_size: int) -> Measured | None:
+    """Measure with the batch halved until it fits; None where not even one sample does.
+
+    Args:
+        measure: gives seconds and peak memory of a batch size, or None where memory does not suffice.
+        batch_size: the first one.
+    """
+    while batch_size:
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        if (found := measure(batch_size)) is not None:
+            return Measured(*found, batch_size)
+        batch_size //= 2
+    return None
+
+
+def timed(device: Device, repetitions: int, run: Callable[[int], object]) -> tuple[float, int] | None:
+    """Median seconds of calls after two that warm up, and peak memory; None where memory does not suffice."""
+    try:
+        seconds = []
+        for repetition in range(-2, repetitions):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run(repetition)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repetition >= 0:
+                seconds.append(time.perf_counter() - start)
+    except torch.OutOfMemoryError:
+        return None
+    return median(seconds), own_peak(device)

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from benchmarks import loader, packed, startup, timing
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -109,3 +110,11 @@ def test_startup_runs(capsys):
     said = capsys.readouterr().out
     assert "a loader over 60 shards of 30 samples, 4 ranks of 2 workers" in said
     assert "on 3 ranks of 2 workers" in said
+
+
+def test_make_bench_runs_what_is_quick_and_a_page_names_the_rest():
+    [quick] = re.findall(r"^BENCHMARKS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    studies = re.findall(r"^\| `python -m benchmarks\.(\w+)`", (ROOT / "docs/performance.md").read_text(), re.MULTILINE)
+    shared = {"__init__", "timing", "gpu", "gpu_attention"}
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared
+    assert sorted([*quick.split(), *studies]) == sorted(modules)

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import gpu, timing
+from benchmarks import gpu, gpu_attention, timing
 
 
 @pytest.fixture
@@ -35,6 +35,8 @@ def test_everything_runs_on_the_processor(here, capsys, monkeypatch):
     ]  # fmt: skip
     assert [row[1] for row in embedding[2:]] == ["text", "image", "audio"]
     assert len(attention) == len(per_block) == 3
+    assert attention[0][4:7] == ["flex s", "flex GiB", "flex, fixed tables s"]
+    assert all(float(cell) > 0 for cell in attention[2][4:])
     for table in tables:
         assert len({len(row) for row in table}) == 1
     assert all(float(cell) > 0 for row in [*step[2:], *training[2:]] for cell in row[2:7])
@@ -52,10 +54,10 @@ def test_a_batch_that_does_not_fit_is_halved():
         if batch_size > limit:
             raise torch.OutOfMemoryError
 
-    found = gpu.largest_that_fits(lambda size: gpu.timed("cpu", 1, partial(fill, 5, size)), 32)
+    found = timing.largest_that_fits(lambda size: timing.timed("cpu", 1, partial(fill, 5, size)), 32)
     assert found is not None
     assert found.batch_size == 4
-    assert gpu.largest_that_fits(lambda size: gpu.timed("cpu", 1, partial(fill, 0, size)), 32) is None
+    assert timing.largest_that_fits(lambda size: timing.timed("cpu", 1, partial(fill, 0, size)), 32) is None
 
 
 def test_what_time_did_not_suffice_for_is_counted(monkeypatch, capsys):
@@ -85,7 +87,7 @@ def test_a_process_that_takes_too_long_is_stopped():
 
 
 def test_attentions_that_differ_are_not_timed(here, monkeypatch):
-    padded = gpu.BACKENDS["padded"]
+    padded = gpu_attention.BACKENDS["padded"]
     block = padded.block
     monkeypatch.setattr(padded, "block", lambda self, index: lambda *qkv: 1.1 * block(self, index)(*qkv))
     with pytest.raises(RuntimeError, match="flex and padded differ by"):

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -70,7 +71,12 @@ class BadS3:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Proxy(ThreadingHTTPServer):
+            def handle_error(self, *args: object) -> None:
+                if not isinstance(sys.exc_info()[1], ConnectionError):  # such as of a client that was killed
+                    super().handle_error(*args)
+
+        self._proxy = Proxy(("127.0.0.1", 0), Handler)
         self._proxy.daemon_threads = True
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._proxy.server_address[1]}"

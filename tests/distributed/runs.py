@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.tensor import DTensor
 
 from onepeace_lightning.cli import main
@@ -41,9 +42,9 @@ EVERY_3_STEPS = [
 ]
 
 
-def streams(*names: str, batch_size: int = 3) -> str:
-    """The option that trains on these streams of the toy data."""
-    parts = (f"{name}: {{path: data/toy/train/{name}, batch_size: {batch_size}}}" for name in names)
+def streams(*names: str, batch_size: int = 3, where: str = "data/toy/train") -> str:
+    """The option that trains on these streams of the toy data, or of a copy of it elsewhere."""
+    parts = (f"{name}: {{path: {where}/{name}, batch_size: {batch_size}}}" for name in names)
     return f"--data.init_args.train={{{', '.join(parts)}}}"
 
 
@@ -214,6 +215,14 @@ class Kill(L.Callback):
         if due and not self.sent:
             self.sent = True
             os.kill(os.getpid(), getattr(signal, self.signal))
+
+
+class Blind(L.Callback):
+    """Hides all checkpoints from every process but one, as a file system does that shows files late elsewhere."""
+
+    def __init__(self, but: int) -> None:
+        if os.environ["RANK"] != str(but):
+            ModelCheckpoint._find_last_checkpoints = lambda self, trainer: set()
 
 
 class FullDisk(L.Callback):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.distributed.runs import ALL_STREAMS, EVERY_3_STEPS, RUN, callback, checkout, lines, run, streams
-from tests.distributed.soak import soak
+from tests.distributed.soak import Bucket, soak
 
 STEPS = 10
 RESUMED = [
@@ -82,10 +82,33 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_one(toy_root, tmp_pat
             torch.testing.assert_close(ends[1][part][name], tensor, atol=1e-6, rtol=0, msg=f"{part} of {name}")
 
 
-@pytest.mark.timeout(900)
-def test_random_kills_lose_and_double_no_sample(toy_root, tmp_path):
-    """The short form of ``tests.distributed.soak``."""
-    found = soak(checkout(tmp_path / "soak", toy_root), 8, 2, undisturbed=4)
-    assert found.steps == 12
-    assert found.topologies > 1
-    assert min(found.passes.values()) > 1
+def test_the_first_process_says_for_all_whether_there_is_a_checkpoint(toy_root, tmp_path):
+    folder = checkout(tmp_path / "blind", toy_root)
+    command = [
+        *RUN, "--trainer.limit_val_batches=0", "--model.init_args.optimization.warmup_steps=1",
+        "--data.init_args.num_workers=0", streams("text"), *EVERY_3_STEPS,
+        *callback("Record"),
+    ]  # fmt: skip
+    last = ["--ckpt_path=last", "--trainer.strategy=ddp"]
+    assert run(folder, *command, "--trainer.max_steps=3") == [0]
+    (folder / "rank0.jsonl").unlink()
+    assert run(folder, *command, "--trainer.max_steps=5", *last, *callback("Blind", but=0), ranks=2) == [0, 0]
+    assert [[line["step"] for line in lines(folder, rank)] for rank in range(2)] == [[4, 5], [4, 5]]
+
+
+@pytest.mark.timeout(600)
+def test_a_kill_over_a_bad_network_loses_and_doubles_no_sample(toy_root, tmp_path):
+    """The short form of ``tests.distributed.soak --s3_errors 0.02``."""
+    pytest.importorskip("moto", reason="the bucket is moto's server: pip install moto[server]")
+    pytest.importorskip("s3fs", reason="buckets are an extra: pip install onepeace-lightning[cloud]")
+    folder, names = checkout(tmp_path / "soak", toy_root), ("image-text", "audio")
+    bucket = Bucket(folder, names, 0.02)
+    try:
+        found = soak(folder, 4, 1, undisturbed=2, names=names, remote=bucket.remote)
+    finally:
+        requests = bucket.close()
+    assert found.steps == 6
+    assert found.resumed == 1
+    assert found.topologies == 2
+    assert max(found.passes.values()) > 1
+    assert requests["errors"] + requests["cuts"] > 0

@@ -61,9 +61,14 @@ def small(words: list[str], steps: int) -> list[str]:
     """A command of pretraining with the tiny model, on a processor."""
     smaller = {"pretrain/stage1_4b": "pretrain/toy", "8": "1"}
     return [
-        *(smaller.get(word, word).replace("batch_size: 512", "batch_size: 2") for word in words),
+        *(re.sub(r"batch_size: \d+", "batch_size: 2", smaller.get(word, word)) for word in words),
         *SMALL, f"--trainer.max_steps={steps}",
     ]  # fmt: skip
+
+
+def test_files_that_the_page_names_exist():
+    for name in re.findall(r"`((?:\w+/)+\w+\.py)`", PAGE):
+        assert (ROOT / name).exists() or (ROOT / "src/onepeace_lightning" / name).exists(), name
 
 
 def test_every_command_of_the_page_is_one_of_these():
@@ -122,8 +127,8 @@ def test_two_machines_train_from_a_bucket(bucket, toy_root, tmp_path, monkeypatc
                     client.upload_file(str(shard), "my-bucket", f"laion/{shard.name}")
             main(words[1:])
         elif words[0] == "aws":
-            for file in Path("shards/train/image-text").iterdir():
-                client.upload_file(str(file), "my-bucket", f"pairs/{file.name}")
+            for file in Path("shards").rglob("*.*"):
+                client.upload_file(str(file), "my-bucket", f"pairs/{file.relative_to('shards')}")
         elif words[0] == "torchrun" and "fit" in words:
             _torchrun(small(words[1:], 2), tmp_path)
     assert bucket.network.requests["GET"] > 3
@@ -159,9 +164,11 @@ def test_the_job_of_slurm_stops_is_queued_again_and_goes_on(toy_root, tmp_path, 
     (tmp_path / "bin/scontrol").chmod(0o755)
     folder = checkout(tmp_path / "job", toy_root)
     sizes = {"$SLURM_NNODES": "2", "$SLURM_NTASKS_PER_NODE": "1"}
-    local = "--data.init_args.train={image-text: {path: data/toy/train/image-text, batch_size: 2}}"
+    local = ["--data.init_args.tokenizer=data/toy/tokenizer"]
+    for split in ("train", "val"):
+        local.append(f"--data.init_args.{split}={{image-text: {{path: data/toy/{split}/image-text, batch_size: 2}}}}")
     [fit, *words] = small([sizes.get(word, word) for word in job()], 3)
-    command = [fit, *callback("Record"), *words, local]  # before what stops the run
+    command = [fit, *callback("Record"), *words, *local]  # before what stops the run
 
     for last in (2, 3):
         told = callback("Kill", step=1, rank=1, signal="SIGUSR1") if last == 2 else []

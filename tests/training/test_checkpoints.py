@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from onepeace_lightning.checkpoints.atomic import Background, link
+from onepeace_lightning.cli.runs import last_checkpoint
 from onepeace_lightning.training.checkpoints import RecentCheckpoints, recent
 from tests.training.test_averaging import Falling
 
@@ -39,6 +40,7 @@ def test_the_newest_few_stay_and_last_is_a_link_to_the_newest(tmp_path, asynchro
         assert content["state_dict"]["weight"].tolist() == [-step, -step]
     again = fit(tmp_path, 10, RecentCheckpoints(str(tmp_path / "kept"), 2), ckpt_path="last")
     assert again.weight.tolist() == [-10, -10]
+    assert last_checkpoint(again.trainer) == str(tmp_path / "kept/step=10.ckpt")  # not the link
     assert names(tmp_path / "kept") == ["step=10.ckpt", "step=9.ckpt", "step=8.ckpt"]
 
 
@@ -47,6 +49,7 @@ def test_a_url_keeps_as_many_and_last_is_the_newest_there():
     assert names("memory://run/kept") == ["step=5.ckpt", "step=4.ckpt"]
     again = fit("memory://run", 6, RecentCheckpoints("memory://run/kept", 2), ckpt_path="last")
     assert again.weight.tolist() == [-6, -6]
+    assert last_checkpoint(again.trainer) == "memory://run/kept/step=6.ckpt"
     fsspec.filesystem("memory").rm("/run", recursive=True)
 
 

@@ -5,6 +5,7 @@ import json
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.finite import SkippedSteps
@@ -56,7 +57,39 @@ def test_a_step_of_a_non_finite_gradient_changes_nothing_and_the_next_goes_on(tm
     fit(without, [GOOD, GOOD], tmp_path, gradient_clip_val=clip, precision=precision)
     assert without.after == task.after[::2]  # moments and their count are untouched, too
     assert trainer.callback_metrics["train/skipped_steps"] == 2
-    assert task.skipped.state_dict() == {"total": 2, "in_a_row": 1}
+    assert task.skipped.state_dict() == {"total": 2, "in_a_row": 1, "overflows": 0}
+    assert "train/overflows" not in trainer.callback_metrics
+
+
+class Half(Root):
+    """Adds in float16, whose gradient overflows where the scale of the loss is 2^19 or more."""
+
+    def training_step(self, batch, batch_idx):
+        return (self.weight * batch).half().sum().float().sqrt()
+
+
+def fit_scaled(task, batches, folder, scale):
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return fit(task, batches, folder, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+def test_a_scale_of_the_loss_that_is_found_is_no_fault(tmp_path):
+    """Three overflows would end the run, were they counted as skipped steps."""
+    task = Half(limit=2)
+    trainer = fit_scaled(task, [GOOD, GOOD, GOOD, GOOD], tmp_path, 2.0**21)
+    assert task.after[2] == [1.0, 1.0]
+    assert task.after[3] != task.after[2]
+    assert task.skipped.state_dict() == {"total": 0, "in_a_row": 0, "overflows": 3}
+    assert trainer.callback_metrics["train/overflows"] == 3
+    assert trainer.callback_metrics["train/skipped_steps"] == 0
+    assert not list(tmp_path.glob("skipped_steps*"))
+
+
+def test_gradients_that_no_scale_makes_finite_end_a_run_in_float16(tmp_path):
+    task = Half(limit=2)
+    with pytest.raises(FloatingPointError, match="2 steps in a row, the last one 5, "):
+        fit_scaled(task, [GOOD, BAD, BAD, BAD, BAD, BAD], tmp_path, 4.0)
+    assert task.skipped.state_dict() == {"total": 2, "in_a_row": 2, "overflows": 2}  # at 4 and 2; at 1 and 1/2
 
 
 def test_a_bad_part_of_an_accumulated_step_drops_the_whole_step(tmp_path):

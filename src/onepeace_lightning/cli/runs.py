@@ -1,12 +1,15 @@
 """A run's folder: everything that a run writes lies in it, and no other run writes there."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
+from onepeace_lightning.checkpoints.shard_files import is_url
 from onepeace_lightning.reports.answers import AnswersReport
 from onepeace_lightning.reports.base import PAGE
 from onepeace_lightning.reports.classification import ClassificationReport
@@ -66,6 +69,17 @@ def checkpoint_in(folder: Path, name: str) -> str:
         has = f"it has {', '.join(found)}" if found else "it has none"
         raise FileNotFoundError(f"--ckpt_path {name}: there is no {path}; {has}. Say which run with --run")
     return str(path)
+
+
+def last_checkpoint(trainer: L.Trainer) -> str | None:
+    """The newest checkpoint called ``last`` of those that a trainer's callbacks have written; None where there is none.
+
+    A link is followed: on another machine it may not have arrived yet, and lead to an older one.
+    """
+    written = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = {path for callback in written for path in callback._find_last_checkpoints(trainer)}
+    newest = max(paths, key=lambda path: get_filesystem(path).modified(path), default=None)
+    return newest if newest is None or is_url(newest) else os.path.realpath(newest)
 
 
 def run_of(checkpoint: str) -> Path | None:

@@ -17,6 +17,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -108,11 +109,7 @@ class OnePeaceCLI(LightningCLI):
             if given and not own and (found := runs.run_of(given)):
                 self.folder = found
         if self.subcommand == "fit":
-            if given == "last" and not any(self.folder.glob("checkpoints/last*.ckpt")):
-                if first_rank():
-                    print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
-                config.ckpt_path = None
-            elif not given:
+            if not given:
                 runs.refuse_used(self.folder)  # on every rank: nobody waits for one that has refused
         elif given:
             config.ckpt_path = runs.checkpoint_in(self.folder, given)
@@ -144,6 +141,23 @@ class OnePeaceCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def before_fit(self) -> None:
+        """Find the checkpoint that is meant by ``last``; of processes on several machines the first one says it."""
+        config = self.config_init["fit"]
+        if config.get("ckpt_path") != "last":
+            return
+        strategy = self.trainer.strategy
+        # Lightning starts the others of a single machine itself, later; they see the files that this one sees.
+        environment = getattr(strategy, "cluster_environment", None)
+        if together := environment is not None and not isinstance(environment, LightningEnvironment):
+            strategy.setup_environment()
+        path = runs.last_checkpoint(self.trainer) if self.trainer.is_global_zero or not together else None
+        if together:
+            path = strategy.broadcast(path)
+        if path is None and self.trainer.is_global_zero:
+            print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
+        config.ckpt_path = path
 
     def _configured(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
@@ -261,11 +275,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return yaml.safe_load(text)
-
-
-def first_rank() -> bool:
-    """Whether this is the process that speaks for a run, before there is a trainer to ask."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def _data_types(train: Any) -> list[str]:

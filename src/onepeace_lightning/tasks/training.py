@@ -251,6 +251,8 @@ class TrainedModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.log("train/gradient_norm", norm, batch_size=1)
         self.log("train/skipped_steps", float(self.skipped.total), batch_size=1)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            self.log("train/overflows", float(self.skipped.overflows), batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to write what is not finite.

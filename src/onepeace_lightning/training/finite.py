@@ -23,8 +23,17 @@ class SkippedSteps(L.Callback):
     ``<default_root_dir>/skipped_steps_rank<r>.jsonl``, one line ``{"step": n, "rank": r, "keys": {stream: [key, …]}}``
     for each batch. The count is logged as ``train/skipped_steps`` and goes on in a resumed run.
 
+    Training in float16 (``16-mixed``) multiplies the loss by a scale that is raised until gradients overflow, and
+    halved then: such a step is left out too, but is no fault. As long as the scale is above 1 it is counted apart, as
+    ``train/overflows``, and ends nothing.
+
     Args:
         most: so many skipped steps in a row end the run.
+
+    Attributes:
+        total: skipped steps.
+        in_a_row: of these, those since the last finite gradient.
+        overflows: steps that were left out because the scale of the loss was too high.
 
     Raises:
         ValueError: ``most`` is below 1.
@@ -36,7 +45,8 @@ class SkippedSteps(L.Callback):
         self.most = most
         self.total = 0
         self.in_a_row = 0
-        self._judged = self._skipped = False
+        self.overflows = 0
+        self._judged = self._counted = False
         self._keys: list[dict[str, list[str]]] = []
 
     def judge(self, trainer: L.Trainer, norm: Tensor) -> bool:
@@ -46,11 +56,14 @@ class SkippedSteps(L.Callback):
             trainer: of this rank.
             norm: () of this rank's gradient, or of all together.
         """
-        bad = trainer.strategy.reduce((~norm.detach().isfinite()).float(), reduce_op="sum")
-        self._judged, self._skipped = True, bool(bad)
-        self.in_a_row = self.in_a_row + 1 if self._skipped else 0
-        self.total += self._skipped
-        return self._skipped
+        bad = bool(trainer.strategy.reduce((~norm.detach().isfinite()).float(), reduce_op="sum"))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        overflowed = bad and scaler is not None and scaler.get_scale() > 1
+        self._judged, self._counted = True, bad and not overflowed
+        self.overflows += overflowed
+        self.total += self._counted
+        self.in_a_row = self.in_a_row + self._counted if bad else 0
+        return bad
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,7 +77,7 @@ class SkippedSteps(L.Callback):
         if not self._judged:  # gradients are being accumulated
             return
         batches, self._keys, self._judged = self._keys, [], False
-        if not self._skipped:
+        if not self._counted:
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +101,12 @@ class SkippedSteps(L.Callback):
 
     def state_dict(self) -> dict[str, int]:
         """The counts."""
-        return {"total": self.total, "in_a_row": self.in_a_row}
+        return {"total": self.total, "in_a_row": self.in_a_row, "overflows": self.overflows}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting."""
         self.total, self.in_a_row = state_dict["total"], state_dict["in_a_row"]
+        self.overflows = state_dict["overflows"]
 
 
 def keys_of(batch: Any) -> dict[str, list[str]]:
