@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onepeace_lightning.inference.embedding_files import ENDINGS, Chunk, Output
+from onepeace_lightning.inference.embedding_files import EXTENSIONS, Chunk, Output
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.parts import Parts
 from onepeace_lightning.inference.sources import find_items
@@ -53,8 +53,8 @@ def embed(
 
     Args:
         model: a folder, a checkpoint, or a name on the hub.
-        out: the file to write, .parquet or .npz (which is put together in memory); or, without an ending, a folder of
-            Parquet files with ``chunk_size`` items each, which any number of processes write and go on with.
+        out: the file to write, .parquet or .npz (which is put together in memory); or, without an extension, a folder
+            of Parquet files with ``chunk_size`` items each, which any number of processes write and go on with.
         items: one modality to its source, on the command line ``--image SOURCE``, ``--text SOURCE`` and so on: a folder
             with its files, a glob in quotes, a table of paths (or of texts), or a folder of shards.
         column: of a table (.csv, .tsv): where the paths or texts are.
@@ -79,19 +79,19 @@ def embed(
     items = items or {}
     if len(items) != 1:
         raise ValueError(f"give one modality, such as --image FOLDER, not {', '.join(items) or 'none'}")
-    path, as_file = Path(out), Path(out).suffix in ENDINGS
+    path, as_file = Path(out), Path(out).suffix in EXTENSIONS
     rank, world_size = (int(os.environ.get(variable, default)) for variable, default in _TORCHRUN.items())
     if world_size > 1 and as_file:
         raise ValueError(
-            f"{world_size} processes would write one file: give --out a folder (a name without ending), in which each"
-            " writes its own parts, or run onepeace embed without torchrun"
+            f"{world_size} processes would write one file: give --out a folder (a name without extension), in which"
+            " each writes its own parts, or run onepeace embed without torchrun"
         )
     if path.suffix and not as_file:
-        raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(ENDINGS)}, or a folder")
+        raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(EXTENSIONS)}, or a folder")
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
     if engine == "ray" and (as_file or world_size > 1):
-        raise ValueError("--engine ray writes a folder (give --out a name without ending), and is not for torchrun")
+        raise ValueError("--engine ray writes a folder (give --out a name without extension), and is not for torchrun")
     [(name, given)] = items.items()
     modality(name)
     if engine == "ray":  # its processes have working folders of their own

@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from onepeace_lightning.inference.sources import Items
 
-ENDINGS = (".parquet", ".npz")
+EXTENSIONS = (".parquet", ".npz")
 INT8 = 127
 """What 1 is stored as in int8."""
 FORMAT_VERSION = 1
@@ -68,13 +68,13 @@ class Output:
         source: whose items are embedded.
 
     Raises:
-        ValueError: where ``path`` has another ending, is a folder, or was begun by another model or from items that
+        ValueError: where ``path`` has another extension, is a folder, or was begun by another model or from items that
             have changed since.
     """
 
     def __init__(self, path: Path, about: dict[str, Any], source: Items) -> None:
-        if path.suffix not in ENDINGS or path.is_dir():
-            raise ValueError(f"--out is {path}; give a file that ends in {' or '.join(ENDINGS)}")
+        if path.suffix not in EXTENSIONS or path.is_dir():
+            raise ValueError(f"--out is {path}; give a file that ends in {' or '.join(EXTENSIONS)}")
         self.path, self.about, self.source = path, {"format_version": FORMAT_VERSION, **about}, source
         self.folder = path.with_name(f"{path.name}.partial")
         self.skipped: dict[str, str] = {}
@@ -210,8 +210,8 @@ def read_about(path: Path) -> dict[str, Any]:
         return join_abouts(path, [read_about(part) for part in parts])
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of embeddings {path}; make one with `onepeace embed`")
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"{path} is no file of embeddings: those end in {' or '.join(ENDINGS)}")
+    if path.suffix not in EXTENSIONS:
+        raise ValueError(f"{path} is no file of embeddings: those end in {' or '.join(EXTENSIONS)}")
     try:
         if path.suffix == ".parquet":
             about = json.loads((parquet.read_schema(path).metadata or {})[_KEY])

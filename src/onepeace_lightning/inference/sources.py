@@ -99,13 +99,13 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
 
 
 def _folder(modality: str, folder: Path) -> Items:
-    endings = find_modality(modality).extensions
+    extensions = find_modality(modality).extensions
     every = [file.relative_to(folder).as_posix() for file in files_below(folder)]
     names = own_files(find_modality(modality), every)
     if not names:
-        left_out = Counter(Path(name).suffix or "no ending" for name in every)
-        found = ", ".join(f"{count} with {ending}" for ending, count in sorted(left_out.items())) or "no files"
-        raise ValueError(f"{folder} and its sub-folders hold no file that ends in {', '.join(endings)}, but {found}")
+        left_out = Counter(Path(name).suffix or "no extension" for name in every)
+        found = ", ".join(f"{count} with {extension}" for extension, count in sorted(left_out.items())) or "no files"
+        raise ValueError(f"{folder} and its sub-folders hold no file that ends in {', '.join(extensions)}, but {found}")
     return _files(folder, names)
 
 
@@ -160,19 +160,19 @@ def _table(modality: str, table: Path, column: str | None, root: str | None) -> 
 
 def _shards(modality: str, folder: Path) -> Items:
     manifest = read_manifest(folder)
-    endings = find_modality(modality).extensions
-    if not any(set(group) <= set(endings) for group in data_type(manifest.data_type).fields):
+    extensions = find_modality(modality).extensions
+    if not any(set(group) <= set(extensions) for group in data_type(manifest.data_type).fields):
         raise ValueError(f"the shards of {folder} hold {manifest.data_type!r}: there is no {modality} in them")
     signatures = [f"{shard.name} {shard.bytes} {index}" for shard in manifest.shards for index in range(shard.samples)]
-    return Items("shards", folder, signatures, partial(_samples, manifest, endings))
+    return Items("shards", folder, signatures, partial(_samples, manifest, extensions))
 
 
-def _samples(manifest: Manifest, endings: Sequence[str], start: int) -> Iterator[tuple[str, Read]]:
+def _samples(manifest: Manifest, extensions: Sequence[str], start: int) -> Iterator[tuple[str, Read]]:
     order = range(len(manifest.shards))
     for _, sample in read_positions(manifest, order, range(start, manifest.samples)):
-        yield f"{sample['__shard__']}/{sample['__key__']}", partial(_field, sample, endings)
+        yield f"{sample['__shard__']}/{sample['__key__']}", partial(_field, sample, extensions)
 
 
-def _field(sample: Mapping[str, Any], endings: Sequence[str]) -> bytes:
-    data: bytes = next(sample[ending] for ending in endings if ending in sample)
+def _field(sample: Mapping[str, Any], extensions: Sequence[str]) -> bytes:
+    data: bytes = next(sample[extension] for extension in extensions if extension in sample)
     return data

@@ -52,8 +52,8 @@ class CrossModalRecall(Metric):
     A query is right at k when one of its k nearest keys (by cosine) has the query's id. With ``ties="strict"`` a wrong
     key that scores the same as the best right one ranks before it, so a model that maps everything to one point scores
     0, not 100; with "published" the first k are those that ``torch.topk`` gives, as in the original's evaluation. Every
-    row is a query and a key, as it is: rows with one id (equal captions, repeated pictures) all stay in the gallery.
-    The two sides may have different numbers of rows (five captions of each picture). ``chance/…`` is the expectation
+    row is a query and a key, as it is: rows with one id (equal captions, repeated images) all stay in the gallery.
+    The two sides may have different numbers of rows (five captions of each image). ``chance/…`` is the expectation
     of the same number under a random ranking, exact for these ids.
 
     Rows are kept as they come and gathered from all ranks when the metric is computed, so uneven ranks (an empty one

@@ -93,7 +93,7 @@ COLUMNS, GAP, FRAME, LINE, HEADING = 4, 12, 4, 17, 40
 
 
 def render_sheet(streams: dict[str, list[Drawn]]) -> Image.Image:
-    """Draw the gallery as one RGB picture: pictures framed green (right) or red, the words under them.
+    """Draw the gallery as one RGB image: items framed green (right) or red, the words under them.
 
     Words are drawn in Pillow's built-in font, which has Latin letters only; the page shows every script.
 
@@ -118,7 +118,7 @@ def render_sheet(streams: dict[str, list[Drawn]]) -> Image.Image:
 
 
 def _cell(sample: Drawn) -> Image.Image:
-    """One sample: its pictures side by side in a frame, the words under them."""
+    """One sample: its images side by side in a frame, the words under them."""
     font = ImageFont.load_default(14)
     width = 2 * FRAME + SIDE * len(sample.items) + FRAME * (len(sample.items) - 1)
     height = 2 * FRAME + max(picture.height for picture in sample.pictures)

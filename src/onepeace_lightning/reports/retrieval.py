@@ -166,7 +166,7 @@ reader only, never to the search."""
     def collect(
         self, kept: RetrievalExamples | None, name: str, batch: Any, outputs: Any, task: L.LightningModule
     ) -> RetrievalExamples | None:
-        """Keep pictures, embeddings and queries of a batch of several modalities."""
+        """Keep images, embeddings and queries of a batch of several modalities."""
         if (pair := searched_by(batch.inputs)) is None:
             return None
         kept = kept or RetrievalExamples(name, pair[1], pair[0])
@@ -205,12 +205,12 @@ def _section(examples: RetrievalExamples, top: int) -> str:
 
 
 CELL, GAP, FRAME, LABEL, HEADING, SMALL = 104, 10, 4, 250, 40, 32
-"""Sheet layout in pixels: side of a framed picture, space between, frame width, caption column, section heading, side
-of a query's picture."""
+"""Sheet layout in pixels: side of a framed image, space between, frame width, caption column, section heading, side
+of a query's image."""
 
 
 def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image:
-    """Draw the gallery as one RGB image: captions at the left, with the query's picture, candidates at the right.
+    """Draw the gallery as one RGB image: captions at the left, with the query's image, candidates at the right.
 
     Captions are drawn in Pillow's built-in font, which has Latin letters only; the page shows every script.
 

@@ -1,4 +1,4 @@
-"""Words on pictures that show results."""
+"""Words on images that show results."""
 
 from PIL import ImageFont
 

@@ -138,7 +138,7 @@ class AnswerGraph(nn.Module):
 class MaskGraph(nn.Module):
     """Class scores of every pixel of one window: a square of the side that the model takes.
 
-    Pictures of another size are read as ``models.vision.windows`` does it: windows, one beside the other, overlap, and
+    Images of another size are read as ``models.vision.windows`` does it: windows, one beside the other, overlap, and
     their scores are averaged.
     """
 

@@ -41,7 +41,7 @@ Head = Literal["published", "light"]
 """The model beside the image branch: that of the released file, or one for small machines."""
 
 RIGHT_FROM = 0.5
-"""Mean IoU from which the gallery calls a picture right."""
+"""Mean IoU from which the gallery calls an image right."""
 
 
 class SemanticSegmentationTask(FinetuneTask):
@@ -153,11 +153,11 @@ class SemanticSegmentationTask(FinetuneTask):
         return {name: getattr(self, name) for name in names}
 
     def context(self) -> list[str]:
-        """How pictures are read in evaluation."""
+        """How images are read in evaluation."""
         scales = ", ".join(f"{scale:g}" for scale in self.scales) + (", also mirrored" if self.flip else "")
         return [
-            f"pictures in their proportions, shorter side {self.side} × {scales}; windows of {self.side} pixels,"
-            f" {self.step} apart; measured at the picture's own size"
+            f"images in their proportions, shorter side {self.side} × {scales}; windows of {self.side} pixels,"
+            f" {self.step} apart; measured at the image's own size"
         ]
 
     def adopt(self, data: DataModule) -> None:
@@ -227,7 +227,7 @@ class SemanticSegmentationTask(FinetuneTask):
         return classes
 
     def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
-        """The picture, its classes, and the model's, side by side."""
+        """The image, its classes, and the model's, side by side."""
         names = self.names
         pixels, truth = batch.targets["pixels"][row], batch.targets["classes"][row]
         answer = outputs["classes"][row].numpy()
@@ -298,7 +298,7 @@ def painted(classes_YX: np.ndarray, classes: int) -> np.ndarray:
 
 
 def shown(pixels: np.ndarray) -> Pillow.Image:
-    """A (Y, X, 3) picture for the gallery."""
+    """A (Y, X, 3) image for the gallery."""
     picture = Pillow.fromarray(pixels)
     factor = SIDE / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
