@@ -7,7 +7,7 @@ whole training step:
 * Baseline: the same model, but the biases of all blocks are written out before the first block runs.
 * In the kernel, on CUDA alone: FlexAttention, which reads the tables and writes no bias out.
 
-Each case runs in a process of its own. What a process needs that only builds the model and the pictures is taken off.
+Each case runs in a process of its own. What a process needs that only builds the model and the images is taken off.
 """
 
 import sys
@@ -124,8 +124,8 @@ def run(
 
     Args:
         preset: width and heads of the model.
-        image_size: side of the pictures in pixels.
-        batch_size: pictures.
+        image_size: side of the images in pixels.
+        batch_size: images.
         blocks: numbers of blocks, each measured.
         device: cuda, whose own memory is then meant, or cpu.
 

@@ -4,7 +4,7 @@ A checkpoint of the original's format with random weights in float32 is written 
 width, twelve blocks are 1.2 B parameters.
 
 * Memory: the greatest resident memory (VmHWM, which counts the pages of mapped files that were touched) of a process
-  that converts the checkpoint with ``onepeace convert`` and then embeds a text, a picture and a sound with the result,
+  that converts the checkpoint with ``onepeace convert`` and then embeds a text, an image and a sound with the result,
   and of one that opens the converted folder and embeds the same. Beside it the greatest anonymous memory (RssAnon),
   which is what the process takes away from others: mapped pages are given back when memory is short.
 * Time: ``OnePeace.from_pretrained`` of the converted folder and the three embeddings. Baseline: reading the file from
@@ -57,7 +57,7 @@ def write_checkpoint(folder: Path, preset: Preset, depth: int) -> None:
 
 
 def samples() -> list[dict[str, Any]]:
-    """A text, a picture and a sound of 5 s."""
+    """A text, an image and a sound of 5 s."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     sound = torch.from_numpy(rng.standard_normal(5 * 16_000, dtype=np.float32))

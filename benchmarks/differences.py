@@ -86,7 +86,7 @@ def run(model: str | None = None, items: int = 1000, repeated: float = 0.05, see
     Args:
         model: a folder, checkpoint or hub name; None: a small model with random weights.
         items: of the gallery in which recall is measured.
-        repeated: fraction of its items whose picture and caption stand there twice.
+        repeated: fraction of its items whose image and caption stand there twice.
         seed: of all that is drawn.
     """
     rng = np.random.default_rng(seed)

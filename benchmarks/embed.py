@@ -36,7 +36,7 @@ Inputs = list[Text | Image | Audio]
 
 
 def make_data(root: Path, images: int, sounds: int, image_side: int, seconds: float, preset: Preset) -> None:
-    """Write the files of each modality, and a model of pictures and sounds with random weights."""
+    """Write the files of each modality, and a model of images and sounds with random weights."""
     rng = np.random.default_rng(0)
     for modality, count in {"image": images, "audio": sounds}.items():
         (root / modality).mkdir()
@@ -92,11 +92,11 @@ def run(
 
     Args:
         preset: size of the model.
-        images: pictures to embed.
+        images: images to embed.
         sounds: sounds to embed.
         batch_size: items that run through the model together, on both sides.
         repetitions: timed runs of each way, taking turns.
-        image_side: of the pictures, in pixels.
+        image_side: of the images, in pixels.
         seconds: of the sounds.
     """
     with tempfile.TemporaryDirectory() as name:

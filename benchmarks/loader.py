@@ -65,7 +65,7 @@ def make_data(root: Path, counts: dict[str, int], image_side: int, seconds: floa
 
 
 def jpeg(side: int, rng: np.random.Generator) -> bytes:
-    """A picture of smooth noise with a little grain, about as large as a photograph's JPEG."""
+    """An image of smooth noise with a little grain, about as large as a photograph's JPEG."""
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
     picture = (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
@@ -157,7 +157,7 @@ def run(
         batch_size: samples in the loader's batches.
         passes: over the data in an epoch.
         repetitions: timed epochs of each way, taking turns.
-        image_side: of the pictures, in pixels.
+        image_side: of the images, in pixels.
         seconds: of the sounds.
 
     Raises:

@@ -7,7 +7,7 @@ by the GPUs under ``distributed.strategy.FullyShardedStrategy``. On top come, on
   be reduced), and the root's gathered float32 weights and gradients; on one GPU the bfloat16 weights that autocast
   makes;
 * activations: what autograd keeps of the learning pass for each token and block (``block_bytes``), or with activation
-  checkpointing each block's input and one whole block; the pictures' stem; and the logits of the denoising contrast,
+  checkpointing each block's input and one whole block; the images' stem; and the logits of the denoising contrast,
   which grow with the square of the samples (every hidden token is compared with every token of the GPU's batch) until
   a term has ``losses.chunks.LOGITS`` of them: from there on they are computed again in the backward pass.
 
@@ -83,7 +83,7 @@ def checkpointed_bytes(config: TransformerConfig, numbers: Format = BF16_CUDA) -
 
 
 def stem_bytes(image: ImageConfig, width: int, numbers: Format = BF16_CUDA) -> int:
-    """Bytes that autograd keeps of the pictures' convolutional stem for each picture.
+    """Bytes that autograd keeps of the images' convolutional stem for each image.
 
     Each of the first two convolutions is followed by a norm, whose input and output (the GELU's input) are kept, and
     the next convolution keeps its own input.

@@ -106,7 +106,7 @@ def padded_block(
 
 
 def make_batch(batch_size: int, image_size: int, seed: int) -> Batch:
-    """Random pictures and token ids, with the masks of training."""
+    """Random images and token ids, with the masks of training."""
     rng = np.random.default_rng(seed)
     words = np.exp(rng.normal(np.log(MEDIAN_WORDS), WORDS_DEVIATION, batch_size)).round().clip(*WORDS_RANGE)
     modalities = {"text": TextModality(), "image": ImageModality({"size": image_size})}
@@ -201,7 +201,7 @@ def run(
         batch_size: image-text pairs.
         precision: bf16 (autocast) or float32; by default what this processor does best.
         repetitions: timed steps of each way, taking turns.
-        seed: of weights, captions, pictures and masks.
+        seed: of weights, captions, images and masks.
     """
     precision = precision or ("bf16" if best_precision() == "bf16-mixed" else "float32")
     peaks = {
@@ -225,7 +225,7 @@ def run(
     longest = torch.stack([part.max() for part in lengths]).mean()
     print(
         f"training step at {preset!r} in {precision} on {torch.get_num_threads()} threads: {batch_size} image-text "
-        f"pairs, {image_size}-pixel pictures, captions of {torch.cat(lengths).mean():.1f} tokens on average and "
+        f"pairs, {image_size}-pixel images, captions of {torch.cat(lengths).mean():.1f} tokens on average and "
         f"{longest:.1f} for the longest of a batch"
     )
     print(f"loss terms and gradients of both ways agree within {difference:.0e} (float32)")

@@ -53,7 +53,7 @@ def run(preset: Preset = "small", batch_size: int = 32, repetitions: int = 9, se
         preset: size of the model.
         batch_size: image-text pairs.
         repetitions: timed steps of each, taking turns.
-        seed: of weights, captions, pictures and masks.
+        seed: of weights, captions, images and masks.
     """
     peaks = {kind: in_fresh_process(_two_steps, preset, batch_size, kind, seed) for kind in PRECISIONS}
     difference = check_same(preset, batch_size, seed)
@@ -69,7 +69,7 @@ def run(preset: Preset = "small", batch_size: int = 32, repetitions: int = 9, se
     flops = median(total_flops(step_flops(model.config, {"image-text": batch})) for batch in batches)
     print(
         f"training step at {preset!r} on {torch.get_num_threads()} threads, {batch_size} image-text pairs, "
-        f"{_image_size(model)}-pixel pictures, {flops / 1e9:.0f} GFLOP; bfloat16 instructions of this processor: "
+        f"{_image_size(model)}-pixel images, {flops / 1e9:.0f} GFLOP; bfloat16 instructions of this processor: "
         f"{_instructions()}"
     )
     print(f"loss terms of both agree within {difference:.0e} (relative)")

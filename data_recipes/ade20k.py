@@ -30,7 +30,7 @@ CLASSES = 150
 
 
 def read_split(job: Job) -> Part:
-    """Pictures of a split with their masks, for every picture that is there."""
+    """Images of a split with their masks, for every image that is there."""
     info = job.file("objectInfo150.txt", "ADEChallengeData2016/objectInfo150.txt")
     classes = {row["Idx"]: row["Name"].strip() for _, row in read_csv(info, ("Idx", "Name"), delimiter="\t")}
     if list(classes) != [str(number) for number in range(1, CLASSES + 1)]:
@@ -48,7 +48,7 @@ def fields(item: Item) -> dict[str, bytes]:
     """An item's bytes, with the class indices of the mask shifted.
 
     Raises:
-        ValueError: the mask is no grey picture of class indices of the picture's size.
+        ValueError: the mask is no grey image of class indices of the image's size.
     """
     (_, picture), (_, mask) = item.files
     content = {picture.suffix[1:]: picture.read_bytes()}

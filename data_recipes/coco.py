@@ -2,8 +2,8 @@
 
     python -m data_recipes.coco --root COCO --out data/coco [--variant karpathy|2014|2017]
 
-reads ``dataset_coco.json`` (karpathy: its training pictures are those of ``train`` and ``restval``) or
-``annotations/captions_{train,val}{2014,2017}.json``, and pictures in ``train2014/``, ``val2014/`` …, which may lie in
+reads ``dataset_coco.json`` (karpathy: its training images are those of ``train`` and ``restval``) or
+``annotations/captions_{train,val}{2014,2017}.json``, and images in ``train2014/``, ``val2014/`` …, which may lie in
 ``images/``.
 """
 
@@ -33,7 +33,7 @@ KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("tes
 
 
 def read_split(job: Job) -> Part:
-    """Pictures of a split with all their captions."""
+    """Images of a split with all their captions."""
     return Part(_karpathy(job) if job.variant == "karpathy" else _official(job))
 
 

@@ -51,7 +51,7 @@ class Job:
 
     Attributes:
         root: folder of the corpus's annotations.
-        media: folder of its pictures or sounds, where the user names one.
+        media: folder of its images or sounds, where the user names one.
         split: one of the corpus's.
         variant: which of the recipe's corpora.
     """
@@ -70,7 +70,7 @@ class Job:
         return _first([self.root / name for name in names], Path.is_file, "file")
 
     def folder(self, *names: str) -> Path:
-        """The folder of pictures or sounds: the user's, or the first of these below the root.
+        """The folder of images or sounds: the user's, or the first of these below the root.
 
         Raises:
             FileNotFoundError: there is none.
@@ -153,7 +153,7 @@ def entry(record: Any, name: str, kind: type | tuple[type, ...], place: object) 
 
 
 def spoken(captions: Iterable[str], place: object) -> dict[str, Any]:
-    """The ``json`` of a picture or sound with captions; blank ones are left out.
+    """The ``json`` of an image or sound with captions; blank ones are left out.
 
     Raises:
         ValueError: none is left.
@@ -268,7 +268,7 @@ def _parser(recipe: str, corpora: Mapping[str, Corpus]) -> argparse.ArgumentPars
         )
     names = list(dict.fromkeys(split for each in corpora.values() for split in each.published))
     parser.add_argument("--splits", nargs="+", choices=names, help="which to write")
-    parser.add_argument("--media", type=Path, help="folder of the pictures or sounds, where it is not below --root")
+    parser.add_argument("--media", type=Path, help="folder of the images or sounds, where it is not below --root")
     parser.add_argument(
         "--max-missing",
         type=float,

@@ -2,7 +2,7 @@
 
     python -m data_recipes.flickr30k --root FLICKR30K --out data/flickr30k [--variant karpathy|all]
 
-reads ``dataset_flickr30k.json`` (karpathy), or ``results.csv`` with its columns separated by ``|`` (all), and pictures
+reads ``dataset_flickr30k.json`` (karpathy), or ``results.csv`` with its columns separated by ``|`` (all), and images
 in ``flickr30k-images/``, ``flickr30k_images/`` or ``images/``.
 """
 
@@ -34,7 +34,7 @@ _LINE = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*(?:\||\s)(?P<caption>.*)")
 
 
 def read_split(job: Job) -> Part:
-    """Pictures of a split with all their captions."""
+    """Images of a split with all their captions."""
     captions = _karpathy(job) if job.variant == "karpathy" else _results(job)
     folder = job.folder("flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "images")
     return Part(

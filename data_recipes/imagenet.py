@@ -1,9 +1,9 @@
-"""ImageNet: pictures in 1 000 classes (1k, ILSVRC 2012), or in all some 21 000 (21k).
+"""ImageNet: images in 1 000 classes (1k, ILSVRC 2012), or in all some 21 000 (21k).
 
     python -m data_recipes.imagenet --root IMAGENET --out data/imagenet [--variant 1k|21k]
 
 reads ``train/<wnid>/*.JPEG`` and ``val/``, of 1k also below ``ILSVRC/Data/CLS-LOC/``, of 21k also
-``imagenet21k_train/`` and ``imagenet21k_val/``. Validation pictures of 1k lie in folders like the training ones, or
+``imagenet21k_train/`` and ``imagenet21k_val/``. Validation images of 1k lie in folders like the training ones, or
 flat with ``LOC_val_solution.csv`` or the development kit (``ILSVRC2012_devkit_t12/``). Names of the classes come from
 ``LOC_synset_mapping.txt``, ``synset_words.txt``, ``words.txt`` or the kit. The classes of 1k are those of that file,
 the classes of 21k are the training folders, in the order of their WordNet ids.
@@ -46,13 +46,13 @@ _FOLDERS = {
 
 
 def read_split(job: Job) -> Part:
-    """Pictures of a split with their class."""
+    """Images of a split with their class."""
     names = _names(job)
     folder = _folder(job, job.split)
     if job.variant == "21k":
         names = {wnid: _name(names, wnid, job) for wnid in _subfolders(_folder(job, "train"))}
     classes = distinct(names)
-    labels = {wnid: {"labels": [name]} for wnid, name in classes.items()}  # one object for all pictures of a class
+    labels = {wnid: {"labels": [name]} for wnid, name in classes.items()}  # one object for all images of a class
     items = []
     for wnid, file in _pictures(job, folder):
         if wnid not in labels:
@@ -70,7 +70,7 @@ def _folder(job: Job, split: str) -> Path:
 
 
 def _pictures(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
-    """WordNet id and path of every picture of a split."""
+    """WordNet id and path of every image of a split."""
     if subfolders := _subfolders(folder):
         for wnid in subfolders:
             for picture in sorted(os.scandir(folder / wnid), key=lambda file: file.name):
@@ -89,7 +89,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _truth(job: Job) -> dict[str, str]:
-    """Validation picture to WordNet id, where the pictures lie flat."""
+    """Validation image to WordNet id, where the images lie flat."""
     path = job.file("LOC_val_solution.csv", f"{_KIT}/ILSVRC2012_validation_ground_truth.txt")
     if path.suffix == ".csv":
         # "wnid x0 y0 x1 y1 …", boxes of objects of one class

@@ -1,9 +1,9 @@
-"""NLVR2: statements about two pictures that are true or false.
+"""NLVR2: statements about two images that are true or false.
 
     python -m data_recipes.nlvr2 --root NLVR2 --out data/nlvr2
 
 reads ``data/{train,dev,test1}.json`` (a JSON object a line; also in ``nlvr2/data/``, as in the authors' repository) and
-pictures in ``images/train/<directory>/``, ``images/dev/`` and ``images/test1/`` (or these folders below the one that
+images in ``images/train/<directory>/``, ``images/dev/`` and ``images/test1/`` (or these folders below the one that
 --media names). Dev becomes val, the public test set test1 test.
 """
 
@@ -29,7 +29,7 @@ CLASSES = ["True", "False"]
 
 
 def read_split(job: Job) -> Part:
-    """Statements of a split with both pictures."""
+    """Statements of a split with both images."""
     name = NAMES[job.split]
     path = job.file(f"data/{name}.json", f"nlvr2/data/{name}.json", f"{name}.json")
     folder = job.folder("images")

@@ -1,9 +1,9 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that point at one thing in a picture of COCO's train2014.
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that point at one thing in an image of COCO's train2014.
 
     python -m data_recipes.refcoco --root REFER/data --out data/refcoco [--variant refcoco|refcoco+|refcocog]
 
 reads ``refcoco/refs(unc).p``, ``refcoco+/refs(unc).p`` or ``refcocog/refs(umd).p``, ``instances.json`` beside it, and
-pictures in ``train2014/`` (also in ``images/`` or ``images/mscoco/images/``). Every expression is a sample.
+images in ``train2014/`` (also in ``images/`` or ``images/mscoco/images/``). Every expression is a sample.
 """
 
 import pickle
@@ -99,7 +99,7 @@ def _of(records: dict[int, Any], number: int, path: Path) -> Any:
 
 
 def _box(thing: Any, picture: Any, path: Path) -> list[float]:
-    """Corners in pixels, within the picture, of COCO's [left, top, width, height]."""
+    """Corners in pixels, within the image, of COCO's [left, top, width, height]."""
     left, top, width, height = (float(number) for number in entry(thing, "bbox", list, path))
     right, bottom = entry(picture, "width", int, path), entry(picture, "height", int, path)
     box = [max(left, 0.0), max(top, 0.0), min(left + width, float(right)), min(top + height, float(bottom))]

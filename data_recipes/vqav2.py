@@ -1,18 +1,18 @@
-"""VQAv2: questions about COCO's pictures with ten people's answers.
+"""VQAv2: questions about COCO's images with ten people's answers.
 
     python -m data_recipes.vqav2 --root VQA --out data/vqav2 [--media COCO] [--variant vqav2|vqav2-vg]
 
 reads ``v2_OpenEnded_mscoco_{train2014,val2014}_questions.json``, ``v2_mscoco_{train2014,val2014}_annotations.json`` and
-pictures in ``train2014/`` and ``val2014/``. (The answers to the test questions are not published.)
+images in ``train2014/`` and ``val2014/``. (The answers to the test questions are not published.)
 
 The vocabulary is built from train and val together; all answers that were given are stored, also those outside it.
 The key of a sample is its question_id.
 
 ``vqav2-vg`` is what published fine-tuning learned from: train, most of val, and Visual Genome's questions whose answer
 is in the vocabulary; what is left of val validates. It also reads ``question_answers.json``, ``image_data.json`` and
-pictures in ``VG_100K/`` and ``VG_100K_2/``, all in ``visual_genome/``. Which part of val the authors kept back is not
-known: here it is the questions about one in forty of its pictures, drawn by their ids, and Visual Genome has none about
-the same pictures. (The authors' own split: ``onepeace shards from-tsv --task vqa`` with their tables.)
+images in ``VG_100K/`` and ``VG_100K_2/``, all in ``visual_genome/``. Which part of val the authors kept back is not
+known: here it is the questions about one in forty of its images, drawn by their ids, and Visual Genome has none about
+the same images. (The authors' own split: ``onepeace shards from-tsv --task vqa`` with their tables.)
 """
 
 import hashlib
@@ -48,7 +48,7 @@ ANSWERS = 3_129
 
 
 ONE_IN = 40
-"""Of so many of val's pictures one is kept back by ``vqav2-vg``."""
+"""Of so many of val's images one is kept back by ``vqav2-vg``."""
 
 
 def read_split(job: Job) -> Part:
@@ -65,7 +65,7 @@ def read_split(job: Job) -> Part:
 
 
 def kept_back(picture: int) -> bool:
-    """Whether a picture of val is kept back to validate on."""
+    """Whether an image of val is kept back to validate on."""
     return int(hashlib.sha256(str(picture).encode()).hexdigest(), 16) % ONE_IN == 0
 
 
@@ -92,7 +92,7 @@ def _visual_genome(job: Job, answers: set[str]) -> list[Item]:
 
 
 def _questions(job: Job, split: str) -> list[tuple[int, Item]]:
-    """Questions of one of VQAv2's own splits, each with its picture's id."""
+    """Questions of one of VQAv2's own splits, each with its image's id."""
     year = YEARS[split]
     path = job.file(f"v2_OpenEnded_mscoco_{year}_questions.json")
     annotations = job.file(f"v2_mscoco_{year}_annotations.json")

@@ -27,6 +27,39 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
         )
 
 
+def test_usage_fits_a_terminal(capsys):
+    main(["--help"])
+    for name in TRAINER:
+        with pytest.raises(SystemExit):
+            main([name])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [["configs"], ["--help"]])
+def test_a_reader_that_has_seen_enough_ends_it_in_silence(words):
+    script = f"from onepeace_lightning.cli import main\nmain({words})"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_help_of_a_command_calls_arguments_by_their_options(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["embed", "--help"])
+    said = capsys.readouterr().out
+    assert "Parquet files with --chunk-size items each" in " ".join(said.split())
+    assert "``" not in said
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "what onepeace shards has written" in " ".join(said.split())
+    assert "None" not in said
+
+
 def test_version(capsys):
     main(["--version"])
     assert capsys.readouterr().out.startswith("onepeace 0.")

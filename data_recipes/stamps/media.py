@@ -1,4 +1,4 @@
-"""Pictures and sounds of the stamps, made small and quick to decode: square PNG on white, 16 kHz mono FLAC."""
+"""Images and sounds of the stamps, made small and quick to decode: square PNG on white, 16 kHz mono FLAC."""
 
 import io
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ OPAQUE = 128
 
 
 class UnusableError(ValueError):
-    """A picture or sound that is left out; the message is the reason, the same for all files that share it."""
+    """An image or sound that is left out; the message is the reason, the same for all files that share it."""
 
 
 def check_svg_support() -> None:
-    """Raise ImportError, with the command that helps, where SVG pictures cannot be drawn."""
+    """Raise ImportError, with the command that helps, where SVG images cannot be drawn."""
     if find_spec("resvg_py") is None:
         raise ImportError("the package's SVG pictures need resvg_py: pip install 'onepeace-lightning[recipes]'")
 
@@ -36,7 +36,7 @@ def check_svg_support() -> None:
 def encode_picture(path: Path, size: int) -> bytes:
     """A PNG or SVG file on white, padded to a square of at most ``size`` pixels a side, as PNG bytes.
 
-    A picture that is smaller stays as small as it is.
+    An image that is smaller stays as small as it is.
 
     Raises:
         UnusableError: it cannot be decoded, or nothing of it is to be seen on white.
@@ -81,7 +81,7 @@ def cut_out(path: Path, size: int) -> Image.Image:
 def _draw(path: Path, size: int) -> bytes:
     import resvg_py  # an optional dependency
 
-    # Width alone, for with both sides resvg would distort the picture; encode_picture shrinks a tall one. Without dpi,
+    # Width alone, for with both sides resvg would distort the image; encode_picture shrinks a tall one. Without dpi,
     # sizes in pt, mm or cm are refused.
     return bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=size, dpi=96))
 
@@ -105,7 +105,7 @@ def encode_sound(path: Path, max_seconds: float) -> bytes:
 
 
 def encode_all(paths: list[Path], *, image_size: int, max_seconds: float, workers: int) -> Iterator[bytes | str]:
-    """Encode pictures and sounds in order, in ``workers`` processes (1: in this one).
+    """Encode images and sounds in order, in ``workers`` processes (1: in this one).
 
     Yields:
         The encoded bytes, or the reason why the file is unusable.

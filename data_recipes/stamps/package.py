@@ -1,6 +1,6 @@
 """Debian's package ``tuxpaint-stamps-default``: getting it, unpacking it, telling which file belongs to which stamp.
 
-A stamp is a caption file ``NAME.txt`` and whatever shares its name: a picture (``NAME.png`` or ``NAME.svg``), a sound
+A stamp is a caption file ``NAME.txt`` and whatever shares its name: an image (``NAME.png`` or ``NAME.svg``), a sound
 effect (``NAME.ogg``, in a given language ``NAME_LANG.ogg``) and speech (``NAME_desc.ogg`` in English,
 ``NAME_desc_LANG.ogg``). The first line of the caption file is English, each further one ``LANG.utf8=caption``.
 """
@@ -47,7 +47,7 @@ class Clip:
 
 @dataclass
 class Stamp:
-    """One thing: captions by language ("en" always), a picture where there is one, and its recordings."""
+    """One thing: captions by language ("en" always), an image where there is one, and its recordings."""
 
     name: str
     captions: dict[str, str]

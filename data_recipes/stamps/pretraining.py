@@ -1,12 +1,12 @@
-"""Real data to learn from on a laptop: Tux Paint's stamps, about 950 pictures with captions, speech and sound effects.
+"""Real data to learn from on a laptop: Tux Paint's stamps, about 950 images with captions, speech and sound effects.
 
     python -m data_recipes.stamps --out data/stamps [--source FOLDER_OR_DEB]
 
 Streams, each a folder of shards with a manifest:
 
-* ``train|val/image-text``: picture with its English caption (in training with those of ``image_languages``).
+* ``train|val/image-text``: image with its English caption (in training with those of ``image_languages``).
 * ``train|val/audio-text``: every recording with the caption in its language (an effect: English).
-* ``train|val/image``, ``audio`` and ``text``: pictures; recordings, also those without a caption in their language;
+* ``train|val/image``, ``audio`` and ``text``: images; recordings, also those without a caption in their language;
   captions in all of some 75 languages. No caption of ``val/text`` is in ``train/text``.
 * ``val/audio-image``: for measuring only. One item per stamp; ``txt`` is its English caption.
 * ``train_gallery/image-text|audio-text|audio-image``: the same three measures over the training stamps, one item per
@@ -47,7 +47,7 @@ Sample = tuple[str, dict[str, bytes]]
 
 @dataclass(frozen=True)
 class Media:
-    """The package's stamps with their encoded files: pictures by stamp, sounds by clip. Unusable ones are absent."""
+    """The package's stamps with their encoded files: images by stamp, sounds by clip. Unusable ones are absent."""
 
     package: Package
     pictures: dict[str, bytes]
@@ -77,12 +77,12 @@ def build(
     Args:
         out: the data set's folder.
         source: the package's ``.deb``, or a folder that holds it unpacked or installed; None: download it (apt-get).
-        image_size: most pixels of a picture's side.
+        image_size: most pixels of an image's side.
         max_seconds: sounds are cut after this time.
         vocab_size: of the SentencePiece vocabulary, trained on ``train/text`` and what the downstream tasks say.
         val_fraction: share of the stamps that is for validation, about.
-        image_languages: a training picture is paired once with its caption in each of these. Most recordings are in
-            other languages than English, so pictures meet them through text only where the languages are shared.
+        image_languages: a training image is paired once with its caption in each of these. Most recordings are in
+            other languages than English, so images meet them through text only where the languages are shared.
         workers: processes that encode.
         overwrite: replace what is in ``out``.
 
@@ -94,7 +94,7 @@ def build(
         ValueError: the source holds no stamps, ``out`` is in use, no caption is in one of ``image_languages``, or a
             stream would be empty.
         RuntimeError: the package cannot be downloaded.
-        ImportError: the package has SVG pictures and nothing here draws them.
+        ImportError: the package has SVG images and nothing here draws them.
     """
     check_unused(out, overwrite)
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,7 +143,7 @@ def _check_languages(package: Package, wanted: Sequence[str]) -> None:
 
 
 def encode(package: Package, *, image_size: int, max_seconds: float, workers: int) -> Media:
-    """Encode every picture and sound; what is unusable joins ``package.dropped``."""
+    """Encode every image and sound; what is unusable joins ``package.dropped``."""
     pictures = {stamp.name: stamp.picture for stamp in package.stamps.values() if stamp.picture}
     clips = {clip: clip.path for stamp in package.stamps.values() for clip in stamp.clips}
     if any(path.suffix == ".svg" for path in pictures.values()):
@@ -164,7 +164,7 @@ def encode(package: Package, *, image_size: int, max_seconds: float, workers: in
 
 
 def split(media: Media, val_fraction: float) -> set[str]:
-    """Choose the validation stamps: whole groups of stamps that share a picture, a recording or a caption.
+    """Choose the validation stamps: whole groups of stamps that share an image, a recording or a caption.
 
     Captions count in English and in every language that is spoken in some recording.
     """
@@ -365,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=["en"],
         metavar="LANG",
-        help="training captions of pictures (default: en)",
+        help="training captions of images (default: en)",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")

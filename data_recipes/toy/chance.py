@@ -15,7 +15,7 @@ from onepeace_lightning.metrics.detection import CocoAP
 
 @dataclass(frozen=True)
 class Chance:
-    """A score on the validation items, in percent, that needs neither picture nor sound.
+    """A score on the validation items, in percent, that needs neither image nor sound.
 
     Attributes:
         metric: the task's.
@@ -93,7 +93,7 @@ def detection(train: Sequence[Item], val: Sequence[Item]) -> Chance:
 
 
 def questions(train: Sequence[Item], val: Sequence[Item]) -> Chance:
-    """Of answering without the picture."""
+    """Of answering without the image."""
     return Chance(
         "accuracy",
         _best_guess([(item.text, _answer(item)) for item in train], [(item.text, _answer(item)) for item in val]),
@@ -103,7 +103,7 @@ def questions(train: Sequence[Item], val: Sequence[Item]) -> Chance:
 
 
 def statements(train: Sequence[Item], val: Sequence[Item]) -> Chance:
-    """Of judging without the pictures."""
+    """Of judging without the images."""
     pairs = [[(item.text, _label(item)) for item in items] for items in (train, val)]
     guess = _best_guess(*pairs)
     chance = classes(train, val)

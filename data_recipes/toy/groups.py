@@ -1,4 +1,4 @@
-"""Plans of the toy tasks that name groups: classification of pictures and sounds, tagging, retrieval."""
+"""Plans of the toy tasks that name groups: classification of images and sounds, tagging, retrieval."""
 
 import hashlib
 
@@ -18,7 +18,7 @@ def held_out_group(thing: str) -> Group:
 
 
 def image_classification(count: int, draw: Draw) -> list[Item]:
-    """Pictures of one group; the class is its thing."""
+    """Images of one group; the class is its thing."""
     items = []
     for group in _single_groups(count, draw):
         icons, facts = draw.picture((group,))
@@ -55,7 +55,7 @@ def audio_tagging(count: int, draw: Draw) -> list[Item]:
 
 
 def image_text_retrieval(count: int, draw: Draw) -> list[Item]:
-    """Pictures with captions, with and without colours; of two groups also by where they stand."""
+    """Images with captions, with and without colours; of two groups also by where they stand."""
     items = []
     for groups in _distinct(count, draw):
         icons, facts = draw.picture(groups)

@@ -1,4 +1,4 @@
-"""Pictures of the toy world: one icon a thing, and scenes made of icons.
+"""Images of the toy world: one icon a thing, and scenes made of icons.
 
 Icons are drawn on a unit square, x to the right and y down, as coverage of three paints: the colour of the thing, dark
 ink and white. So one drawing serves every colour.
@@ -18,11 +18,11 @@ from data_recipes.toy.world import COLOURS, Combination
 INK = (30, 30, 40)
 WHITE = (255, 255, 255)
 ICON_SIDE = {"small": 20 / 96, "big": 28 / 96}
-"""Side of an icon as a share of the picture's side. What small ones show is learned late where they are smaller."""
+"""Side of an icon as a share of the image's side. What small ones show is learned late where they are smaller."""
 
 _SUPERSAMPLING = 8
 _ROW = 0.32
-"""Distance between the icons of a group, as a share of the picture's side."""
+"""Distance between the icons of a group, as a share of the image's side."""
 
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
@@ -261,7 +261,7 @@ def place_icons(
     Args:
         combination: the groups.
         colours: one colour name a group.
-        side: side of the picture in pixels.
+        side: side of the image in pixels.
         rng: draws the jitter of positions (±1 pixel in 96), sizes and shades.
 
     Returns:
@@ -310,7 +310,7 @@ def draw_picture(combination: Combination, colours: Sequence[str], side: int, rn
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """A picture as PNG, packed quickly rather than tightly."""
+    """An image as PNG, packed quickly rather than tightly."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -35,8 +35,8 @@ class Item:
     """One sample to be; made first, rendered by any process.
 
     Attributes:
-        facts: the sample's ``json``: what its data type asks for, and what the pictures and the sound show.
-        pictures: the icons of each picture.
+        facts: the sample's ``json``: what its data type asks for, and what the images and the sound show.
+        pictures: the icons of each image.
         sound: the groups that are heard.
         text: the question, statement or expression.
     """
@@ -53,7 +53,7 @@ class Draw:
 
     Attributes:
         held_out: whether the items are for validation.
-        image_side: side of the pictures in pixels.
+        image_side: side of the images in pixels.
         rng: of everything that is drawn.
         names: the things that may be drawn.
         colours: that they may have.

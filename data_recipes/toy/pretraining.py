@@ -1,11 +1,11 @@
-"""Make the toy data set: shards of procedural pictures, sounds and captions. Needs no download and no GPU.
+"""Make the toy data set: shards of procedural images, sounds and captions. Needs no download and no GPU.
 
     python -m data_recipes.toy --out data/toy
 
 writes ``train/{image-text,audio-text,image,audio,text}``, ``val/{image-text,audio-text,audio-image}`` and
 ``tokenizer``, and with ``--depth`` also ``train/depth-image`` and ``val/{depth-image,depth-text,audio-depth}``. The
-same arguments give the same bytes. No training stream pairs a picture with a sound, or a depth map with anything but a
-picture, and none holds a combination that validation holds (``toy_world.is_held_out``).
+same arguments give the same bytes. No training stream pairs an image with a sound, or a depth map with anything but a
+image, and none holds a combination that validation holds (``toy_world.is_held_out``).
 """
 
 import argparse
@@ -43,7 +43,7 @@ DEPTH_TYPES = ("depth-image", "depth-text", "audio-depth")
 """Of validation, where there is depth; training pairs depth maps with images only."""
 
 COLOURED_SHARE = 0.5
-"""Share of the captions of pictures that mention colours. With some of colours alone, names came later."""
+"""Share of the captions of images that mention colours. With some of colours alone, names came later."""
 
 SINGLE_GROUP_SHARE = 0.5
 """Share of training samples with one group: few combinations, but the plainest examples of what each word means."""
@@ -62,7 +62,7 @@ class ToyConfig:
         singles: samples of train/image, train/audio and train/text, each.
         gallery: samples of each validation stream; no two show the same combination.
         depth: samples of train/depth-image; 0 leaves out all that has depth.
-        image_side: side of the pictures in pixels.
+        image_side: side of the images in pixels.
         seed: of everything drawn at random; the split does not depend on it.
     """
 
@@ -200,8 +200,8 @@ def _render(sample: _Sample) -> dict[str, bytes]:
     if "audio" in parts:
         fields["wav"] = encode_wav(play_clip(sample.combination, rng))
     if sample.data_type not in ("image", "audio", "depth-image") or sample.split == "val":
-        # Half of the captions of pictures do not mention colours: these are what pictures and sounds have in common.
-        # A text alone speaks of a picture or of a sound; audio-image has the caption that fits both.
+        # Half of the captions of images do not mention colours: these are what images and sounds have in common.
+        # A text alone speaks of an image or of a sound; audio-image has the caption that fits both.
         coloured = sample.data_type in ("image-text", "text") and rng.random() < COLOURED_SHARE
         fields["txt"] = caption(sample.combination, colours if coloured else None).encode()
     return fields
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--singles", type=int, default=default.singles, help="images, sounds and texts alone, each")
     parser.add_argument("--gallery", type=int, default=default.gallery, help="samples of each validation stream")
     parser.add_argument("--depth", type=int, default=default.depth, help="depth-image pairs; 0 for no depth")
-    parser.add_argument("--image-side", type=int, default=default.image_side, help="side of the pictures in pixels")
+    parser.add_argument("--image-side", type=int, default=default.image_side, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything but the split")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count(), help="how many render")
     parser.add_argument("--overwrite", action="store_true", help="replace streams that are already there")

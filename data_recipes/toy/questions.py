@@ -1,4 +1,4 @@
-"""Plans of the toy tasks that ask or state: questions about a picture or a sound, statements about two pictures.
+"""Plans of the toy tasks that ask or state: questions about an image or a sound, statements about two images.
 
 What is asked, and about what, is drawn before the right answer, and the answer evenly: the words alone tell nothing.
 """
@@ -10,18 +10,18 @@ from data_recipes.toy.scenes import RELATIONS
 from data_recipes.toy.world import Combination
 
 ANSWERS = (*(str(count) for count in COUNTS), *COLOUR_NAMES, *ASKED_THINGS, "yes", "no")
-"""Everything that a question about a picture can be answered with."""
+"""Everything that a question about an image can be answered with."""
 
 STATEMENT_CLASSES = ("True", "False")
 
 _CHOICES = 4
 _SIDES = ("left", "right")
 _GROUPS = (1, 2)
-"""In pictures of which a thing is named; where there is one group, the word is learned without having to choose."""
+"""In images of which a thing is named; where there is one group, the word is learned without having to choose."""
 
 
 def visual_question_answering(count: int, draw: Draw) -> list[Item]:
-    """Questions about pictures of one or two groups or of three single things; one right answer each."""
+    """Questions about images of one or two groups or of three single things; one right answer each."""
     return [ask(draw) for ask in draw.balanced(_QUESTIONS, count)]
 
 
@@ -86,7 +86,7 @@ def _about_groups(
 
 
 def visual_reasoning(count: int, draw: Draw) -> list[Item]:
-    """Statements about two pictures of one or two groups each; half of the statements of each form are true."""
+    """Statements about two images of one or two groups each; half of the statements of each form are true."""
     forms = draw.balanced([(state, true) for state in _STATEMENTS for true in (True, False)], count)
     return [state(true, draw) for state, true in forms]
 
@@ -143,7 +143,7 @@ def _both_have(true: bool, draw: Draw) -> Item:
 
 
 _STATEMENTS: tuple[Callable[[bool, Draw], Item], ...] = (
-    # Half of them compare. Where one picture has more of a thing or colour, it mostly has more things too: a model that
+    # Half of them compare. Where one image has more of a thing or colour, it mostly has more things too: a model that
     # counts is often right and learns from where it is not. With nothing like it, the other half stays at chance.
     _one_side_has_more_things,
     _one_side_has_more,
@@ -159,13 +159,13 @@ def _side(side: int) -> str:
 
 
 def _has_more(numbers: Sequence[int], side: int) -> bool | None:
-    """Whether the picture on a side has more than the other; None where both have as many."""
+    """Whether the image on a side has more than the other; None where both have as many."""
     here, there = numbers[side], numbers[1 - side]
     return None if here == there else here > there
 
 
 def _who_has(true: bool, side: int, draw: Draw) -> list[bool]:
-    """Whether each picture has what is stated of the one on a side.
+    """Whether each image has what is stated of the one on a side.
 
     The other has it half of the times, whatever is true. Were it to have it just where the statement is false, nothing
     short of all at once (what is meant, where it is, which side is meant) would be right more often than a coin.
@@ -178,7 +178,7 @@ def _who_has(true: bool, side: int, draw: Draw) -> list[bool]:
 def _with_or_without_colour(
     pictures: Sequence[Combination], colour: str, who: Sequence[bool], draw: Draw
 ) -> list[dict[str, str]]:
-    """By picture, each thing's colour; a picture that has the colour has it at least once."""
+    """By image, each thing's colour; an image that has the colour has it at least once."""
     others = [name for name in draw.colours if name != colour]
     colours = [{group.thing: draw.one_of(others) for group in groups} for groups in pictures]
     for groups, known, has in zip(pictures, colours, who, strict=True):

@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels; x1 and y1 are the first column and row without ink."""
 
 _APART = 6 / 96
-"""Least distance between the centres of two things, in x and in y, as a share of the picture's side."""
+"""Least distance between the centres of two things, in x and in y, as a share of the image's side."""
 
 _LARGER = 1.4
 """How much larger than in groups things are drawn."""
@@ -51,7 +51,7 @@ class SceneThing:
 
 
 class Standing(Protocol):
-    """Whatever has a place in a picture."""
+    """Whatever has a place in an image."""
 
     @property
     def x(self) -> float:
@@ -77,11 +77,11 @@ PLACES = {"on the left": "left of", "on the right": "right of", "at the top": "a
 def place_things(
     things: Sequence[tuple[str, str, str]], side: int, rng: np.random.Generator, *, apart: float = _APART
 ) -> list[SceneThing]:
-    """Put single things anywhere in a picture, none on another.
+    """Put single things anywhere in an image, none on another.
 
     Args:
         things: size, colour and thing of each.
-        side: side of the picture in pixels.
+        side: side of the image in pixels.
         rng: draws places, shades and the jitter of sizes.
         apart: least distance between two centres, in x and in y, as a share of ``side``.
 
@@ -119,7 +119,7 @@ def icon_mask(thing: str, side: int) -> np.ndarray:
 
 
 def ink_box(icon: PlacedIcon) -> Box:
-    """The tight box around an icon's ink, in pixels of the picture."""
+    """The tight box around an icon's ink, in pixels of the image."""
     mask = icon_mask(icon.thing, icon.side)
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return (
@@ -140,7 +140,7 @@ def draw_mask(icons: Sequence[PlacedIcon], classes: Sequence[str], side: int) ->
 
 
 def thing_mask(icon: PlacedIcon, side: int) -> np.ndarray:
-    """Which pixels of a picture show an icon's ink: (side, side) bool."""
+    """Which pixels of an image show an icon's ink: (side, side) bool."""
     mask = np.zeros((side, side), bool)
     mask[icon.top : icon.top + icon.side, icon.left : icon.left + icon.side] = icon_mask(icon.thing, icon.side)
     return mask

@@ -1,4 +1,4 @@
-"""Make the toy versions of all downstream tasks: procedural pictures and sounds. Needs no download and no GPU.
+"""Make the toy versions of all downstream tasks: procedural images and sounds. Needs no download and no GPU.
 
     python -m data_recipes.toy.tasks --out data/toy/tasks
 
@@ -80,7 +80,7 @@ class Task:
         split_rule: which items are for validation.
         items: how many times as many training items as are asked for; a few thousand are learned by heart in some.
         things: that its items show.
-        colours: of the things in pictures.
+        colours: of the things in images.
         about: what else its manifests say.
     """
 
@@ -180,7 +180,7 @@ class ToyTasksConfig:
     Attributes:
         train: training items of each task; some get several times as many (``Task.items``).
         val: validation items of each task.
-        image_side: side of the pictures in pixels.
+        image_side: side of the images in pixels.
         seed: of everything drawn at random; the split does not depend on it.
     """
 
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--train", type=int, default=default.train, help="training items of each task; some get several times as many"
     )
     parser.add_argument("--val", type=int, default=default.val, help="validation items of each task")
-    parser.add_argument("--image-side", type=int, default=default.image_side, help="side of the pictures in pixels")
+    parser.add_argument("--image-side", type=int, default=default.image_side, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything but the split")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count(), help="how many render")
     parser.add_argument("--overwrite", action="store_true", help="replace streams that are already there")

@@ -1,6 +1,6 @@
 """The toy world: which things there are, how they come in groups, what is said of them and what is held out.
 
-A *group* is a count, a size and a thing ("three small bells"); a *combination* is one group or an ordered two. Pictures
+A *group* is a count, a size and a thing ("three small bells"); a *combination* is one group or an ordered two. Images
 show the groups from left to right, sounds play them one after the other, captions name them in that order.
 """
 
@@ -42,7 +42,7 @@ COLOURS = {
     "purple": (140, 50, 170),
     "orange": (245, 125, 20),
 }
-"""Name to RGB; pictures only, a sound has no colour."""
+"""Name to RGB; images only, a sound has no colour."""
 
 SPLIT_RULE = "sha256 of the combination's groups in sorted order, as text; held out where the digest is 0 modulo 10"
 
@@ -95,7 +95,7 @@ def caption(combination: Combination, colours: Sequence[str] | None = None) -> s
 
     Args:
         combination: the groups, in the order in which they are seen or heard.
-        colours: one colour name a group, for a picture; None for a sound.
+        colours: one colour name a group, for an image; None for a sound.
 
     Raises:
         ValueError: if the number of colours is not the number of groups.

@@ -132,7 +132,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(here, model_folder):
     path, _ = save_original(here)
     fails("nowhere", "--out", "folder", says="there is no nowhere; accepted is a folder written by")
     fails(model_folder, "--out", "folder.pt", "--to=folder", says="a folder has no such name")
-    fails(model_folder, "--out", "folder", "--to=original", says=r"files that end in \.pt")
+    fails(model_folder, "--out", "folder", "--to=original", says=r"files with the extension \.pt")
     fails(model_folder, "--out", "folder", "--dtype=int4", says="dtype is 'int4'; accepted are float32")
     fails(model_folder, "--out", "folder", "--image-size=50", says="size is 50")
     fails(model_folder, "--out", "folder", "--bpe-dir", here / "bpe", says="has a tokenizer of its own")

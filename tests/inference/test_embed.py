@@ -57,9 +57,12 @@ def test_a_folder_gives_what_the_model_gives(here, model_folder, ending):
 
 
 def test_what_takes_long_to_import_is_left_out(here, model_folder):
-    heavy = "torch._dynamo torch.onnx sympy torch.distributed.tensor torchvision torchaudio lightning transformers peft"
+    heavy = (
+        "torch._dynamo torch.onnx sympy torch.distributed.tensor torchvision torchaudio lightning transformers peft"
+        " pandas"
+    )
     code = "import sys; from onepeace_lightning.cli import main; main(sys.argv[1:]); print(*sys.modules)"
-    words = ["embed", "--model", model_folder, "--image", "photos/0.jpg", "--out", "out.npz"]
+    words = ["embed", "--model", model_folder, "--image", "photos/0.jpg", "--out", "out.parquet"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert not set(heavy.split()) & set(done.stdout.splitlines()[-1].split())
 
@@ -347,7 +350,7 @@ def test_a_source_of_bad_files_only_leaves_no_file(here, model_folder):
         ([], "give one modality, such as --image FOLDER, not none"),
         (["--image", "photos", "--audio", "sounds"], "not image, audio"),
         (["--image", "nowhere"], r"there is no nowhere; accepted are a folder, a glob"),
-        (["--image", "sounds"], r"hold no file that ends in jpg, jpeg, .*, but 5 with \.wav"),
+        (["--image", "sounds"], r"hold no file with an extension of image \(jpg, jpeg, .*\), but 5 with \.wav"),
         (["--image", "empty"], "but no files"),
         (["--image", "photos/*.gif"], r"no file matches photos/\*\.gif"),
         (["--image", "pairs.csv"], "say which column with --column; its columns are path, sound, caption"),
@@ -362,7 +365,10 @@ def test_a_source_of_bad_files_only_leaves_no_file(here, model_folder):
         (["--image", "absent.csv", "--column", "a"], r"absent\.csv"),
         (["--audio", "shards"], "hold 'image-text': there is no audio"),
         (["--image", "photos", "--batch-size", "0"], "batch_size is 0"),
-        (["--image", "photos", "--out", "out.csv"], r"--out is out\.csv; give a file that ends in \.parquet or \.npz"),
+        (
+            ["--image", "photos", "--out", "out.csv"],
+            r"--out is out\.csv; give a file with the extension \.parquet or \.npz",
+        ),
         (["--image", "photos", "--dtype", "fp8"], "dtype is 'fp8'"),
         (["--image", "photos", "--device", "abacus"], "device is 'abacus'"),
     ],

@@ -80,9 +80,9 @@ def test_several_classes_have_average_precision_and_their_frequency_as_chance(tm
     labels = [["bell", "drum"], ["drum"], []]
     said = [[2.0, 1, -3], [3.0, -1, -3], [-2.0, -3, -1]]
     text = validate(tmp_path, [make_batch(labels, said)], Classifier(several=True)).text
-    assert re.search(r"bell\s*1\s*50\.0 %\s*33\.3 %", text)
-    assert re.search(r"drum\s*2\s*100\.0 %\s*66\.7 %", text)
-    assert re.search(r"horn</b>\s*0\s*–\s*0\.0 %", text)
+    assert re.search(r"bell\s*1\s*50\.0\s%\s*33\.3\s%", text)
+    assert re.search(r"drum\s*2\s*100\.0\s%\s*66\.7\s%", text)
+    assert re.search(r"horn</b>\s*0\s*–\s*0\.0\s%", text)
     assert "is no class" in text
 
 
@@ -99,7 +99,7 @@ def test_many_classes_show_the_pairs_that_are_confused(tmp_path):
 
 def test_a_model_without_mistakes_has_a_report(tmp_path):
     page = validate(tmp_path, [make_batch([["bell"], ["drum"]], [[5.0, 0, 0], [0, 5, 0]])])
-    assert "2 (100.0 %)" in page.text
+    assert "2 (100.0\u00a0%)" in page.text
     assert "Worst mistakes" not in page.text
 
 

@@ -94,6 +94,16 @@ def test_only_scores_of_evaluation_are_kept():
     assert scores_of(metrics) == {"image_to_text/R@1": 12.35, "birds/chance/image_to_text/R@5": 1.0, "accuracy": 50.0}
 
 
+def test_scores_that_are_no_percentages_are_not_called_so(tmp_path, capsys):
+    assert scores_of({"val/error": torch.tensor(0.01234)}, percent=False) == {"error": 0.0123}
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(*results_tables({"error": 0.0123}, percent=False))
+        console.print(*results_tables({"accuracy": 12.0}))
+    assert "percent" not in capture.get().partition("accuracy")[0].partition("0.0123")[0]
+    assert "Scores, percent" in capture.get()
+
+
 def test_table_has_one_row_per_gallery_and_direction():
     console = Console(width=100)
     with console.capture() as capture:

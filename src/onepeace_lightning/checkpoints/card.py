@@ -116,12 +116,14 @@ def _scores(record: Mapping[str, Any] | None) -> Iterator[str]:
     if not record or not scores:
         yield "None are recorded."
         return
-    yield "| score | percent | chance |"
+    percent = record.get("percent", True)
+    yield f"| score | {'percent' if percent else 'value'} | chance |"
     yield "|---|--:|--:|"
+    form = ".2f" if percent else ".4g"
     for name, value in scores.items():
         if "chance/" not in name:
             chance = next((scores[key] for key in _chances(name) if key in scores), None)
-            yield f"| {_cell(name)} | {value:.2f} | {'' if chance is None else f'{chance:.2f}'} |"
+            yield f"| {_cell(name)} | {value:{form}} | {'' if chance is None else f'{chance:{form}}'} |"
     for name, stream in record["data"].items():
         if chance := stream.get("chance"):
             yield f"\n{name}: chance is {chance['percent']} % {chance['metric']} ({chance['definition']})."

@@ -27,13 +27,13 @@ class Command:
 
 TRAINER = {
     "fit": Command("train a model as a configuration says"),
-    "validate": Command("measure a checkpoint on the validation data of a configuration"),
-    "test": Command("measure a checkpoint on the test data of a configuration"),
+    "validate": Command("measure a checkpoint on a configuration's validation data"),
+    "test": Command("measure a checkpoint on a configuration's test data"),
 }
 """Commands of Lightning's trainer, by configuration."""
 
 COMMANDS = {
-    "train": Command("train a classifier or a retrieval model on files, in one go", "cli.train:train"),
+    "train": Command("train a classifier or a retrieval model in one go", "cli.train:train"),
     "configs": Command("list the configurations that come with this package", "cli.configurations:print_names"),
     "configs copy": Command("copy one of them, to edit it", "cli.configurations:copy"),
     "convert": Command("write a model in another format", "tasks.convert:convert"),
@@ -56,6 +56,14 @@ COMMANDS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; ``None`` takes the process's own."""
+    try:
+        _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough: onepeace configs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(args: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if args is None else args)
     first = words[0] if words else "--help"
     if first in ("--help", "-h"):
@@ -87,19 +95,27 @@ def usage(names: Sequence[str] | None = None) -> str:
     chosen = everything if names is None else {name: everything[name] for name in names}
     lines = [f"  {name:<20} {command.summary}" for name, command in chosen.items()]
     return "\n".join([
-        "usage: onepeace COMMAND …        onepeace COMMAND --help        onepeace --version", "", *lines, "",
-        "  onepeace fit --config pretrain/toy --run mine      trains, and keeps all that it writes in runs/mine",
-        "  --import MODULE                                    imports a module of yours first, with any command",
+        "usage: onepeace COMMAND …      onepeace COMMAND --help      onepeace --version", "", *lines, "",
+        "onepeace fit --config pretrain/toy --run mine",
+        "    trains, and keeps all that it writes in runs/mine",
+        "onepeace COMMAND … --import MODULE",
+        "    imports a module of yours first",
     ])  # fmt: skip
+
+
+def trainer_usage(name: str) -> str:
+    """How a command of Lightning's trainer is called."""
+    checkpoint = "" if name == "fit" else "--ckpt_path best|last|FILE "
+    space = " " * len(f"usage: onepeace {name} ")
+    return f"onepeace {name} --config NAME_OR_FILE [--config …]\n{space}{checkpoint}[--run NAME] [--KEY=VALUE …]"
 
 
 def _train(name: str, words: list[str]) -> None:
     if not words:
         print(
-            f"usage: onepeace {name} --config NAME_OR_FILE [--config …] [--run NAME]"
-            f"{' ' if name == 'fit' else ' --ckpt_path best|last|FILE '}[--KEY=VALUE …]\n\n"
-            f"  onepeace configs           names of configurations\n"
-            f"  onepeace {name} --help     every key that can be given, such as --trainer.max_steps=100"
+            f"usage: {trainer_usage(name)}\n\n"
+            f"onepeace configs\n    names of configurations\n"
+            f"onepeace {name} --help\n    every key that can be given, such as --trainer.max_steps=100"
         )
         sys.exit(2)
     from onepeace_lightning.cli.trainer import run
@@ -117,6 +133,8 @@ def _call(name: str, words: list[str]) -> None:
         import_modules(modules)
         module, _, function = COMMANDS[name].function.partition(":")
         call(getattr(importlib.import_module(_FUNCTIONS + module), function), words, prog=f"onepeace {name}")
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("ONEPEACE_TRACEBACK"):
             raise

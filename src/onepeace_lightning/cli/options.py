@@ -2,8 +2,9 @@
 
 import argparse
 import inspect
+import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 import docstring_parser
@@ -29,17 +30,19 @@ def call(function: Callable[..., None], words: Sequence[str], prog: str) -> None
 def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentParser:
     """A parser for a function with a Google docstring."""
     documented = docstring_parser.parse(function.__doc__ or "")
-    about = {part.arg_name: part.description or "" for part in documented.params}
+    about = {part.arg_name: (part.description or "").replace("\n", " ") for part in documented.params}
+    parameters = inspect.signature(function, eval_str=True).parameters
+    about = {name: _as_options(text, parameters) for name, text in about.items()}
     parser = argparse.ArgumentParser(prog=prog, description=_paragraphs(documented), allow_abbrev=False)
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        _add(parser, name, parameter, about.get(name, "").replace("\n", " ").replace("%", "%%"))
+    for name, parameter in parameters.items():
+        _add(parser, name, parameter, about.get(name, "").replace("%", "%%"))
     return parser
 
 
 def _add(parser: argparse.ArgumentParser, name: str, parameter: inspect.Parameter, about: str) -> None:
     kind, settings = _without_none(parameter.annotation), dict[str, Any](help=about)
     if kind == dict[str, str]:
-        _add_modalities(parser, name)
+        _add_modalities(parser, name, about)
         return
     required = parameter.default is parameter.empty
     if not required and parameter.default is not None and kind is not bool:
@@ -63,12 +66,12 @@ def _add(parser: argparse.ArgumentParser, name: str, parameter: inspect.Paramete
         parser.add_argument(name, **settings)
 
 
-def _add_modalities(parser: argparse.ArgumentParser, argument: str) -> None:
+def _add_modalities(parser: argparse.ArgumentParser, argument: str, about: str) -> None:
     """``--image FOLDER``, or ``--image-col NAME``, as an entry of an argument that maps modalities."""
     from onepeace_lightning.modalities.registry import modalities
 
     column = argument == "columns"
-    group = parser.add_argument_group("column of each modality" if column else "one or several modalities")
+    group = parser.add_argument_group("column of each modality" if column else "modalities", about.replace("%%", "%"))
     parser.set_defaults(**{argument: {}})
     for name in modalities():
         group.add_argument(
@@ -108,6 +111,17 @@ def _without_none(annotation: Any) -> Any:
         # Of several kinds the command line can give the first.
         annotation = next(part for part in get_args(annotation) if part is not types.NoneType)
     return annotation
+
+
+def _as_options(text: str, parameters: Mapping[str, inspect.Parameter]) -> str:
+    """Words of a docstring as a terminal shows them: a parameter is called as its option."""
+
+    def option(match: re.Match[str]) -> str:
+        parameter = parameters.get(match[1])
+        is_option = parameter is not None and parameter.kind is parameter.KEYWORD_ONLY
+        return f"--{match[1].replace('_', '-')}" if is_option else match[1]
+
+    return re.sub("``(.+?)``", option, text)
 
 
 def _paragraphs(documented: docstring_parser.Docstring) -> str:

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from onepeace_lightning.cli import runs
-from onepeace_lightning.cli.trainer import USER_FAULTS, command_line, plain, quieten
+from onepeace_lightning.cli.faults import plain
+from onepeace_lightning.cli.trainer import USER_FAULTS, command_line, quieten
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.from_folder import common_type, find_samples
 from onepeace_lightning.data.make_shards import Making, make_shards
@@ -86,10 +87,10 @@ def train(
         run: name of the run (runs/NAME), or its folder; all that is written lies there.
         backbone: what to start from: a folder of save_pretrained, a checkpoint (.ckpt), a released file (.pt), a name
             on the Hugging Face hub; or a preset (tiny, small, base, large), which starts from nothing.
-        steps: optimizer steps; by the number of samples if None.
-        batch_size: samples in a step; by the backbone and the device if None.
-        lr: peak learning rate; by what trains if None.
-        device: where to train, such as cuda or cpu; a GPU where there is one if None.
+        steps: optimizer steps; chosen by the number of samples by default.
+        batch_size: samples in a step; chosen by the backbone and the device by default.
+        lr: peak learning rate; chosen by what trains by default.
+        device: where to train, such as cuda or cpu; by default a GPU where there is one.
         seed: of the order of the samples and of initial values.
 
     Returns:

@@ -27,7 +27,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import onepeace_lightning.data.datamodule
 import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
-from onepeace_lightning.cli import configurations, runs
+from onepeace_lightning.cli import TRAINER, configurations, runs, trainer_usage
+from onepeace_lightning.cli.faults import plain
 from onepeace_lightning.cli.loggers import LOGGERS, log_configuration, logger
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
 from onepeace_lightning.data.bad_samples import TooManyBadSamplesError, TooManyLostShardsError
@@ -43,7 +44,6 @@ from onepeace_lightning.training.strategy import FullyShardedStrategy
 USER_FAULTS = (
     ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, FloatingPointError,
     TooManyBadSamplesError,
-    TooManyLostShardsError,
     TooManyLostShardsError,
 )  # fmt: skip
 """Errors that say what the user can mend."""
@@ -198,7 +198,14 @@ def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
         },
         parser_kwargs={
             "exit_on_error": False,
-            **{name: {"exit_on_error": False} for name in OnePeaceCLI.subcommands()},
+            **{
+                name: {
+                    "exit_on_error": False,
+                    "usage": trainer_usage(name),
+                    "description": TRAINER[name].summary.capitalize() + ".",
+                }
+                for name in TRAINER
+            },
         },
         args=[*subcommand, *laid_over(words)],
         run=run,
@@ -327,16 +334,3 @@ def _end(name: str, error: BaseException) -> NoReturn:
         time.sleep(_PATIENCE)
     speaker = f"onepeace {name}{f' (rank {rank})' if rank else ''}"
     sys.exit(f"{speaker}: {plain(str(error))}\n(ONEPEACE_TRACEBACK=1 shows where it happened)")
-
-
-def plain(message: str) -> str:
-    """An error without what a parser says of types; its reasons are what was wrong."""
-    if "gpu backend" in message:
-        return f"{message} Give --trainer.accelerator cpu to go without one"
-    _, found, reasons = message.partition("Errors:\n")
-    if not found:
-        return message
-    lines = reasons.partition("Given value type")[0].rstrip().splitlines()
-    kept = [line.removeprefix("  ").removeprefix("  ") for line in lines if "Expected a <class 'NoneType'>" not in line]
-    key = message.partition("Parser key ")[2].partition(":")[0].strip('"')
-    return "\n".join([f"{key}:" if key else "", *kept]).strip()

@@ -66,8 +66,8 @@ def embed(
         dtype: float32, bfloat16 or float16; the weights' own by default.
         skip_bad: leave out items that cannot be read, naming them, instead of stopping.
         workers: processes that decode; 0 decodes in two threads.
-        dim: keep the first so many numbers of each embedding, made of unit length again; all if null.
-        storage: float32, float16 or int8 (times 127); float16 in a folder and float32 in a file if null.
+        dim: keep the first so many numbers of each embedding, made of unit length again; all by default.
+        storage: float32, float16 or int8 (times 127); by default float16 in a folder and float32 in a file.
         engine: local, or ray: on the cluster of ``$RAY_ADDRESS``, or else one on this machine. All its machines must
             see the model, the source and the folder.
 
@@ -83,15 +83,17 @@ def embed(
     rank, world_size = (int(os.environ.get(variable, default)) for variable, default in _TORCHRUN.items())
     if world_size > 1 and as_file:
         raise ValueError(
-            f"{world_size} processes would write one file: give --out a folder (a name without extension), in which"
+            f"{world_size} processes would write one file: give --out a folder (a name without an extension), in which"
             " each writes its own parts, or run onepeace embed without torchrun"
         )
     if path.suffix and not as_file:
-        raise ValueError(f"--out is {out}; give a file that ends in {' or '.join(EXTENSIONS)}, or a folder")
+        raise ValueError(f"--out is {out}; give a file with the extension {' or '.join(EXTENSIONS)}, or a folder")
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size is {chunk_size}: both must be at least 1")
     if engine == "ray" and (as_file or world_size > 1):
-        raise ValueError("--engine ray writes a folder (give --out a name without extension), and is not for torchrun")
+        raise ValueError(
+            "--engine ray writes a folder (give --out a name without an extension), and is not for torchrun"
+        )
     [(name, given)] = items.items()
     modality(name)
     if engine == "ray":  # its processes have working folders of their own

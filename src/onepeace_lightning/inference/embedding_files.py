@@ -74,7 +74,7 @@ class Output:
 
     def __init__(self, path: Path, about: dict[str, Any], source: Items) -> None:
         if path.suffix not in EXTENSIONS or path.is_dir():
-            raise ValueError(f"--out is {path}; give a file that ends in {' or '.join(EXTENSIONS)}")
+            raise ValueError(f"--out is {path}; give a file with the extension {' or '.join(EXTENSIONS)}")
         self.path, self.about, self.source = path, {"format_version": FORMAT_VERSION, **about}, source
         self.folder = path.with_name(f"{path.name}.partial")
         self.skipped: dict[str, str] = {}
@@ -116,9 +116,9 @@ class Output:
             schema = parquet.read_schema(chunks[0]).with_metadata({_KEY: json.dumps(about).encode()})
             with parquet.ParquetWriter(partial, schema) as writer:
                 for chunk in chunks:
-                    writer.write_table(parquet.read_table(chunk).replace_schema_metadata(schema.metadata))
+                    writer.write_table(_read(chunk).replace_schema_metadata(schema.metadata))
         else:
-            tables = [parquet.read_table(chunk) for chunk in chunks]
+            tables = [_read(chunk) for chunk in chunks]
             arrays = {"ids": np.concatenate([np.array(table["id"].to_pylist(), dtype=str) for table in tables])}
             arrays["embeddings"] = np.concatenate([unit_length(stored_embeddings(table)) for table in tables])
             if "text" in tables[0].column_names:
@@ -211,7 +211,7 @@ def read_about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of embeddings {path}; make one with `onepeace embed`")
     if path.suffix not in EXTENSIONS:
-        raise ValueError(f"{path} is no file of embeddings: those end in {' or '.join(EXTENSIONS)}")
+        raise ValueError(f"{path} is no file of embeddings: their extension is {' or '.join(EXTENSIONS)}")
     try:
         if path.suffix == ".parquet":
             about = json.loads((parquet.read_schema(path).metadata or {})[_KEY])
@@ -317,18 +317,35 @@ def to_table(chunk: Chunk, about: dict[str, Any]) -> pa.Table:
     storage = about.get("storage", "float32")
     flat = np.rint(flat * INT8).astype(np.int8) if storage == "int8" else flat.astype(storage)
     columns: dict[str, pa.Array] = {
-        "id": pa.array(chunk.ids, pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), about["width"]),
+        "id": _strings(chunk.ids),
+        "embedding": pa.FixedSizeListArray.from_arrays(_numbers(flat), about["width"]),
     }
     if about["modality"] == "text":
-        columns["text"] = pa.array(chunk.texts, pa.string())
+        columns["text"] = _strings(chunk.texts)
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
+
+
+# pa.array and parquet.read_table import pandas, where it is installed, which takes longer than to embed an image.
+def _read(chunk: Path) -> pa.Table:
+    with parquet.ParquetFile(chunk) as file:
+        return file.read()
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    encoded = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def _numbers(array_N: np.ndarray) -> pa.Array:
+    array_N = np.ascontiguousarray(array_N)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(array_N.dtype), len(array_N), [None, pa.py_buffer(array_N)])
 
 
 def stored_embeddings(table: pa.Table) -> np.ndarray:
     """(N, d) as they are stored: float32, float16 or int8."""
     column = table["embedding"].combine_chunks()
-    array: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    array: np.ndarray = np.from_dlpack(column.flatten())
     return array.reshape(-1, column.type.list_size)
 
 

@@ -238,7 +238,7 @@ class OnePeace:
         """16 hexadecimal digits that differ between models that embed one modality differently.
 
         They come from the weights that this modality runs through, in the type that they are in, and for text from the
-        tokenizer. Other modalities do not count: embeddings of images stay good when the model learns audio.
+        tokenizer. Other modalities do not count: embeddings of images stay good when the model learns sounds.
         """
         others = set(self.backbone.adapters) - {modality}
         digest = hashlib.sha256()

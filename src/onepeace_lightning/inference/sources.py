@@ -105,7 +105,10 @@ def _folder(modality: str, folder: Path) -> Items:
     if not names:
         left_out = Counter(Path(name).suffix or "no extension" for name in every)
         found = ", ".join(f"{count} with {extension}" for extension, count in sorted(left_out.items())) or "no files"
-        raise ValueError(f"{folder} and its sub-folders hold no file that ends in {', '.join(extensions)}, but {found}")
+        raise ValueError(
+            f"{folder} and its sub-folders hold no file with an extension of {modality} ({', '.join(extensions)}),"
+            f" but {found}"
+        )
     return _files(folder, names)
 
 

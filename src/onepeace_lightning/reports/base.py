@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from onepeace_lightning.reports.pages import facts, page
-from onepeace_lightning.training.results import scores_of
+from onepeace_lightning.training.results import in_percent, scores_of, scores_title, written
 
 PAGE, SHEET = "report.html", "report.png"
 """What a report writes into its folder."""
@@ -132,7 +132,11 @@ class ValidationReport(L.Callback):
             return
         folder = Path(self.folder or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        head = score_section(scores_of(trainer.callback_metrics), getattr(task, "score_context", []))
+        head = score_section(
+            scores_of(trainer.callback_metrics, percent=in_percent(task)),
+            getattr(task, "score_context", []),
+            percent=in_percent(task),
+        )
         body = head + self.sections(streams)
         (folder / PAGE).write_text(page(self.title, self.introduction, body), encoding="utf-8")
         sheet = self.sheet(streams)
@@ -157,20 +161,23 @@ def interleaved(parts: Iterable[Sequence[Entry]]) -> list[Entry]:
     return [one for some in zip_longest(*parts, fillvalue=missing) for one in some if one is not missing]  # type: ignore[misc]
 
 
-def score_section(scores: dict[str, float], context: Sequence[str]) -> str:
+def score_section(scores: dict[str, float], context: Sequence[str], *, percent: bool = True) -> str:
     """HTML of the scores, each with its chance, and of what is printed beside them.
 
     Args:
-        scores: percent by name; ``chance/NAME`` is NAME's chance.
+        scores: by name; ``chance/NAME`` is NAME's chance.
         context: lines of text.
+        percent: whether the scores are percentages.
     """
     chance = {name.replace("chance/", "", 1): value for name, value in scores.items() if "chance/" in name}
     shown = {
-        name: f"{value:.2f}" + (f", chance {chance[name]:.2f}" if name in chance else "")
+        name: written(value, percent=percent)
+        + (f", chance {written(chance[name], percent=percent)}" if name in chance else "")
         for name, value in scores.items()
         if "chance/" not in name
     }
     notes = "".join(f"<li>{escape(line)}</li>" for line in context)
     if not shown:
         return ""
-    return f"<section><h2>Scores, percent</h2>{facts(shown)}{f'<ul>{notes}</ul>' if notes else ''}</section>"
+    heading = f"<h2>{scores_title(percent=percent)}</h2>"
+    return f"<section>{heading}{facts(shown)}{f'<ul>{notes}</ul>' if notes else ''}</section>"

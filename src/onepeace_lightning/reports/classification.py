@@ -261,4 +261,4 @@ def average_precision(truth_N: np.ndarray, scores_N: np.ndarray) -> float:
 
 
 def _percent(part: float) -> str:
-    return "–" if np.isnan(part) else f"{100 * part:.1f} %"
+    return "–" if np.isnan(part) else f"{100 * part:.1f}\u00a0%"

@@ -191,7 +191,9 @@ def _millions(count: int) -> str:
 
 def _check_target(target: Path, form: Form, overwrite: bool) -> None:
     if form in _SUFFIXES and (target.is_dir() or target.suffix not in _SUFFIXES[form]):
-        raise ValueError(f"--out is {target}; --to {form} writes files that end in {' or '.join(_SUFFIXES[form])}")
+        raise ValueError(
+            f"--out is {target}; --to {form} writes files with the extension {' or '.join(_SUFFIXES[form])}"
+        )
     if form == "folder" and (target.is_file() or target.suffix in (*_FORMS, ".safetensors")):
         raise ValueError(f"--out is {target}; a folder has no such name: choose another, or leave --to out")
     in_use = target.is_file() or (target.is_dir() and any(target.iterdir()))

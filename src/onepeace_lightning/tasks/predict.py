@@ -56,7 +56,7 @@ def predict(
     """
     target = Path(out)
     if target.suffix != JSON_LINES:
-        raise ValueError(f"--out is {target}; give a file that ends in {JSON_LINES}")
+        raise ValueError(f"--out is {target}; give a file with the extension {JSON_LINES}")
     place = available_device(device)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")

@@ -34,6 +34,7 @@ class RegressionTask(FinetuneTask):
         ValueError: a deviation is not above 0, or as ``FinetuneTask``.
     """
 
+    to_percent = None
     learns = ("target",)
     score_name: ClassVar[str] = "R2"
 

@@ -55,8 +55,8 @@ class TrainedModule(L.LightningModule):
     preprocessing: Preprocessing
     untrained: int = 0
     """Numbers of the built model that have random initial values; a checkpoint is needed to measure it."""
-    to_percent: ClassVar[float] = 100.0
-    """What metrics are multiplied by where they are logged: in percent."""
+    to_percent: ClassVar[float | None] = 100.0
+    """What metrics are multiplied by to be percent; None: they are none, and logged as they are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class TrainedModule(L.LightningModule):
         for name, metrics in zip(self.galleries, self.metrics, strict=True):
             values = metrics.compute()  # type: ignore[operator]
             metrics.reset()  # type: ignore[operator]
-            measured[name] = {key: value.float() * self.to_percent for key, value in values.items()}
+            measured[name] = {key: value.float() * (self.to_percent or 1.0) for key, value in values.items()}
         several = Counter(key for values in measured.values() for key in values)
         # Every rank has the same values; Lightning would warn that they were not averaged.
         for name, values in measured.items():

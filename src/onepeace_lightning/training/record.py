@@ -11,7 +11,7 @@ from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.data.tars import ShardError
 from onepeace_lightning.training.parallelize import class_name
-from onepeace_lightning.training.results import scores_of
+from onepeace_lightning.training.results import in_percent, scores_of
 
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
 
@@ -34,7 +34,8 @@ class RunRecord(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the scores, with the step that they are of."""
         if not trainer.sanity_checking:
-            self._scores, self._measured_at = scores_of(trainer.callback_metrics), trainer.global_step
+            self._scores = scores_of(trainer.callback_metrics, percent=in_percent(pl_module))
+            self._measured_at = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record."""
@@ -44,6 +45,7 @@ class RunRecord(L.Callback):
             "steps": trainer.global_step,
             "data": streams(data) if isinstance(data, DataModule) else {},
             "scores": self._scores,
+            "percent": in_percent(pl_module),
             "measured_at": self._measured_at,
             "command": self.command,
             "versions": {name: version(name) for name in ("onepeace-lightning", "torch", "lightning")},

@@ -21,11 +21,12 @@ _RECALL = re.compile(r"(?:(?!chance/)(?P<gallery>.+?)/)?(?P<chance>chance/)?(?P<
 class ResultsTable(L.Callback):
     """Prints the scores of the last validation or test and writes them to ``<folder>/results.json``.
 
-    Scores are what the task logged under ``val/`` or ``test/``, in percent, with the gallery's name in front where
-    there are several; recall (``A_to_B/R@k`` beside ``chance/A_to_B/R@k``) is shown as one row for each direction. The
-    file is flat: the logged names without ``val/``, percent with two decimals. Under the table stand the lines of the
-    task's ``score_context`` (prompt, split, preprocessing, published result), where it has one. Happens once, when
-    ``fit``, ``validate`` or ``test`` ends, on rank zero.
+    Scores are what the task logged under ``val/`` or ``test/``, in percent unless its ``to_percent`` is None, with the
+    gallery's name in front where there are several; recall (``A_to_B/R@k`` beside ``chance/A_to_B/R@k``) is shown as
+    one row for each direction. The file is flat: the logged names without ``val/``, rounded to two decimals (to four
+    where they are no percentages). Under the table stand the lines of the task's ``score_context`` (prompt, split,
+    preprocessing, published result), where it has one. Happens once, when ``fit``, ``validate`` or ``test`` ends, on
+    rank zero.
 
     Args:
         folder: where ``results.json`` goes, the trainer's ``default_root_dir`` if None; an older file is replaced.
@@ -63,7 +64,7 @@ class ResultsTable(L.Callback):
         """Keep the scores: the last validation's are the ones to show."""
         if not trainer.sanity_checking:
             self._measured = True
-            self._scores = scores_of(trainer.callback_metrics)
+            self._scores = scores_of(trainer.callback_metrics, percent=in_percent(pl_module))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the scores."""
@@ -77,7 +78,7 @@ class ResultsTable(L.Callback):
             rank_zero_warn("nothing was logged under val/ or test/: there are no results to show or write")
             return
         console = Console()
-        for table in results_tables(self._scores):
+        for table in results_tables(self._scores, percent=in_percent(pl_module)):
             console.print(table)
         for line in getattr(pl_module, "score_context", []):
             console.print(line, markup=False, highlight=False)
@@ -88,28 +89,45 @@ class ResultsTable(L.Callback):
         console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def scores_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+def in_percent(task: Any) -> bool:
+    """Whether a task's scores are percentages."""
+    return getattr(task, "to_percent", 1.0) is not None
+
+
+def scores_of(metrics: Mapping[str, Any], *, percent: bool = True) -> dict[str, float]:
     """Pick the scores out of logged metrics.
 
     Args:
-        metrics: logged name to a number or scalar tensor, in percent.
+        metrics: logged name to a number or scalar tensor.
+        percent: whether they are percentages.
 
     Returns:
-        Name without ``val/`` or ``test/`` to percent, rounded to two decimals, in the order of ``metrics``.
+        Name without ``val/`` or ``test/`` to the number, of two decimals if percent and else of four, in their order.
     """
     return {
-        name.removeprefix(split): round(float(value), 2)
+        name.removeprefix(split): round(float(value), 2 if percent else 4)
         for name, value in metrics.items()
         for split in _SPLITS
         if name.startswith(split) and name.removeprefix(split) not in _NOT_SCORES
     }
 
 
-def results_tables(scores: Mapping[str, float]) -> list[Table]:
+def scores_title(*, percent: bool) -> str:
+    """The heading over scores."""
+    return "Scores, percent" if percent else "Scores"
+
+
+def written(value: float, *, percent: bool) -> str:
+    """A score as it is shown."""
+    return f"{value:.2f}" if percent else f"{value:.4g}"
+
+
+def results_tables(scores: Mapping[str, float], *, percent: bool = True) -> list[Table]:
     """Lay out scores: recall as one row per gallery and direction, all others as one row each.
 
     Args:
-        scores: percent by name, as ``scores_of`` gives them; a number that is missing leaves its cell empty.
+        scores: by name, as ``scores_of`` gives them; a number that is missing leaves its cell empty.
+        percent: whether they are percentages.
     """
     directions: dict[tuple[str, str, str], None] = {}
     others: dict[str, float] = {}
@@ -132,10 +150,10 @@ def results_tables(scores: Mapping[str, float]) -> list[Table]:
             table.add_row(label, *(f"{scores[name]:.2f}" if name in scores else "" for name in names))
         tables.append(table)
     if others:
-        table = Table(title="Scores, percent")
+        table = Table(title=scores_title(percent=percent))
         table.add_column("score")
         table.add_column("", justify="right")
         for name, value in others.items():
-            table.add_row(name, f"{value:.2f}")
+            table.add_row(name, written(value, percent=percent))
         tables.append(table)
     return tables
