@@ -17,7 +17,8 @@ from data_recipes.stamps import package as stamps_package
 from data_recipes.stamps import pretraining as stamps
 from data_recipes.stamps.media import UnusableError, encode_picture, encode_sound
 from data_recipes.stamps.package import LICENSE, read_package
-from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import read_shard
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from tests.inference.conftest import tiny_onepeace
 

@@ -108,7 +108,7 @@ class FinetuneTask(PredictingModule):
         lora = None if lora is None else built(Lora, lora)
         _check_trainable(trainable, self.modalities, lora)
         given = None if preprocessing is None else Preprocessing(preprocessing)
-        self.source = open_backbone(backbone, tokenizer, given)
+        self.source = open_backbone(backbone, tokenizer, given, self.modalities)
         self.config = finetune_config(
             self.source.config, self.modalities, name=self.source.name, preprocessing=given, drop_path=drop_path,
             per_block_tables=per_block_tables, type_embedding=self.type_embedding,

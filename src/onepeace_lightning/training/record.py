@@ -8,7 +8,8 @@ import lightning as L
 
 from onepeace_lightning.checkpoints.card import RECORD
 from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.data.shards import ShardError, read_manifest
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.tars import ShardError
 from onepeace_lightning.training.parallelize import class_name
 from onepeace_lightning.training.results import in_percent, scores_of
 
