@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from torch import nn
 
@@ -88,7 +88,9 @@ def add_lora(backbone: Backbone, settings: Lora) -> None:
         check_torchao()
         for name in linear:
             place = f"{name}.base_layer" if name in names else name
-            backbone.set_submodule(place, QuantisedLinear(backbone.get_submodule(place), settings.weights))
+            backbone.set_submodule(
+                place, QuantisedLinear(cast(nn.Linear, backbone.get_submodule(place)), settings.weights)
+            )
 
 
 @contextmanager
