@@ -39,6 +39,7 @@ class BackboneWeights:
         preprocessing: settings of its modalities.
         name: for messages.
         whole: the weights are those of the whole model, head and all.
+        record: of the run that trained it (``training.record``), where it is known.
     """
 
     config: ModelConfig
@@ -47,6 +48,7 @@ class BackboneWeights:
     preprocessing: Preprocessing
     name: str
     whole: bool = False
+    record: Mapping[str, Any] | None = None
 
 
 def open_backbone(
@@ -79,7 +81,7 @@ def open_backbone(
         return BackboneWeights(backbone, None, given, Preprocessing().fitting(backbone), "a model from scratch")
     if isinstance(backbone, OnePeace):
         name = "the given model"
-        pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer)
+        pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer, record=backbone.record)
     else:
         name, pretrained = str(backbone), read_pretrained(backbone)
     vocabulary = pretrained.tokenizer
@@ -88,7 +90,9 @@ def open_backbone(
         weights, said = fit_vocabulary(weights, vocabulary, given)
         config = _sized(config, {text_modality(): {"vocab_size": given.vocab_size}}, kept=True)
         _log.warning("%s: %s", name, said)
-    return BackboneWeights(config, weights, given or vocabulary, pretrained.preprocessing, name)
+    return BackboneWeights(
+        config, weights, given or vocabulary, pretrained.preprocessing, name, record=pretrained.record
+    )
 
 
 def finetune_config(

@@ -20,7 +20,8 @@ class RunRecord(L.Callback):
     """Puts into each checkpoint what its model card says of the run (``checkpoints.card``).
 
     The record holds the data of each stream (type, samples, source, licence, fingerprint), the scores of the last
-    validation with the step that they are of, the steps trained, the command and the versions.
+    validation with the step that they are of, the steps trained, the command, the versions, and what the model started
+    from, with that one's record.
 
     Args:
         command: the command line of the run; "" where there was none. Names and passwords in URLs are left out.
@@ -48,6 +49,7 @@ class RunRecord(L.Callback):
             "percent": in_percent(pl_module),
             "measured_at": self._measured_at,
             "command": self.command,
+            "start": getattr(pl_module, "started_from", None),
             "versions": {name: version(name) for name in ("onepeace-lightning", "torch", "lightning")},
         }
 
