@@ -48,7 +48,7 @@ class AttentionCase:
         if self.per_block:
             return [tokens]
         alone, fused = (
-            {name: part.hide(masks[name]) for name, part in tokens.items()}
+            {name: part.hide(masks[name].to(device)) for name, part in tokens.items()}
             for masks in (batch.masks, batch.fused_masks)
         )
         return [{name: part} for whole in (tokens, alone) for name, part in whole.items()] + [fused]

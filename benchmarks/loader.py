@@ -27,9 +27,10 @@ from PIL import Image
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.data.readers import AlignedReader
 from onepeace_lightning.data.sampler import sample_rng
-from onepeace_lightning.data.shards import ShardWriter, read_manifest
+from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer, load_tokenizer
 

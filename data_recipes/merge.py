@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.data.shards import Manifest, Shard, read_manifest
+from onepeace_lightning.data.manifest import Manifest, Shard, read_manifest
 
 
 def merge(folders: Sequence[Path], out: Path) -> Manifest:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.losses.pretraining import Objectives, pretraining_loss
 from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models import PretrainModel
+from onepeace_lightning.models.inputs import TokenMask
 from tests import parity
 from tests.checkpoints.original_format import to_original
 from tests.checkpoints.test_original import other_config, other_model
@@ -139,13 +141,18 @@ def results(model: PretrainModel, originals: dict[str, str], file: str, batch: B
     }
 
 
+def padded(mask: TokenMask) -> torch.Tensor:
+    """(B, P) as goldens have it."""
+    return pad_sequence(mask.is_hidden_T.split(mask.lengths), batch_first=True)
+
+
 def vl_pretraining(model: PretrainModel, originals: dict[str, str]) -> dict:
     text, image = texts(6, 6, 6), images(3)
     alone = {"text": masks([7] * 3, 0.3, last=False, seed=0), "image": masks([10] * 3, 0.7, last=True, seed=1)}
     fused = {"text": masks([7] * 3, 0.5, last=False, seed=2), "image": masks([10] * 3, 0.6, last=True, seed=3)}
     inputs = {"src_tokens": text.ids_BL, "src_images": image.pixels}
-    inputs |= {f"{name}_mask_indices": mask for name, mask in alone.items()}
-    inputs |= {f"vl_{name}_mask_indices": mask for name, mask in fused.items()}
+    inputs |= {f"{name}_mask_indices": padded(mask) for name, mask in alone.items()}
+    inputs |= {f"vl_{name}_mask_indices": padded(mask) for name, mask in fused.items()}
     batch = Batch(["a", "b", "c"], {"image": image, "text": text}, alone, fused)
     return results(model, originals, "vl_pretrain_io.pt", batch, inputs)
 
@@ -159,8 +166,8 @@ def al_pretraining(model: PretrainModel, originals: dict[str, str]) -> dict:
     fused = {"text": masks([6] * 2, 0.5, last=False, seed=2), "audio": masks([10, 7], 0.4, last=True, seed=3)}
     padding = torch.arange(10) >= torch.tensor([10, 7])[:, None]
     inputs = {"src_tokens": text.ids_BL, "src_audios": waveforms, "audio_padding_masks": padding}
-    inputs |= {"audio_mask_indices": alone["audio"]}
-    inputs |= {f"al_{name}_mask_indices": mask for name, mask in fused.items()}
+    inputs |= {"audio_mask_indices": padded(alone["audio"])}
+    inputs |= {f"al_{name}_mask_indices": padded(mask) for name, mask in fused.items()}
     batch = Batch(["a", "b"], {"audio": sounds, "text": text}, alone, fused)
     return results(model, originals, "al_pretrain_io.pt", batch, inputs)
 

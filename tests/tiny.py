@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from onepeace_lightning.data.batch import Batch
@@ -19,6 +19,7 @@ from onepeace_lightning.modalities.text import Text, TextConfig
 from onepeace_lightning.modalities.tokenizers.base import EOS
 from onepeace_lightning.models import ModelConfig, PretrainModel
 from onepeace_lightning.models.config import DecoderConfig, TransformerConfig
+from onepeace_lightning.models.inputs import TokenMask
 
 IMAGE_SIZE = 48
 VOCABULARY = 40
@@ -77,14 +78,20 @@ def audios(*samples: int, seed: int = 3) -> Audio:
     return Audio.pad([F.layer_norm(torch.randn(n, generator=rng), (n,)) for n in samples])
 
 
-def masks(lengths: list[int], share: float, *, last: bool, seed: int) -> Tensor:
-    """(B, P) masks over all positions that hide ``share`` of each row: never CLS, and the last only if asked for."""
+def masks(lengths: list[int], share: float, *, last: bool, seed: int) -> TokenMask:
+    """Hides ``share`` of each sample's tokens: never CLS, and the last only if asked for."""
     rng = drawn(seed)
-    out = torch.zeros(len(lengths), max(lengths), dtype=torch.bool)
-    for row, length in enumerate(lengths):
+    rows = []
+    for length in lengths:
         candidates = 1 + torch.randperm(length - 1 - (not last), generator=rng)
-        out[row, candidates[: max(1, int(share * len(candidates)))]] = True
-    return out
+        rows.append(np.zeros(length, dtype=bool))
+        rows[-1][candidates[: max(1, int(share * len(candidates)))]] = True
+    return TokenMask.of(rows)
+
+
+def mask_rows(mask: TokenMask) -> list[np.ndarray]:
+    """Each sample's part of a mask, True where a token is hidden."""
+    return [part.numpy() for part in mask.is_hidden_T.split(mask.lengths)]
 
 
 def batches(model: PretrainModel, *data_types: str, count: int = 3) -> dict[str, Batch]:
@@ -96,10 +103,8 @@ def batches(model: PretrainModel, *data_types: str, count: int = 3) -> dict[str,
     }
     lengths = {name: tokens.lengths for name, tokens in model.backbone.embed(raw).items()}
 
-    def hide(share: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
-        return {
-            name: masks(lengths[name], part, last=name != "text", seed=seed).numpy() for name, part in share.items()
-        }
+    def hide(share: Mapping[str, float], seed: int) -> dict[str, TokenMask]:
+        return {name: masks(lengths[name], part, last=name != "text", seed=seed) for name, part in share.items()}
 
     alone = hide({"text": 0.3, "image": 0.7, "audio": 0.55}, 5)
     fused = hide({"text": 0.4, "image": 0.6, "audio": 0.45}, 6)

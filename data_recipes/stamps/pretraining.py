@@ -35,7 +35,8 @@ from scipy.sparse.csgraph import connected_components
 
 from data_recipes.stamps.media import check_svg_support, encode_all
 from data_recipes.stamps.package import LICENSE, Clip, Package, Stamp, fetch, read_package, unpack
-from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
+from onepeace_lightning.data.manifest import Manifest, read_manifest
+from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
 MIN_SHARDS = 8

@@ -74,21 +74,26 @@ def check_fetched(path: str | Path) -> None:
 
 
 _SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3": "MP3",
-    b"\xff\xfb": "MP3",
-    b"GIF8": "GIF",
-}
+    b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3",
+    b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"\x1aE\xdf\xa3": "webm",
+}  # fmt: skip
+"""What files begin with, and their extension."""
+_RIFF = {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}
+_BRANDS = {b"avif": "avif", b"M4A ": "m4a", b"heic": "heic", b"heix": "heic", b"mif1": "heic"}
+"""Of the ISO base media format; all others are taken for mp4."""
+
+
+def extension_of(data: bytes) -> str:
+    """The extension of a file that begins like some bytes, such as ``jpg``; "" where they are not known."""
+    if data.startswith(b"RIFF"):
+        return _RIFF.get(data[8:12], "")
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12], "mp4")
+    return next((extension for start, extension in _SIGNATURES.items() if data.startswith(start)), "")
 
 
 def looks_like(data: bytes) -> str:
     """What some bytes look like, for errors of decoding: how many there are, and the format that they begin with."""
     if not data:
         return "0 bytes"
-    if data.startswith(b"RIFF"):
-        return f"{len(data)} bytes, RIFF {data[8:12].decode('latin-1').strip()}"
-    name = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), f"begins with {data[:8]!r}")
-    return f"{len(data)} bytes, {name}"
+    return f"{len(data)} bytes, {extension_of(data).upper() or f'begins with {data[:8]!r}'}"

@@ -11,8 +11,9 @@ from onepeace_lightning.data.bad_samples import BadSample, EmptyCaption, TooMany
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.dataloader import TrainLoader
 from onepeace_lightning.data.eval_loader import EvalLoader
-from onepeace_lightning.data.shards import ShardError, ShardWriter
+from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.data.sources import Source
+from onepeace_lightning.data.tars import ShardError
 
 
 def make(folder, samples=24, per_shard=5, bad=(), name="k"):

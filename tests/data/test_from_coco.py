@@ -7,7 +7,8 @@ import pytest
 from onepeace_lightning.cli import main
 from onepeace_lightning.data.from_coco import from_coco
 from onepeace_lightning.data.instances import read_annotations
-from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import read_shard
 from tests.data_recipes import miniatures
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from onepeace_lightning.cli import main
 from onepeace_lightning.data.from_folder import from_folder
 from onepeace_lightning.data.from_table import from_csv, from_hf, from_parquet
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 
 VOCAB = 300
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from onepeace_lightning.data.from_tsv import from_tsv
 from onepeace_lightning.data.items import Item, shard_key
-from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import read_shard
 
 AUDIO = ("uniq_id", "audio", "text", "duration")
 IMAGE = ("image_id", "image", "caption")

@@ -12,7 +12,7 @@ from PIL import Image
 from onepeace_lightning.data.from_folder import from_folder
 from onepeace_lightning.data.from_table import from_csv
 from onepeace_lightning.data.make_manifest import manifest
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
 VOCAB = 400

@@ -1,5 +1,6 @@
 from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.parcel import SMALL, Parcel
 from onepeace_lightning.modalities.audio import Audio
 from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.models.inputs import TokenMask
 
 
 def opened(batch):
@@ -16,7 +18,7 @@ def opened(batch):
 def test_what_arrives_is_the_batch():
     pixels = torch.randint(0, 256, (2, 200, 200, 3), dtype=torch.uint8).movedim(-1, 1)
     sound = Audio.pad([torch.randn(30_000), torch.randn(500)])
-    masks = {"image": torch.rand(2, 5) < 0.5, "audio": torch.zeros(0, 3, dtype=torch.bool)}
+    masks = {"image": TokenMask.of([np.array([False, True, True]), np.array([False, False])])}
     batch = Batch(["a", "b"], {"image": Image(pixels), "audio": sound}, masks, captions=["one", "two"], sources=["a"])
     found = opened(batch)
     assert type(found) is Batch
@@ -25,10 +27,8 @@ def test_what_arrives_is_the_batch():
     assert found.inputs["image"].pixels.stride() == pixels.stride()
     assert torch.equal(found.inputs["audio"].waveforms_BN, sound.waveforms_BN)
     assert found.inputs["audio"].lengths == sound.lengths
-    assert {name: mask.tolist() for name, mask in found.masks.items()} == {
-        name: mask.tolist() for name, mask in masks.items()
-    }
-    assert found.masks["audio"].shape == (0, 3)
+    assert torch.equal(found.masks["image"].hidden_M, torch.tensor([1, 2]))
+    assert found.masks["image"].positions_N.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(("size", "shared"), [(SMALL, False), (SMALL + 1, True)])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onepeace_lightning.data import tars
+from onepeace_lightning.data.manifest import Manifest, Shard, read_manifest
 from onepeace_lightning.data.sampler import (
     BLOCK,
     PassOrder,
@@ -18,7 +19,7 @@ from onepeace_lightning.data.sampler import (
     size,
     union,
 )
-from onepeace_lightning.data.shards import Manifest, Shard, ShardReaders, ShardWriter, read_manifest
+from onepeace_lightning.data.shards import ShardReaders, ShardWriter
 
 
 def source(sizes, **changes):

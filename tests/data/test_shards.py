@@ -6,14 +6,10 @@ import tarfile
 import pytest
 
 from onepeace_lightning.data.data_types import data_type as parse
-from onepeace_lightning.data.shards import (
-    ShardError,
-    ShardWriter,
-    read_manifest,
-    read_shard,
-    write_manifest,
-)
-from onepeace_lightning.data.tars import find_sample
+from onepeace_lightning.data.make_manifest import write_manifest
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import ShardWriter, read_shard
+from onepeace_lightning.data.tars import ShardError, find_sample
 
 ABOUT = {"source": "made up", "license": "CC0-1.0"}
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from onepeace_lightning.data import shards
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.dataloader import TrainLoader
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import ShardWriter
 
 SHARDS, SAMPLES = 150_000, 10_000
 
@@ -22,7 +23,7 @@ COUNTED = ("open", "os.scandir", "os.listdir", "os.stat", "glob.glob")
 def folder(tmp_path_factory):
     """A manifest of 150 000 shards, whose files are links to one tar."""
     folder = tmp_path_factory.mktemp("many")
-    with shards.ShardWriter(folder / "one", "text", source="-", license="-", samples_per_shard=50) as writer:
+    with ShardWriter(folder / "one", "text", source="-", license="-", samples_per_shard=50) as writer:
         for index in range(50):
             writer.write(f"{index:02d}", {"txt": b"a cow"})
     tar = folder / "one" / "00000.tar"
@@ -94,10 +95,10 @@ def test_counting_goes_on_where_it_stopped_and_past_bad_shards(tmp_path, monkeyp
     from onepeace_lightning.data import counting
     from onepeace_lightning.data.make_manifest import manifest
 
-    with shards.ShardWriter(tmp_path, "text", source="-", license="-", samples_per_shard=2) as writer:
+    with ShardWriter(tmp_path, "text", source="-", license="-", samples_per_shard=2) as writer:
         for index in range(20):
             writer.write(f"{index:02d}", {"txt": b"a cow"})
-    whole = shards.read_manifest(tmp_path)
+    whole = read_manifest(tmp_path)
     (tmp_path / "manifest.json").unlink()
     good = {}
     for name in ("00003.tar", "00007.tar"):
@@ -109,7 +110,7 @@ def test_counting_goes_on_where_it_stopped_and_past_bad_shards(tmp_path, monkeyp
     assert "00007.tar: damaged" in str(error.value)
     assert not (tmp_path / "manifest.json").exists()
     assert manifest(str(tmp_path), workers=1, skip_bad=True, out=str(tmp_path / "other.json")).samples == 16
-    assert shards.read_manifest(tmp_path / "other.json").samples == 16
+    assert read_manifest(tmp_path / "other.json").samples == 16
     (tmp_path / "other.json").unlink()
 
     for name, content in good.items():

@@ -13,10 +13,13 @@ import torch
 from onepeace_lightning.cli import main
 from onepeace_lightning.data.bad_samples import TooManyLostShardsError
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.cache import StorageError
 from onepeace_lightning.data.dataloader import TrainLoader
 from onepeace_lightning.data.eval_loader import EvalLoader
-from onepeace_lightning.data.shards import MANIFEST, ShardError, ShardWriter, read_manifest
-from onepeace_lightning.data.storage import Storage, StorageConfig, StorageError, expand, join
+from onepeace_lightning.data.manifest import MANIFEST, read_manifest
+from onepeace_lightning.data.shards import ShardWriter
+from onepeace_lightning.data.storage import Storage, StorageConfig, expand, join
+from onepeace_lightning.data.tars import ShardError
 from tests.data.s3 import BadS3, Network
 
 SAMPLES, PER_SHARD = 240, 10

@@ -15,7 +15,8 @@ from data_recipes import corpora, vqav2
 from data_recipes.refcoco import read_references
 from data_recipes.vqa_answers import normalise, scores, vocabulary
 from onepeace_lightning.data.instances import decode_masks
-from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import read_shard
 from onepeace_lightning.modalities.audio_files import decode_audio
 from onepeace_lightning.modalities.image import ImageModality
 from tests.data_recipes import miniatures

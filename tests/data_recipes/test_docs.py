@@ -13,7 +13,7 @@ from data_recipes import corpora, merge
 from onepeace_lightning.cli import main as onepeace
 from onepeace_lightning.data.data_types import data_type
 from onepeace_lightning.data.from_tsv import Task
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 from tests.data_recipes import miniatures
 from tests.data_recipes.test_corpora import CASES, run
 

@@ -4,7 +4,7 @@ import pytest
 
 from data_recipes import corpora
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from tests.data_recipes.test_corpora import CASES, run

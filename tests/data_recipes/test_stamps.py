@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from data_recipes.stamps import package as stamps_package
 from data_recipes.stamps import pretraining as stamps
 from data_recipes.stamps.media import UnusableError, encode_picture, encode_sound
 from data_recipes.stamps.package import LICENSE, read_package
-from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.shards import read_shard
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
+from tests.inference.conftest import tiny_onepeace
 
 RATE = 22_050
 NAMES = [f"animals/animal_{number:02d}" for number in range(30)]
@@ -343,3 +346,31 @@ def test_the_command_line_overwrites_on_request_and_prints_the_counts(unpacked, 
     printed = capsys.readouterr().out
     assert "train/audio-text" in printed
     assert "silent sound" in printed
+
+
+DIRECTIONS = [("image", "text"), ("text", "image"), ("audio", "text"), ("text", "audio"), ("audio", "image")]
+
+
+@pytest.mark.parametrize(("query", "document"), DIRECTIONS)
+def test_galleries_are_tasks_of_mteb(built, query, document):
+    mteb = pytest.importorskip("mteb", reason="MTEB is an extra: pip install onepeace-lightning[mteb]")
+    from onepeace_lightning.integrations.mteb import OnePeaceEncoder
+    from onepeace_lightning.integrations.mteb_tasks import retrieval_task
+
+    media = [name for name in ("audio", "image") if name in (query, document)]
+    gallery = built[0] / "train_gallery" / "-".join([*media, "text"][:2])
+    encoder = OnePeaceEncoder(tiny_onepeace(), "tests/tiny")
+    task = retrieval_task(str(gallery), query, document)
+    results = mteb.evaluate(encoder, task, cache=None, overwrite_strategy="always", raise_error=True)
+    [[entry]] = results.task_results[0].scores.values()
+    task.load_data()  # MTEB has let go of it
+    data = task.dataset["default"]["test"]
+
+    def embedded(side, name):
+        items = [(torch.tensor(r["array"]), r["sampling_rate"]) if name == "audio" else r for r in data[side][name]]
+        return encoder.model.embed(**{name: items})
+
+    best = (embedded("queries", query) @ embedded("corpus", document).T).argmax(1)
+    right = [f"document{row}" in data["relevant_docs"][f"query{asked}"] for asked, row in enumerate(best.tolist())]
+    assert len(right) == read_manifest(gallery).samples > 10
+    assert entry["main_score"] == pytest.approx(sum(right) / len(right), abs=1e-4)

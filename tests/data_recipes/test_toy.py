@@ -13,7 +13,7 @@ from data_recipes.toy.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, play_c
 from data_recipes.toy.images import INK, draw_icon, draw_picture, place_icons
 from data_recipes.toy.pretraining import TRAIN_TYPES, VAL_TYPES, ToyConfig, build, main
 from data_recipes.toy.world import COLOURS, SIZES, THINGS, Group, all_combinations, caption, is_held_out
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 
 SMALL = ToyConfig(pairs=150, singles=60, gallery=40)

@@ -19,7 +19,7 @@ from data_recipes.toy.scenes import ink_box, place_things
 from data_recipes.toy.tasks import TASKS, ToyTasksConfig, build, main, plan
 from data_recipes.toy.world import COLOURS, SIZES, THINGS, Group, caption, is_held_out
 from onepeace_lightning.data.instances import read_annotations
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 
 SMALL = ToyTasksConfig(train=112, val=48)
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}

@@ -38,8 +38,9 @@ import numpy as np
 from data_recipes.toy.pretraining import ToyConfig, build
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.dataloader import TrainLoader
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.data.sampler import PassOrder
-from onepeace_lightning.data.shards import read_manifest, read_shard
+from onepeace_lightning.data.shards import read_shard
 from tests.distributed.runs import ALL_STREAMS, RUN, callback, checkout, lines, output, run, streams
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")

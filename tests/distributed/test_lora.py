@@ -1,4 +1,5 @@
-"""Low-rank updates train sharded over two processes as in one, and their checkpoint opens as a whole task."""
+"""Low-rank updates train over two processes as in one, beside full weights, which are sharded, or 8-bit ones, which are
+not; their checkpoint opens as a whole task."""
 
 import multiprocessing
 from pathlib import Path
@@ -54,12 +55,13 @@ def whole(tensors: dict) -> dict:
     return {n: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for n, t in tensors.items()}
 
 
-def train(folder: Path, ranks: int) -> None:
+def train(folder: Path, ranks: int, weights: str) -> None:
     """Two steps on the same four samples, then one more of the task that the checkpoint holds."""
     torch.set_num_threads(1)
     task = ClassificationTask(
         OnePeace(tiny_model()), Optimization(lr=1e-2, total_steps=STEPS, warmup_steps=0), modalities=["image"],
-        pooling="mean", classes=list(COLOURS), lora=Lora(rank=3, targets=("query", "value", "gate", "down")),
+        pooling="mean", classes=list(COLOURS),
+        lora=Lora(rank=3, targets=("query", "value", "gate", "down"), weights=weights),
         parallel=ParallelConfig(checkpoint_activations=ranks > 1),
     )  # fmt: skip
     losses = Losses()
@@ -72,20 +74,25 @@ def train(folder: Path, ranks: int) -> None:
     assert {name for name in trained if name.startswith("backbone.")} == {n for n in named if ".lora_" in n}
     place = folder / str(ranks)
     trainer.save_checkpoint(place / CHECKPOINT)
-    weights = whole(task.model.state_dict())
+    state = whole(task.model.state_dict())
 
     opened = load_task(place / CHECKPOINT, optimization=Optimization(lr=1e-2, total_steps=1, warmup_steps=0))
     again = Losses()
     L.Trainer(max_steps=1, callbacks=again, default_root_dir=folder, **sharding(ranks)).fit(opened, data(folder, ranks))
-    found = {"own": losses.own, "logged": losses.logged, "again": again.logged, "weights": weights}
+    found = {"own": losses.own, "logged": losses.logged, "again": again.logged, "weights": state}
     torch.save(found, place / f"rank{trainer.global_rank}.pt")
 
 
 @pytest.mark.timeout(120)
-def test_two_processes_train_low_rank_updates_as_one_does(tmp_path):
+@pytest.mark.parametrize("weights", ["full", "int8"])
+def test_two_processes_train_low_rank_updates_as_one_does(tmp_path, weights):
+    if weights != "full":
+        pytest.importorskip("torchao", reason="quantised weights are an extra: pip install onepeace-lightning[lora]")
     labelled_images(tmp_path / "train", 4)  # the batch of a step, whoever reads it
     port, context = free_port(), multiprocessing.get_context("fork")
-    processes = [context.Process(target=in_group, args=(train, 2, port, rank, tmp_path, 2)) for rank in range(2)]
+    processes = [
+        context.Process(target=in_group, args=(train, 2, port, rank, tmp_path, 2, weights)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -93,10 +100,10 @@ def test_two_processes_train_low_rank_updates_as_one_does(tmp_path):
         if process.exitcode is None:
             process.kill()
     assert [process.exitcode for process in processes] == [0, 0]
-    train(tmp_path, 1)
+    train(tmp_path, 1, weights)
 
     one, first, second = (torch.load(tmp_path / name) for name in ("1/rank0.pt", "2/rank0.pt", "2/rank1.pt"))
-    assert first["own"] != pytest.approx(second["own"], rel=1e-3)  # each has its own samples
+    assert first["own"] != second["own"]  # each has its own samples
     for rank in (first, second):
         assert rank["logged"] == pytest.approx(one["logged"], abs=1e-5)
         assert rank["again"] == pytest.approx(one["again"], abs=1e-4)

@@ -1,4 +1,4 @@
-"""Probes of two processes score what one process scores."""
+"""Probes of two processes, replicated or sharded, score what one process scores."""
 
 import json
 
@@ -12,19 +12,23 @@ LABELLED = "data/toy/tasks/image_classification/{}/image-label"
 @pytest.mark.usefixtures("toy_model")  # makes the labelled data beside
 def test_two_processes_measure_what_one_does(toy_root, tmp_path):
     results = []
-    for ranks in (1, 2):
-        folder = checkout(tmp_path / f"ranks{ranks}", toy_root)
+    for strategy in ("auto", "ddp", "fsdp"):
+        ranks = 1 if strategy == "auto" else 2
+        folder = checkout(tmp_path / strategy, toy_root)
+        sharded = ["--config=configs/trainer/fsdp.yaml"] if strategy == "fsdp" else []
         words = [
-            *RUN, "--trainer.max_steps=1", "--trainer.val_check_interval=1", streams("image-text", batch_size=2),
+            *RUN[:2], *sharded, *RUN[2:], "--trainer.max_steps=1", "--trainer.val_check_interval=1",
+            streams("image-text", batch_size=2),
             # next to nothing is learned, so that both measure the same weights
             "--model.init_args.optimization.lr=1e-12", "--model.init_args.optimization.min_lr=0",
             "--model.init_args.optimization.warmup_steps=0",
             "--data.init_args.num_workers=0", "--trainer.callbacks=OnlineProbe", "--trainer.callbacks.batch_size=3",
             *(f"--trainer.callbacks.{split}={LABELLED.format(split)}" for split in ("train", "val")),
         ]  # fmt: skip
-        words += ["--trainer.strategy=ddp"] if ranks > 1 else []
+        words += ["--trainer.strategy=ddp"] if strategy == "ddp" else []
         assert run(folder, *words, ranks=ranks) == [0] * ranks
         results.append(json.loads((folder / "runs/toy/results.json").read_text()))
-    one, two = ({name: value for name, value in scores.items() if "image-label" in name} for scores in results)
+    one, *others = ({name: value for name, value in scores.items() if "image-label" in name} for scores in results)
     assert set(one) == {f"image-label/{name}" for name in ("knn", "linear", "chance")}
-    assert one == pytest.approx(two, abs=0.02)
+    for other in others:
+        assert other == pytest.approx(one, abs=0.02)

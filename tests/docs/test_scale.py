@@ -193,7 +193,8 @@ def test_all_tasks_of_a_job_refuse_a_used_folder(tmp_path, monkeypatch):
 
 def _images(toy_root: Path, folder: Path, count: int) -> list[str]:
     """Files out of the toy world's shards."""
-    from onepeace_lightning.data.shards import read_manifest, read_shard
+    from onepeace_lightning.data.manifest import read_manifest
+    from onepeace_lightning.data.shards import read_shard
 
     folder.mkdir()
     manifest = read_manifest(toy_root / "data/toy/train/image-text")

@@ -8,12 +8,15 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import lightning as L
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 
 from onepeace_lightning import OnePeace
 from onepeace_lightning.checkpoints.card import CARD_FILE
+from onepeace_lightning.tasks.pretrain import PretrainTask
+from onepeace_lightning.training.record import RunRecord
 from tests.inference.conftest import tiny_onepeace
 
 
@@ -178,12 +181,50 @@ def test_the_card_tells_of_data_scores_sizes_and_limits_and_travels_with_the_mod
         "after 400 steps",
         "    onepeace validate --config pretrain/toy --run mine --ckpt_path best",
         f"* {sum(p.numel() for p in model.model.parameters()):,} parameters in float32",
-        "* text and audio were not paired in this training",
-        "* image and audio were not paired in this training",
+        "* text and audio were not paired in training",
+        "* image and audio were not paired in training",
         "* It has seen 1,200 samples",
     ):
         assert said in card, said
     assert "text and image were not paired" not in card
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_card_names_the_data_of_what_the_model_started_from(tmp_path, known):
+    stream = {**RECORD["data"]["train.image-text"], "data_type": "audio-text", "samples": 300, "source": "elsewhere"}
+    before = {**RECORD, "task": "Earlier", "data": {"train.audio-text": stream}, "start": None}
+    model = tiny_onepeace()
+    model.record = {**RECORD, "start": {"source": "runs/one/best.ckpt", "record": before if known else None}}
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / CARD_FILE).read_text()
+    own = card.index("| train.image-text | image-text | 1,200 |")
+    start = card.index("It started from runs/one/best.ckpt, " + ("which was" if known else "of whose data nothing is"))
+    assert own < start
+    assert ("| train.audio-text | audio-text | 300 | elsewhere |" in card[start:]) == known
+    assert ("text and audio were not paired" in card) == (not known)
+    assert (
+        "image and audio were not paired in training: a search between them rests on pairs with others." in card
+    ) == known
+    assert ("* It has seen 1,500 samples;" in card) == known
+    assert ("* It has seen 1,200 samples, and those of a model that it started from;" in card) == (not known)
+
+
+def test_a_second_stage_knows_what_it_started_from(toy_root, toy_model, tmp_path):
+    task = PretrainTask(
+        str(toy_root / "data/toy/tokenizer"), data_types=["audio-text"], modalities=["text", "image", "audio"],
+        init_from=str(toy_model), trainable=["audio"], preprocessing={"image": {"size": 96}},
+    )  # fmt: skip
+    run = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path, callbacks=[RunRecord()]
+    )
+    run.strategy.connect(task)
+    task.configure_model()
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    OnePeace.from_pretrained(tmp_path / "two.ckpt", device="cpu").save_pretrained(tmp_path / "two")
+    card = (tmp_path / "two" / CARD_FILE).read_text()
+    rest = card[card.index(f"It started from {toy_model}, which was trained on:") :]
+    assert rest.count("| train.") == 5
+    assert "PretrainTask, 2 steps" in rest
 
 
 def test_a_card_of_an_unknown_run_says_so_and_a_written_one_stays(tmp_path):
@@ -210,4 +251,4 @@ def test_a_run_s_checkpoint_knows_its_data_and_its_command(toy_model, tmp_path):
     assert "PretrainTask, 2 steps" in card
     assert "    onepeace fit --config" in card
     assert "None are recorded." in card  # it was never validated
-    assert "* image and audio were not paired in this training" in card
+    assert "* image and audio were not paired in training" in card

@@ -14,7 +14,7 @@ from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.patches import grid_positions
-from tests.tiny import audios, images, masks, texts, tiny_config, tiny_model
+from tests.tiny import audios, images, mask_rows, masks, texts, tiny_config, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -162,12 +162,12 @@ def test_positions_of_a_masked_sound_come_from_its_visible_frames_packed_togethe
     adapter = tiny_model().backbone.adapters["audio"]
     sounds = audios(5000, 2000)
     tokens = adapter.embed(sounds)
-    mask = masks(tokens.lengths, 0.5, last=True, seed=0)
-    seen = adapter.view(tokens, mask)
-    for sample, rows in enumerate(seen.values_TD.split(seen.lengths)):
-        keep = [p - 1 for p in range(1, tokens.lengths[sample]) if not mask[sample, p]]
+    hidden = masks(tokens.lengths, 0.5, last=True, seed=0)
+    seen, mask = adapter.view(tokens, hidden), mask_rows(hidden)
+    for sample, frames in enumerate(seen.values_TD.split(seen.lengths)):
+        keep = [p - 1 for p in range(1, tokens.lengths[sample]) if not mask[sample][p]]
         clip = sounds.waveforms_BN[sample, : int(sounds.lengths[sample])]
-        torch.testing.assert_close(rows, reference_audio(adapter, clip, keep), **CLOSE)
+        torch.testing.assert_close(frames, reference_audio(adapter, clip, keep), **CLOSE)
 
 
 @torch.no_grad()

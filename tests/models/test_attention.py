@@ -12,6 +12,7 @@ from onepeace_lightning.models.attention.base import RelativeBias
 from onepeace_lightning.models.attention.cpu import WORTHWHILE, CPUAttention, attend_on_cpu, groups_of_like_length
 from onepeace_lightning.models.attention.padded import PaddedAttention, attend, pad_view, write_out
 from onepeace_lightning.models.encoder import BACKENDS
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.models.packing import Tokens, View, pack
 from onepeace_lightning.models.relative_bias import sequence_buckets, sequence_rows
 from tests.tiny import images, masks, texts, tiny_model
@@ -105,7 +106,7 @@ def test_the_bias_of_a_modality_without_one_is_zero():
 
 def test_the_bias_of_a_masked_view_goes_by_the_original_positions():
     relative = biases(text=6)
-    mask = np.array([[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0]], dtype=bool)
+    mask = TokenMask.of(list(np.array([[0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0]], dtype=bool)))
     bias = bias_of({"text": Tokens.of_padded(torch.zeros(2, 6, 3), [6, 6]).hide(mask)}, relative)
     for row, kept in enumerate(([0, 2, 3, 5], [0, 1, 2, 5])):
         buckets = relative["text"].buckets_PP[kept][:, kept]

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,10 +8,11 @@ from onepeace_lightning.modalities.image import ImageConfig
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.config import AdapterConfig
 from onepeace_lightning.models.denoiser import DecoderInput
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.models.packing import Tokens
 from onepeace_lightning.models.patches import grid_positions
 from tests.models import reference
-from tests.tiny import masks, tiny_config, tiny_model
+from tests.tiny import mask_rows, masks, tiny_config, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 LENGTHS = {"text": [7, 4, 9], "image": [10, 10, 10], "audio": [6, 12, 8]}
@@ -27,9 +29,13 @@ def student(names: tuple[str, ...], seed: int = 0) -> tuple[dict, dict]:
     return view, hidden
 
 
+def nothing(*lengths: int) -> TokenMask:
+    """A mask that hides no token."""
+    return TokenMask.of([np.zeros(length, dtype=bool) for length in lengths])
+
+
 def predict(model: PretrainModel, *views: tuple[dict, dict]) -> list[dict[str, torch.Tensor]]:
-    lengths = [{name: LENGTHS[name] for name in view} for view, _ in views]
-    return model.denoiser([view for view, _ in views], lengths, [hidden for _, hidden in views])
+    return model.denoiser([view for view, _ in views], [hidden for _, hidden in views])
 
 
 def literally(model: PretrainModel, view: dict, hidden: dict, sample: int) -> dict[str, torch.Tensor]:
@@ -37,14 +43,13 @@ def literally(model: PretrainModel, view: dict, hidden: dict, sample: int) -> di
     denoiser, tokens = model.denoiser, {}
     for name in [name for name in ("text", "image", "audio") if name in view]:
         entry = denoiser.inputs[name]
-        rows = iter(view[name].values_TD.split(view[name].lengths)[sample])
-        mask = hidden[name][sample, : LENGTHS[name][sample]].tolist()
-        filled = [entry.mask_token if gone else entry.project(next(rows)) for gone in mask]
+        shown = iter(view[name].values_TD.split(view[name].lengths)[sample])
+        filled = [entry.mask_token if gone else entry.project(next(shown)) for gone in mask_rows(hidden[name])[sample]]
         tokens[name] = torch.stack(filled) + entry.positions[: len(filled)]
     decoded = reference.encode(denoiser.decoder, tokens)
     return {
-        name: reference.linear(denoiser.outputs[name], rows[hidden[name][sample, : len(rows)]])
-        for name, rows in decoded.items()
+        name: reference.linear(denoiser.outputs[name], features[mask_rows(hidden[name])[sample]])
+        for name, features in decoded.items()
     }
 
 
@@ -73,7 +78,7 @@ def test_gradients_stay_within_the_sample():
     model = tiny_model()
     view, hidden = student(("audio",))
     values = view["audio"].values_TD.requires_grad_()
-    count = int(hidden["audio"][0].sum())
+    count = int(mask_rows(hidden["audio"])[0].sum())
     predict(model, (view, hidden))[0]["audio"][:count].square().sum().backward()
     first = view["audio"].lengths[0]
     assert values.grad[:first].abs().sum(1).min() > 0
@@ -83,7 +88,7 @@ def test_gradients_stay_within_the_sample():
 def test_nothing_hidden_predicts_nothing_and_passes_a_gradient_of_zero():
     model = tiny_model()
     view = {"text": Tokens.of_padded(torch.randn(3, 9, 24), LENGTHS["text"])}
-    features = predict(model, (view, {"text": torch.zeros(3, 9, dtype=torch.bool)}))[0]["text"]
+    features = predict(model, (view, {"text": nothing(*LENGTHS["text"])}))[0]["text"]
     assert features.shape == (0, 24)
     features.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.denoiser.parameters() if p.grad is not None)
@@ -93,8 +98,8 @@ def test_more_positions_than_the_decoder_has_are_refused():
     entry = DecoderInput(8, 4, 0.02, positions=5, adapter=tiny_config().adapters["text"])
     tokens = Tokens.of_padded(torch.randn(1, 6, 8), [6])
     with pytest.raises(ValueError, match="6 positions; the decoder has 5: shorten"):
-        entry(tokens, [6])
-    assert entry(Tokens.of_padded(torch.randn(1, 5, 8), [5]), [5]).lengths == [5]
+        entry(tokens, nothing(6))
+    assert entry(Tokens.of_padded(torch.randn(1, 5, 8), [5]), nothing(5)).lengths == [5]
 
 
 def test_the_decoders_image_positions_follow_the_grid():
@@ -106,7 +111,7 @@ def test_the_decoders_image_positions_follow_the_grid():
     assert len(entry.positions) == 26
     visible = Tokens.of_padded(torch.randn(1, 10, 24), [10])
     wanted = entry.project(visible.values_TD) + grid_positions(entry.positions, 3)
-    torch.testing.assert_close(entry(visible, [10]).values_TD, wanted)
+    torch.testing.assert_close(entry(visible, nothing(10)).values_TD, wanted)
 
 
 def test_a_modality_without_decoder_positions_is_named():

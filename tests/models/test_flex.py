@@ -206,7 +206,7 @@ def test_gradients_equal_those_of_padded_on_cuda(per_block_tables):
     for choice in ("padded", "flex"):
         set_attention(model, choice)
         embedded = backbone.embed(raw)
-        hidden = {"image": masks([257] * 3, 0.6, last=True, seed=1)}
+        hidden = {"image": masks([257] * 3, 0.6, last=True, seed=1).to("cuda")}
         views = [
             backbone.view({"text": embedded["text"]}),
             backbone.view({"image": embedded["image"]}),

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.models.layers import gather_padded, gather_rows, scatter_rows
 from onepeace_lightning.models.packing import Tokens, pack
 
@@ -74,19 +75,36 @@ def test_padding_and_packing_pass_the_gradient_to_each_token_once():
 
 def test_hiding_keeps_the_others_in_order_at_their_positions():
     tokens = some_tokens(4, 3)
-    mask = np.array([[0, 1, 1, 0], [0, 0, 1, 0]], dtype=bool)
+    mask = TokenMask.of([np.array([0, 1, 1, 0], dtype=bool), np.array([0, 0, 1], dtype=bool)])
     seen = tokens.hide(mask)
     assert seen.lengths == [2, 2]
     assert seen.positions_T.tolist() == [0, 3, 0, 1]
     torch.testing.assert_close(seen.values_TD, tokens.values_TD[[0, 3, 4, 5]])
-    assert tokens.hidden(mask).nonzero()[0].tolist() == [1, 2, 6]
     assert tokens.full
     assert not seen.full
 
 
+def test_a_mask_of_other_lengths_is_refused():
+    mask = TokenMask.of([np.zeros(3, dtype=bool), np.zeros(4, dtype=bool)])
+    with pytest.raises(ValueError, match=r"\[3, 4\] tokens for samples of \[4, 3\]"):
+        some_tokens(4, 3).hide(mask)
+
+
+def test_the_indices_of_a_mask_are_those_of_tokens_laid_end_to_end():
+    mask = TokenMask.of([np.array([0, 1, 1, 0], dtype=bool), np.zeros(1, dtype=bool), np.array([0, 0, 1], dtype=bool)])
+    assert mask.hidden_M.tolist() == [1, 2, 7]
+    assert mask.visible_N.tolist() == [0, 3, 4, 5, 6]
+    assert mask.samples_M.tolist() == [0, 0, 2]
+    assert mask.positions_N.tolist() == [0, 3, 0, 0, 1]
+    assert (mask.lengths, mask.visible_lengths) == ([4, 1, 3], [2, 1, 2])
+    # among the tokens without CLS, 0 1 2 of the first sample and 3 4 of the last
+    assert mask.targets_M.tolist() == [0, 1, 4]
+    assert some_tokens(4, 1, 3).without_cls().tolist() == some_tokens(4, 1, 3).values_TD[[1, 2, 3, 6, 7]].tolist()
+
+
 def test_cls_cannot_be_hidden():
     with pytest.raises(ValueError, match=r"position 0 .CLS. is masked"):
-        some_tokens(3, 3).hide(np.array([[0, 1, 0], [1, 0, 0]], dtype=bool))
+        TokenMask.of([np.array([0, 1, 0], dtype=bool), np.array([1, 0, 0], dtype=bool)])
 
 
 @pytest.mark.parametrize("multiple", [1, 4])

@@ -29,6 +29,7 @@ from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.tasks import (
     FinetuneTask,
     MultipleChoiceTask,
@@ -86,6 +87,11 @@ TERMS = {
 }  # fmt: skip
 
 
+def token_mask(mask_BP: Tensor, lengths: list[int]) -> TokenMask:
+    """The mask that a golden has padded."""
+    return TokenMask.of([row[:length].numpy() for row, length in zip(mask_BP, lengths, strict=True)])
+
+
 def pretrain_io(folder: Path, file: str, other: str, prefix: str) -> Iterator[Check]:
     model, names = pretrain_model(folder)
     golden = load(folder / file)
@@ -99,10 +105,12 @@ def pretrain_io(folder: Path, file: str, other: str, prefix: str) -> Iterator[Ch
         full = inputs["src_audios"].shape[1]
         lengths = [full if f == frames.max() else int(f) * 320 + 80 for f in frames]
         raw = normalised([clip[:n] for clip, n in zip(inputs["src_audios"], lengths, strict=True)])
-    masks = {m: inputs[k] for m in ("text", other) if (k := f"{m}_mask_indices") in inputs}
-    fused = {m: inputs[f"{prefix}_{m}_mask_indices"] for m in ("text", other)}
-    rows = [f"sample {i}" for i in range(len(inputs["src_tokens"]))]
-    batch = Batch(rows, {other: raw, "text": Text(inputs["src_tokens"])}, masks, fused)
+    items = {other: raw, "text": Text(inputs["src_tokens"])}
+    masks, fused = (
+        {m: token_mask(inputs[k], items[m].token_lengths) for m in items if (k := f"{begin}{m}_mask_indices") in inputs}
+        for begin in ("", f"{prefix}_")
+    )
+    batch = Batch([f"sample {i}" for i in range(len(inputs["src_tokens"]))], items, masks, fused)
     frozen = ("text",) if other == "audio" else ()
     result = pretraining_loss(model, {data_type: batch}, Objectives(keys="detached"), frozen)
     result.total.backward()

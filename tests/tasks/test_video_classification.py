@@ -11,7 +11,7 @@ pytest.importorskip("av", reason="an extra: pip install onepeace-lightning[video
 from data_recipes import kinetics
 from data_recipes.toy import videos
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.tasks import VideoClassificationTask, load_task
 from onepeace_lightning.training.optimizer import Optimization
 

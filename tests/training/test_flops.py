@@ -116,7 +116,7 @@ def test_denoiser(model, gradient):
     whole = [{name: part.lengths for name, part in tokens.items()}] * 2
 
     def compute() -> torch.Tensor:
-        return sum(part.square().sum() for view in model.denoiser(views, whole, hide) for part in view.values())
+        return sum(part.square().sum() for view in model.denoiser(views, hide) for part in view.values())
 
     assert as_pair(denoiser_flops(model.config, visible, whole, gradient=gradient)) == forward_backward(compute)
 

@@ -23,11 +23,12 @@ from onepeace_lightning.modalities.image import Image
 from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models import PretrainModel
 from onepeace_lightning.models.encoder import compile_blocks
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.training import parallelize as plan
 from onepeace_lightning.training.clipping import gradient_norm, scale_gradients
 from onepeace_lightning.training.optimizer import Optimization, adamw
 from onepeace_lightning.training.parallelize import ParallelConfig, materialise, parallelize, shard_like
-from tests.tiny import batches, tiny_config, tiny_model
+from tests.tiny import batches, mask_rows, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -72,7 +73,10 @@ def part(batch: Batch, rows: slice) -> Batch:
     kinds = {"text": lambda x: Text(x.ids_BL[rows]), "image": lambda x: Image(x.pixels[rows]),
              "audio": lambda x: Audio(x.waveforms_BN[rows], x.lengths[rows])}  # fmt: skip
     inputs = {name: kinds[name](value) for name, value in batch.inputs.items()}
-    hidden = ({name: mask[rows] for name, mask in masks.items()} for masks in (batch.masks, batch.fused_masks))
+    hidden = (
+        {name: TokenMask.of(mask_rows(mask)[rows]) for name, mask in masks.items()}
+        for masks in (batch.masks, batch.fused_masks)
+    )
     return Batch(batch.keys[rows], inputs, *hidden)
 
 

@@ -97,7 +97,21 @@ def _count(parameter: Any) -> int:
 def _data(record: Mapping[str, Any] | None) -> Iterator[str]:
     if not record or not record["data"]:
         yield "Nothing is recorded of the data that it was trained on."
-        return
+    else:
+        yield from _training(record)
+        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        yield f"\nVersions: {versions}."
+    for source, before in _starts(record or {}):
+        yield ""
+        if before is None:
+            yield f"It started from {_cell(source)}, of whose data nothing is recorded."
+        else:
+            yield f"It started from {_cell(source)}, which was trained on:\n"
+            yield from _training(before)
+
+
+def _training(record: Mapping[str, Any]) -> Iterator[str]:
+    """The data of one run, and what it was."""
     yield "| stream | data type | samples | source | license | fingerprint |"
     yield "|---|---|--:|---|---|---|"
     for name, stream in record["data"].items():
@@ -107,8 +121,15 @@ def _data(record: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"{record['task']}, {record['steps']} steps" + (
         f", by\n\n    {record['command']}" if record["command"] else "."
     )
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    yield f"\nVersions: {versions}."
+
+
+def _starts(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """What the run started from, what that started from, and so on: name, and record where there is one."""
+    start = record.get("start")
+    while start is not None:
+        before = start["record"]
+        yield start["source"], before if before and before["data"] else None
+        start = before.get("start") if before else None
 
 
 def _scores(record: Mapping[str, Any] | None) -> Iterator[str]:
@@ -156,18 +177,22 @@ def _limits(model: AnyModel, names: Sequence[str], record: Mapping[str, Any] | N
     if not record or not record["data"]:
         yield "* What it was trained on is not recorded, so neither is what it may have learned of it."
         return
-    trained = {name: stream for name, stream in record["data"].items() if name.split(".")[0] == "train"}
-    pairs = {frozenset(pair) for stream in trained.values() for pair in data_type(stream["data_type"]).pairs}
+    runs = [record, *(before for _, before in _starts(record))]
+    known = [run for run in runs if run is not None]
+    trained = [stream for run in known for name, stream in run["data"].items() if name.split(".")[0] == "train"]
+    pairs = {frozenset(pair) for stream in trained for pair in data_type(stream["data_type"]).pairs}
+    rest = "" if len(known) == len(runs) else ", or on a model that it started from, of which nothing is recorded"
     if isinstance(model, PretrainModel):
         for index, first in enumerate(names):
             for second in names[index + 1 :]:
                 if frozenset((first, second)) not in pairs:
                     yield (
-                        f"* {first} and {second} were not paired in this training: a search between them rests on pairs"
-                        " with others, or on the model that it started from."
+                        f"* {first} and {second} were not paired in training: a search between them rests on pairs with"
+                        f" others{rest}."
                     )
-    samples = sum(stream["samples"] for stream in trained.values())
-    yield f"* It has seen {samples:,} samples; how it does on data unlike those above was not measured."
+    samples = sum(stream["samples"] for stream in trained)
+    others = ", and those of a model that it started from" if rest else ""
+    yield f"* It has seen {samples:,} samples{others}; how it does on data unlike those above was not measured."
     yield "* Nothing but the scores above was measured: neither bias nor safety."
     yield "* No licence of the weights is stated; those of the data are above. State one before you publish."
 

@@ -197,6 +197,15 @@ def _build(config: ModelConfig, parts: Mapping[str, Any]) -> AnyModel:
         return Backbone(config)
 
 
+def recorded(path: str | Path) -> Mapping[str, Any] | None:
+    """What a training checkpoint says of its run (``training.record``), None where it says nothing."""
+    if is_sharded(path):
+        from onepeace_lightning.checkpoints.sharded import read_rest
+
+        return read_rest(path).get(RECORD)
+    return read_checkpoint(path).get(RECORD)
+
+
 def _read_folder(folder: Path) -> Pretrained:
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"the folder {folder} has no {CONFIG_FILE}; accepted is {_ACCEPTED}")

@@ -17,7 +17,7 @@ from onepeace_lightning.cli.trainer import USER_FAULTS, command_line, quieten
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.from_folder import common_type, find_samples
 from onepeace_lightning.data.make_shards import Making, make_shards
-from onepeace_lightning.data.shards import MANIFEST, Manifest, read_manifest
+from onepeace_lightning.data.manifest import MANIFEST, Manifest, read_manifest
 from onepeace_lightning.data.splits import SPLITS
 from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.modalities.registry import text_modality
@@ -109,7 +109,7 @@ def train(
     manifests, tokenizer = _streams(Path(data), task, folder)
     kind = data_type(manifests["train"].data_type)
     source = _source(backbone, tokenizer, folder)
-    opened = open_backbone(source, None, None)
+    opened = open_backbone(source)
     if opened.tokenizer is not None:  # its ids are the weights' own
         tokenizer = folder / "tokenizer"
         opened.tokenizer.save(tokenizer)

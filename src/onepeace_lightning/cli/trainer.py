@@ -33,7 +33,7 @@ from onepeace_lightning.cli.loggers import LOGGERS, log_configuration, logger
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
 from onepeace_lightning.data.bad_samples import TooManyBadSamplesError, TooManyLostShardsError
 from onepeace_lightning.data.data_types import data_type
-from onepeace_lightning.data.shards import read_manifest
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.training.data_counts import DataCounts
 from onepeace_lightning.training.failures import FiniteLoss, LostProcess
 from onepeace_lightning.training.probe import OnlineProbe  # noqa: F401 (a configuration names it without its module)

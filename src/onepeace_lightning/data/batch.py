@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.models.inputs import TokenMask
 
 
 @dataclass
@@ -43,9 +44,8 @@ class Batch:
         keys: the samples' keys in their shards.
         inputs: name of an input to what the modality's adapter takes. A name is a modality's; ``second_`` before it
             means the second of two items.
-        masks: modality name to (B, L) bool, True where a token is hidden from the student that sees this modality
-            alone. Column 0 is CLS; CLS, eos and padding are never masked. Empty in evaluation. Host data: all indices
-            that a step needs are computed from them without waiting for the device.
+        masks: modality name to the tokens that are hidden from the student that sees this modality alone; never CLS
+            or eos. Empty in evaluation.
         fused_masks: the same for the student that sees all modalities together. Empty unless several in training.
         captions: the raw text of each sample ("" where there is none).
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
@@ -56,8 +56,8 @@ class Batch:
 
     keys: list[str]
     inputs: dict[str, Any]
-    masks: dict[str, np.ndarray] = field(default_factory=dict)
-    fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: dict[str, TokenMask] = field(default_factory=dict)
+    fused_masks: dict[str, TokenMask] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     targets: dict[str, Any] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
-        """Move every tensor to a device (Lightning calls this); masks stay on the host."""
+        """Move every tensor to a device (Lightning calls this)."""
         return self._map(lambda value: value.to(*args, **kwargs))
 
     def pin_memory(self) -> "Batch":
@@ -78,7 +78,13 @@ class Batch:
         def each(part: dict[str, Any]) -> dict[str, Any]:
             return {name: value if isinstance(value, list) else move(value) for name, value in part.items()}
 
-        return replace(self, inputs=each(self.inputs), targets=each(self.targets))
+        return replace(
+            self,
+            inputs=each(self.inputs),
+            masks=each(self.masks),
+            fused_masks=each(self.fused_masks),
+            targets=each(self.targets),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,19 +106,13 @@ class Collate:
                 name: self.modalities[name].collate([example.inputs[name] for example in examples])
                 for name in first.inputs
             },
-            masks={name: pad_masks([example.masks[name] for example in examples]) for name in first.masks},
+            masks={name: TokenMask.of([example.masks[name] for example in examples]) for name in first.masks},
             fused_masks={
-                name: pad_masks([example.fused_masks[name] for example in examples]) for name in first.fused_masks
+                name: TokenMask.of([example.fused_masks[name] for example in examples]) for name in first.fused_masks
             },
             captions=[example.caption for example in examples],
             targets={name: _join([example.targets[name] for example in examples]) for name in first.targets},
         )
-
-
-def pad_masks(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Join masks (P,) of any lengths to (B, longest P); what is filled up is not masked."""
-    longest = max(map(len, rows))
-    return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
 
 
 def _join(targets: list[Any]) -> Any:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from onepeace_lightning.data.storage import Storage, StorageConfig, StorageError, join
+from onepeace_lightning.data.cache import StorageError
+from onepeace_lightning.data.storage import Storage, StorageConfig, join
 from onepeace_lightning.data.tars import ShardError, check_end, check_plain, damage, tar_samples
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ STATS = "_stats.json"
 
 @dataclass(frozen=True)
 class Count:
-    """What was counted of a shard, see ``shards.Shard``."""
+    """What was counted of a shard, see ``manifest.Shard``."""
 
     name: str
     samples: int

@@ -24,8 +24,9 @@ from onepeace_lightning.data.bad_samples import (
     no_counts,
 )
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.manifest import Paths
 from onepeace_lightning.data.sampler import SourceStream, Taken, Topology, sample_rng
-from onepeace_lightning.data.shards import Paths, ShardReaders
+from onepeace_lightning.data.shards import ShardReaders
 from onepeace_lightning.data.sources import Source, as_sources, named, shared_manifest
 from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.data.tars import ShardError
@@ -52,7 +53,7 @@ class TrainLoader:
     so is every ``JUDGED_EVERY``-th batch.
 
     Args:
-        paths: where the shards are (``shards.Paths``), or the sources to mix.
+        paths: where the shards are (``manifest.Paths``), or the sources to mix.
         batch_size: samples in a batch of one rank.
         prepare: decodes one sample; must be picklable where workers are spawned.
         collate: joins prepared samples.

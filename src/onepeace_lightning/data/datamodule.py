@@ -15,11 +15,12 @@ from lightning.pytorch.utilities import CombinedLoader
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.data.dataloader import Grouped, TrainLoader
 from onepeace_lightning.data.eval_loader import EvalLoader
+from onepeace_lightning.data.manifest import Manifest, read_manifest
 from onepeace_lightning.data.readers import READERS, AlignedReader, Reader
 from onepeace_lightning.data.readers.base import Augmentation
-from onepeace_lightning.data.shards import Manifest, ShardError, read_manifest
 from onepeace_lightning.data.sources import Source, shared_manifest
 from onepeace_lightning.data.storage import StorageConfig
+from onepeace_lightning.data.tars import ShardError
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import Tokenizer, load_tokenizer
 
@@ -29,7 +30,7 @@ class StreamConfig:
     """One stream of samples.
 
     Attributes:
-        path: where its shards are: a folder or its URL (``s3://…``), a manifest, or shards (see ``shards.Paths``).
+        path: where its shards are: a folder or its URL (``s3://…``), a manifest, or shards (see ``manifest.Paths``).
         batch_size: samples per batch on each device.
         data_type: what the samples are, to have it checked; None: as the manifest says, unless the stream's name is a
             data type.

@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from onepeace_lightning.data.bad_samples import BadSample
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.data.manifest import Manifest, Paths
 from onepeace_lightning.data.sampler import rank_range, read_positions, sample_rng
-from onepeace_lightning.data.shards import Manifest, Paths
 from onepeace_lightning.data.sources import named, shared_manifest
 from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.data.workers import JoinExamples, ReadSample, check_sizes, located, worker_batches, worker_id
@@ -25,7 +25,7 @@ class EvalLoader:
     ranks), it gets one of another rank's that is marked as a filler. A bad sample is an error.
 
     Args:
-        paths: where the shards are (``shards.Paths``).
+        paths: where the shards are (``manifest.Paths``).
         batch_size: most samples in a batch.
         prepare: decodes one sample; its generator is seeded by the sample's position.
         collate: joins prepared samples.

@@ -1,18 +1,17 @@
 """Shards of a table's rows: CSV, Parquet, or a saved data set of Hugging Face's ``datasets``."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from onepeace_lightning.data.cells import class_names, file_content, is_empty, listed, number
 from onepeace_lightning.data.data_types import DataType
-from onepeace_lightning.data.make_shards import Content, Making, RawSample, make_shards
+from onepeace_lightning.data.make_shards import Making, RawSample, make_shards
 from onepeace_lightning.data.parquet import ParquetFiles, SavedDataset, Table
 from onepeace_lightning.data.splits import split_named
 from onepeace_lightning.data.tables import read_table
-from onepeace_lightning.modalities.registry import modality, text_modality
+from onepeace_lightning.modalities.registry import text_modality
 
 _SEPARATORS = "|;,"
 
@@ -291,7 +290,7 @@ def _sample(record: Record, wanted: Columns, root: Path, names: Mapping[str, Seq
         for column, value in values.items()
         if column not in (*wanted.items.values(), wanted.label, *wanted.targets) and value not in (None, "")
     }
-    empty = [column for column in wanted.used if _is_empty(values.get(column))]
+    empty = [column for column in wanted.used if is_empty(values.get(column))]
     if empty and sample.problem is None:
         sample.problem = f"nothing in column {', '.join(map(repr, empty))}"
     if sample.problem is not None:
@@ -299,13 +298,13 @@ def _sample(record: Record, wanted: Columns, root: Path, names: Mapping[str, Seq
     try:
         for name, column in wanted.items.items():
             if name == text_modality():
-                sample.text = _listed(values[column]) or str(values[column])
+                sample.text = listed(values[column]) or str(values[column])
             else:
-                sample.items[name] = _content(name, values[column], root)
+                sample.items[name] = file_content(name, values[column], root)
         if wanted.label is not None:
-            sample.labels = _labels(values[wanted.label], wanted.separator, names.get(wanted.label))
+            sample.labels = class_names(values[wanted.label], wanted.separator, names.get(wanted.label))
         if wanted.targets:
-            sample.targets = {column: _number(column, values[column]) for column in wanted.targets}
+            sample.targets = {column: number(column, values[column]) for column in wanted.targets}
         if wanted.split is not None:
             sample.split = split_named(str(values[wanted.split]))
             if sample.split is None:
@@ -315,94 +314,6 @@ def _sample(record: Record, wanted: Columns, root: Path, names: Mapping[str, Seq
     if wanted.group is not None:
         sample.group = str(values[wanted.group])
     return sample
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)
-
-
-def _content(name: str, value: Any, root: Path) -> Content:
-    """A file's path, or what reads its bytes."""
-    if isinstance(value, str):
-        return root / value
-    if not callable(value):
-        raise ValueError(f"{name} is {value!r}; a path or bytes are accepted")
-    read: Callable[[], tuple[bytes | None, str | None]] = value
-
-    def content() -> tuple[bytes, str]:
-        data, path = read()
-        if data is None and not path:
-            raise ValueError(f"nothing in the column of {name}")
-        if data is None:
-            return (root / str(path)).read_bytes(), str(path)
-        return data, _file_name(name, data, path)
-
-    return content
-
-
-def _file_name(name: str, data: bytes, path: str | None) -> str:
-    """A name that says the kind of some bytes: their own, or one by what they begin with."""
-    cls = modality(name)
-    for candidate in (path or "", f"_.{_extension(data)}"):
-        try:
-            cls.field(candidate)
-        except ValueError:
-            continue
-        return candidate
-    return f"_.{cls.extensions[0]}"  # decoding looks at the bytes, and says what is wrong with them
-
-
-def _extension(data: bytes) -> str:
-    if data[:4] == b"RIFF":
-        return {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}.get(data[8:12], "")
-    if data[4:8] == b"ftyp":
-        brand = data[8:12]
-        return {b"avif": "avif", b"M4A ": "m4a", b"heic": "heic", b"heix": "heic", b"mif1": "heic"}.get(brand, "mp4")
-    begins = {
-        b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3",
-        b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"\x1aE\xdf\xa3": "webm",
-    }  # fmt: skip
-    return next((extension for start, extension in begins.items() if data.startswith(start)), "")
-
-
-def _listed(value: Any) -> list[str] | None:
-    """Several texts: a list, or one that is written as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    if not isinstance(value, list):
-        return None
-    return [str(part) for part in value]
-
-
-def _labels(value: Any, separator: str | None, names: Sequence[str] | None) -> list[str]:
-    parts: Iterable[Any] = value if isinstance(value, list) else (_listed(value) or [value])
-    found = []
-    for part in parts:
-        if names is not None and isinstance(part, int):
-            if not 0 <= part < len(names):
-                raise ValueError(f"class number {part}; there are names for 0 to {len(names) - 1}")
-            found.append(names[part])
-        elif separator is not None:
-            found += str(part).split(separator)
-        else:
-            found.append(str(part))
-    found = list(dict.fromkeys(label.strip() for label in found if label.strip()))
-    if not found:
-        raise ValueError(f"no class is named by {value!r}")
-    return found
-
-
-def _number(column: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not isfinite(number):
-        raise ValueError(f"column {column!r} has {value!r}; give a finite number, with a decimal point")
-    return number
 
 
 def _warn_of_separators(samples: Sequence[RawSample], wanted: Columns) -> None:

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from rich.progress import track
 
-from onepeace_lightning.data.shards import Manifest, ShardWriter, read_manifest
+from onepeace_lightning.data.manifest import Manifest, read_manifest
+from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.adapter import SECOND
 

@@ -1,12 +1,28 @@
-"""``onepeace shards manifest``: counting shards that were made elsewhere."""
+"""Counting the samples of shards that were made elsewhere: ``onepeace shards manifest``."""
 
+import hashlib
 import json
+import logging
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.data.counting import cores, listed_tars
-from onepeace_lightning.data.shards import MANIFEST, Manifest, found_type, write_manifest
+from onepeace_lightning.data.counting import cores, count_shards, listed_tars
+from onepeace_lightning.data.manifest import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    check_fields,
+    count_captions,
+    found_type,
+    has_captions,
+    known_type,
+)
 from onepeace_lightning.data.storage import Storage, StorageConfig, is_url, join
+from onepeace_lightning.data.tars import ShardError
+
+log = logging.getLogger(__name__)
 
 
 def manifest(
@@ -63,3 +79,59 @@ def manifest(
     )
     print(f"{folder}: {made.samples} samples of {made.data_type} in {len(made.shards)} shards")
     return made
+
+
+def write_manifest(
+    folder: str | Path,
+    data_type: str,
+    *,
+    source: str,
+    license: str,
+    about: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    workers: int = 1,
+    skip_bad: bool = False,
+    storage: StorageConfig = StorageConfig(),  # noqa: B008 (frozen)
+) -> Manifest:
+    """Read every shard of a folder, count and check its samples, and write the manifest.
+
+    What was counted is kept if it stops, or if shards are bad: only the others are read the next time.
+
+    Args:
+        folder: of the shards, or its URL.
+        data_type: what the samples are.
+        source: where the data comes from.
+        license: under which terms.
+        about: free-form notes.
+        out: file to write instead of the folder's ``manifest.json``.
+        workers: processes that count.
+        skip_bad: leave bad shards out of the manifest.
+        storage: how files at URLs are read.
+
+    Raises:
+        ShardError: no shards, or bad ones: damaged, empty, or with a sample that lacks a field of the data type.
+    """
+    kind = known_type(data_type)
+    if not is_url(folder) and not Path(folder).is_dir():
+        raise ShardError(f"there is no folder {folder}: give one that holds shards (*.tar)")
+    sizes = listed_tars(Storage(storage), str(folder))
+    place = storage.folder("counts") if is_url(folder) or out is not None else Path(folder)
+    name = hashlib.sha256(f"{folder} {data_type}".encode()).hexdigest()[:16]
+    counts, problems = count_shards(
+        storage, str(folder), sizes, partial(check_fields, kind=kind), workers=workers,
+        captions=count_captions if has_captions(kind) else None, progress=place / f".manifest-{name}.jsonl",
+    )  # fmt: skip
+    if problems:
+        shown = "".join(f"\n  {problem}" for problem in problems)
+        if not skip_bad:
+            raise ShardError(
+                f"{folder}: {len(problems)} of {len(sizes)} shards are bad:{shown}\nMend them and run this again (the "
+                "others are not read again), or leave them out with skip_bad"
+            )
+        log.warning("%s: %d of %d shards are left out:%s", folder, len(problems), len(sizes), shown)
+    if not counts:
+        raise ShardError(f"{folder}: no shard is sound")
+    shards = tuple(Shard(**asdict(count)) for count in counts)
+    manifest = Manifest(folder, data_type, shards, source, license, about or {}, storage)
+    manifest.save(out)
+    return manifest

@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace_lightning.data.shards import Manifest, ShardError, ShardReaders, read_shard
+from onepeace_lightning.data.manifest import Manifest
+from onepeace_lightning.data.shards import ShardReaders, read_shard
+from onepeace_lightning.data.tars import ShardError
 
 BLOCK = 64
 """Neighbours in a shard among which its samples are mixed."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import distributed as dist
 
-from onepeace_lightning.data.shards import Manifest, Paths, known, read_manifest, remember
+from onepeace_lightning.data.manifest import Manifest, Paths, known, read_manifest, remember
 from onepeace_lightning.data.storage import StorageConfig
 from onepeace_lightning.data.tars import ShardError
 
@@ -17,7 +17,7 @@ class Source:
     """One of several sets of shards that a stream mixes.
 
     Attributes:
-        path: where its shards are, see ``shards.Paths``.
+        path: where its shards are, see ``manifest.Paths``.
         weight: its part of every batch, beside the other sources' weights; its number of samples if None (then none
             may have one).
         name: what it is called in logs; the path if None.

@@ -6,16 +6,12 @@ into a folder from which the files that were not used for longest are deleted. I
 """
 
 import copy
-import hashlib
 import json
 import logging
 import os
 import random
-import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +19,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec.asyn
 from braceexpand import braceexpand
+
+from onepeace_lightning.data.cache import Cache, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +30,13 @@ _systems: dict[int, Any] = {}
 """Every file system that was used, those before a fork included: a worker process that let go of its parent's would
 close connections, and with them file descriptors that are its own by then."""
 
+_caches: dict[tuple[int, str], Cache] = {}
+"""By process and configuration: what a fork left behind has no threads."""
+
 GIB = 1 << 30
 _LONGEST_PAUSE = 30.0
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 """What trying again does not mend. Everything else may be the network, for which each library has errors of its own."""
-
-
-class StorageError(OSError):
-    """A file could not be read, after as many tries as are allowed."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ class Storage:
         """
         if not is_url(path):
             return Path(path).open("rb")
-        return cast(BinaryIO, _Cache.of(self).open(path, size))
+        return cast(BinaryIO, self._cache().open(path, size))
 
     def prefetch(self, files: Sequence[tuple[str, int]]) -> None:
         """Fetch files in the background, one after the other; those asked for before and not begun are forgotten.
@@ -206,7 +203,15 @@ class Storage:
             files: path and size of each, in the order in which they will be opened.
         """
         if remote := [each for each in files if is_url(each[0])]:
-            _Cache.of(self).prefetch(remote)
+            self._cache().prefetch(remote)
+
+    def _cache(self) -> Cache:
+        """The copies of this process's configuration."""
+        key = (os.getpid(), json.dumps([vars(self.config)], sort_keys=True, default=str))
+        if key not in _caches:
+            step = max(1, int(self.config.block_mib * (1 << 20)))
+            _caches[key] = Cache(self.config.folder("shards"), self.config.cache_gib * GIB, step, self.block)
+        return _caches[key]
 
     def block(self, url: str, start: int, stop: int, size: int) -> bytes:
         """Bytes start … stop - 1 of a file.
@@ -252,168 +257,3 @@ class Storage:
             time.sleep(pause * random.Random(os.urandom(8)).uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise AssertionError("the last try returns or raises")
-
-
-class _Cache:
-    """The copies of this process's configuration; one for each process and folder."""
-
-    _all: dict[tuple[int, str], "_Cache"] = {}  # noqa: RUF012 (of the process, not of a class)
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._folder = storage.config.folder("shards")
-        self._lock = threading.Condition()
-        self._arriving: dict[Path, _Arriving] = {}
-        self._soon: deque[tuple[str, int]] = deque()
-        self._prefetcher: threading.Thread | None = None
-
-    @classmethod
-    def of(cls, storage: Storage) -> "_Cache":
-        key = (os.getpid(), json.dumps([vars(storage.config)], sort_keys=True, default=str))
-        if key not in cls._all:
-            cls._all[key] = cls(storage)
-        return cls._all[key]
-
-    def open(self, url: str, size: int) -> "BinaryIO | _ArrivingFile":
-        kept = self._copy(url, size)
-        with self._lock:
-            try:
-                file = kept.open("rb")
-            except FileNotFoundError:
-                return self._fetch(url, size, kept).reader()
-        with suppress(FileNotFoundError):  # deleted meanwhile, what is open stays readable
-            os.utime(kept)
-        return file
-
-    def prefetch(self, files: Sequence[tuple[str, int]]) -> None:
-        with self._lock:
-            self._soon = deque(files)
-            if self._prefetcher is None:
-                self._prefetcher = threading.Thread(target=self._run, name="prefetch shards", daemon=True)
-                self._prefetcher.start()
-            self._lock.notify_all()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                while not self._soon:
-                    self._lock.wait()
-                url, size = self._soon.popleft()
-                kept = self._copy(url, size)
-                if kept.exists():
-                    continue
-                arriving = self._fetch(url, size, kept)
-            arriving.wait()
-
-    def _copy(self, url: str, size: int) -> Path:
-        return self._folder / f"{hashlib.sha256(f'{url} {size}'.encode()).hexdigest()[:32]}.tar"
-
-    def _fetch(self, url: str, size: int, kept: Path) -> "_Arriving":
-        if kept not in self._arriving:
-            self._arriving[kept] = _Arriving(self._storage, url, size, kept, self._arrived)
-        return self._arriving[kept]
-
-    def _arrived(self, kept: Path) -> None:
-        with self._lock:
-            self._arriving.pop(kept, None)
-        limit = self._storage.config.cache_gib * GIB
-        found = []
-        for path in self._folder.iterdir():
-            with suppress(FileNotFoundError):  # deleted or renamed by another process
-                state = path.stat()
-                found.append((state.st_mtime, state.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total <= limit:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-
-
-class _Arriving:
-    """A file on its way into the cache."""
-
-    def __init__(self, storage: Storage, url: str, size: int, kept: Path, done: Callable[[Path], None]) -> None:
-        self.url, self.size = url, size
-        self._storage, self._kept, self._done = storage, kept, done
-        descriptor, part = tempfile.mkstemp(".part", kept.stem + ".", kept.parent)
-        self._part, self._file = Path(part), open(descriptor, "w+b", buffering=0)  # noqa: SIM115
-        self._here = 0
-        self._error: OSError | None = None
-        self._news = threading.Condition()
-        threading.Thread(target=self._run, name=f"fetch {url}", daemon=True).start()
-
-    def reader(self) -> "_ArrivingFile":
-        """The file from its beginning; it stays readable when the copy is deleted."""
-        return _ArrivingFile(self, os.dup(self._file.fileno()))
-
-    def wait(self, upto: int | None = None) -> None:
-        """Wait until so many bytes are here, by default all.
-
-        Raises:
-            StorageError: they will not come.
-        """
-        wanted = self.size if upto is None else min(upto, self.size)
-        with self._news:
-            self._news.wait_for(lambda: self._here >= wanted or self._error is not None)
-            if self._here < wanted and upto is not None:
-                raise StorageError(str(self._error)) from self._error
-
-    def _run(self) -> None:
-        step = max(1, int(self._storage.config.block_mib * (1 << 20)))
-        try:
-            for start in range(0, self.size, step):
-                data = self._storage.block(self.url, start, min(start + step, self.size), self.size)
-                os.pwrite(self._file.fileno(), data, start)
-                with self._news:
-                    self._here += len(data)
-                    self._news.notify_all()
-            self._part.rename(self._kept)
-        except (OSError, ImportError) as error:
-            with self._news:
-                self._error = error if isinstance(error, OSError) else StorageError(str(error))
-                self._news.notify_all()
-            self._part.unlink(missing_ok=True)
-        finally:
-            self._done(self._kept)
-            self._file.close()
-
-
-class _ArrivingFile:
-    """Reads and seeks in a file that is arriving (what ``tarfile`` and a shard's reader use of a file)."""
-
-    def __init__(self, arriving: _Arriving, descriptor: int) -> None:
-        self._arriving, self._descriptor, self._at = arriving, descriptor, 0
-
-    def read(self, count: int = -1) -> bytes:
-        """The next bytes, once they are here."""
-        stop = self._arriving.size if count < 0 else min(self._at + count, self._arriving.size)
-        self._arriving.wait(stop)
-        data = b"".join(self._pieces(stop))
-        self._at += len(data)
-        return data
-
-    def _pieces(self, stop: int) -> Iterator[bytes]:
-        at = self._at
-        while at < stop and (piece := os.pread(self._descriptor, stop - at, at)):
-            yield piece
-            at += len(piece)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move; nothing is waited for."""
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._arriving.size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
-
-    def __enter__(self) -> "_ArrivingFile":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._descriptor)

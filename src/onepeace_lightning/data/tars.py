@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from webdataset import tariterators
 
-from onepeace_lightning.data.storage import Storage, StorageError, is_url
+from onepeace_lightning.data.cache import StorageError
+from onepeace_lightning.data.storage import Storage, is_url
 from onepeace_lightning.files import check_fetched, is_lfs_pointer, printable
 
 RECOUNT = "restore the file, or count the folder again with `onepeace shards manifest`"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from onepeace_lightning.data.data_types import data_type
+from onepeace_lightning.data.manifest import Manifest, read_manifest
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import Manifest, read_manifest
 from onepeace_lightning.data.tables import TABLES, read_column
 from onepeace_lightning.data.tars import find_sample
 from onepeace_lightning.files import check_name, files_below, printable

@@ -7,8 +7,8 @@ from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.data.sampler import read_positions
-from onepeace_lightning.data.shards import read_manifest
 from onepeace_lightning.modalities.registry import modality as find
 
 _SIDES = {"queries": "query", "corpus": "document"}

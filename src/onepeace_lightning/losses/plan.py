@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from onepeace_lightning.losses.denoising import denoised_alone, self_taught
+from onepeace_lightning.models.inputs import TokenMask
 
 Lengths = Mapping[str, Sequence[int]]
 """A view by its sizes: modality to the number of tokens of each sample, CLS included."""
@@ -19,8 +18,8 @@ class Sampled(Protocol):
     """What the losses need of a batch: ``data.batch.Batch``."""
 
     inputs: dict[str, Any]
-    masks: dict[str, np.ndarray]
-    fused_masks: dict[str, np.ndarray]
+    masks: dict[str, TokenMask]
+    fused_masks: dict[str, TokenMask]
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class PlannedView:
         stream: whose batch.
         modalities: which.
         with_grad: encoded in the pass with gradient, or in the one without.
-        masks: modality to (B, P) bool, True where a token is hidden; empty where all are visible.
+        masks: modality to its hidden tokens; empty where all are visible.
     """
 
     stream: str
     modalities: tuple[str, ...]
     with_grad: bool
-    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, TokenMask] = field(default_factory=dict)
 
     def whole(self, lengths: Mapping[str, Lengths]) -> dict[str, list[int]]:
         """Its tokens before any is hidden, given those of every stream."""
@@ -45,11 +44,9 @@ class PlannedView:
 
     def visible(self, lengths: Mapping[str, Lengths]) -> dict[str, list[int]]:
         """The tokens that it shows, given those of every stream."""
-        whole = self.whole(lengths)
         if not self.masks:
-            return whole
-        hidden = {name: np.asarray(self.masks[name]).sum(1).tolist() for name in self.modalities}
-        return {name: [n - m for n, m in zip(whole[name], hidden[name], strict=True)] for name in whole}
+            return self.whole(lengths)
+        return {name: self.masks[name].visible_lengths for name in self.modalities}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from onepeace_lightning.losses.denoising import denoising_losses
 from onepeace_lightning.losses.plan import Sampled, StepPlan, plan_step
 from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.packing import Tokens, View, to_device
+from onepeace_lightning.models.packing import Tokens, View
 from onepeace_lightning.models.pretraining import PretrainModel
 
 WEIGHTS = {"contrast": 1.0, "fused": 0.5}
@@ -120,11 +120,11 @@ def pretraining_loss(
     for student in plan.students:
         masks = plan.views[student.view].masks
         for name, term in student.terms.items():
-            teacher = features[student.teachers[name]][name]
-            losses_M, samples_M = _denoise(predicted[term], teacher, masks[name], objectives.smoothing)
-            terms[term] = losses_M.sum() / max(len(samples_M), 1)
+            candidates_ND = features[student.teachers[name]][name].without_cls()
+            losses_M = denoising_losses(predicted[term], candidates_ND, masks[name].targets_M, objectives.smoothing)
+            terms[term] = losses_M.sum() / max(len(losses_M), 1)
             if record is not None:
-                record(term, losses_M.detach(), samples_M)
+                record(term, losses_M.detach(), masks[name].samples_M)
     return PretrainingLoss(terms, predicted, plan)
 
 
@@ -227,7 +227,6 @@ def _predict(model: PretrainModel, features: Mapping[int, View], plan: StepPlan)
         return {}
     predicted = model.denoiser(
         [features[student.view] for student in plan.students],
-        [{name: features[view][name].lengths for name, view in student.teachers.items()} for student in plan.students],
         [plan.views[student.view].masks for student in plan.students],
     )
     return {
@@ -235,13 +234,3 @@ def _predict(model: PretrainModel, features: Mapping[int, View], plan: StepPlan)
         for student, found in zip(plan.students, predicted, strict=True)
         for name, term in student.terms.items()
     }
-
-
-def _denoise(student_MD: Tensor, teacher: Tokens, mask_BP: np.ndarray, smoothing: float) -> tuple[Tensor, np.ndarray]:
-    """(M,) losses of hidden tokens, and the number of each one's sample."""
-    rows_M = np.flatnonzero(teacher.hidden(mask_BP))
-    samples_M = teacher.samples_T[rows_M]
-    # CLS is no candidate: rows move up by the CLS tokens before them, their own sample's included.
-    target_M = rows_M - samples_M - 1
-    candidates_ND = teacher.rows(teacher.positions_T > 0)
-    return denoising_losses(student_MD, candidates_ND, to_device(target_M, student_MD.device), smoothing), samples_M

@@ -27,6 +27,7 @@ from onepeace_lightning.modalities.registry import register
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
 from onepeace_lightning.models.flops import Flops, product
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.models.layers import ChannelNorm, Linear, init_normal_
 from onepeace_lightning.models.packing import Tokens
 from onepeace_lightning.models.relative_bias import MAX_POSITIONS, sequence_buckets, sequence_rows
@@ -190,9 +191,9 @@ class AudioAdapter(Adapter):
         x_TD = self.project(self.norm(frames.values_TD))
         return _with_cls(frames, x_TD, self.cls_token)
 
-    def view(self, tokens: Tokens, hidden_BP: np.ndarray | None = None) -> Tokens:
+    def view(self, tokens: Tokens, mask: TokenMask | None = None) -> Tokens:
         """Hide frames, then add convolutional positions computed on the visible ones packed together."""
-        tokens = super().view(tokens, hidden_BP)
+        tokens = super().view(tokens, mask)
         x_BLD, valid_BL = tokens.padded()
         positions = Tokens.of_padded(self.positions(x_BLD, valid_BL), tokens.lengths)
         return tokens.with_values(tokens.values_TD + positions.values_TD)

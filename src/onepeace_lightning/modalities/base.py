@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from onepeace_lightning.modalities.arrays import hide
 from onepeace_lightning.modalities.rendering import REPORT_SIDE, image_html, text_card
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.models.config import AdapterConfig
+from onepeace_lightning.models.inputs import TensorFields
 
 _TRAINING_ONLY = "training_only"
 
@@ -59,11 +59,8 @@ class Settings:
         ]
 
 
-class Inputs:
-    """What a modality's adapter takes in: a batch of B samples. Subclasses are dataclasses of tensors and plain values.
-
-    Tensors move and are pinned together; all else, such as lengths, stays on the host.
-    """
+class Inputs(TensorFields):
+    """What a modality's adapter takes in: a batch of B samples. Subclasses are dataclasses."""
 
     @property
     def token_lengths(self) -> list[int]:
@@ -79,22 +76,6 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.token_lengths)
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None, **options: Any) -> Self:
-        """Move every tensor to a device; ``dtype`` is for floating-point tensors, whole numbers keep their type."""
-        return self._map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None, **options))
-
-    def pin_memory(self) -> Self:
-        """Copy every tensor to page-locked memory."""
-        return self._map(lambda x: x.pin_memory())
-
-    def _map(self, move: Any) -> Self:
-        moved = {
-            entry.name: move(value)
-            for entry in dataclasses.fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, entry.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
 
 
 class Modality:

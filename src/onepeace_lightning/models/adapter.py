@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.models.attention.base import RelativeBias
 from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.models.layers import BiasTables, init_normal_
 from onepeace_lightning.models.packing import Tokens
 
@@ -42,9 +42,9 @@ class Adapter(nn.Module):
         """All tokens of a batch of raw inputs, CLS first; once per batch, however many views are made of it."""
         raise NotImplementedError
 
-    def view(self, tokens: Tokens, hidden_BP: np.ndarray | None = None) -> Tokens:
-        """What the encoder sees: ``embed``'s tokens without those that a mask over positions (B, P) hides."""
-        return tokens if hidden_BP is None else tokens.hide(hidden_BP)
+    def view(self, tokens: Tokens, mask: TokenMask | None = None) -> Tokens:
+        """What the encoder sees: ``embed``'s tokens without those that a mask hides."""
+        return tokens if mask is None else tokens.hide(mask)
 
     def as_second(self, tokens: Tokens) -> Tokens:
         """``embed``'s tokens marked as those of a sample's second item, such as the second of two images.

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import ModelConfig
 from onepeace_lightning.models.encoder import Encoder
+from onepeace_lightning.models.inputs import TokenMask
 from onepeace_lightning.models.layers import PerModality, layer_scale_of
 from onepeace_lightning.models.packing import Tokens, View
 
@@ -40,10 +40,10 @@ class Backbone(nn.Module):
         """Every modality's tokens of one batch, to make views of."""
         return {name: self.adapter(name).embed(raw) for name, raw in inputs.items()}
 
-    def view(self, tokens: View, hidden: Mapping[str, np.ndarray] | None = None) -> dict[str, Tokens]:
-        """A view of embedded tokens; ``hidden`` masks (B, P) say which positions of a modality it does not show."""
-        hidden = hidden or {}
-        return {name: self.adapter(name).view(part, hidden.get(name)) for name, part in tokens.items()}
+    def view(self, tokens: View, masks: Mapping[str, TokenMask] | None = None) -> dict[str, Tokens]:
+        """A view of embedded tokens; ``masks`` say which tokens of a modality it does not show."""
+        masks = masks or {}
+        return {name: self.adapter(name).view(part, masks.get(name)) for name, part in tokens.items()}
 
     def encode(self, views: Sequence[View]) -> list[dict[str, Tokens]]:
         """Final-normed features of all views, in one pass through the blocks."""

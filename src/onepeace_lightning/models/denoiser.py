@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig
 from onepeace_lightning.models.encoder import Encoder
-from onepeace_lightning.models.layers import Linear, PerModality, init_normal_, scatter_rows
-from onepeace_lightning.models.packing import Tokens, View, locate, to_device
+from onepeace_lightning.models.inputs import TokenMask, locate
+from onepeace_lightning.models.layers import Linear, PerModality, gather_rows, init_normal_, scatter_rows
+from onepeace_lightning.models.packing import Tokens, View, to_device
 
 
 class DecoderInput(nn.Module):
@@ -35,28 +35,23 @@ class DecoderInput(nn.Module):
         """The bias and the positions, unless the modality says otherwise; the mask token decays as published."""
         return {"project.bias"} if self.adapter.decoder_positions_decay else {"project.bias", "positions"}
 
-    def forward(self, visible: Tokens, lengths: list[int]) -> Tokens:
-        """Put the visible tokens back among mask tokens; sample b has ``lengths[b]`` positions in all.
+    def forward(self, visible: Tokens, mask: TokenMask) -> Tokens:
+        """Put the tokens that a mask leaves visible back among mask tokens.
 
         Raises:
             ValueError: for more positions than the decoder knows.
         """
         positions = self.adapter.decoder_positions(self.positions)
-        if max(lengths) > len(positions):
-            raise ValueError(f"{max(lengths)} positions; the decoder has {len(positions)}: shorten the input")
+        if (longest := max(mask.lengths)) > len(positions):
+            raise ValueError(f"{longest} positions; the decoder has {len(positions)}: shorten the input")
         x_TD = self.project(visible.values_TD)
-        device = x_TD.device
-        starts_B = np.cumsum([0, *lengths[:-1]])
-        _, positions_T = locate(lengths)
-        rows = starts_B[visible.samples_T] + visible.positions_T
-        is_hidden_T = np.ones(len(positions_T), dtype=bool)
-        is_hidden_T[rows] = False
+        _, positions_T = locate(mask.lengths)
         filled_TD = torch.where(
-            to_device(is_hidden_T, device)[:, None],
+            mask.is_hidden_T[:, None],
             self.mask_token.to(x_TD.dtype),
-            scatter_rows(x_TD, to_device(rows, device), len(positions_T)),
+            scatter_rows(x_TD, mask.visible_N, len(positions_T)),
         )
-        return Tokens(filled_TD + positions[to_device(positions_T, device)], positions_T, lengths)
+        return Tokens(filled_TD + positions[to_device(positions_T, x_TD.device)], positions_T, mask.lengths)
 
 
 class Denoiser(nn.Module):
@@ -72,28 +67,22 @@ class Denoiser(nn.Module):
         self.decoder = Encoder(decoder, tuple(config.adapters))
         self.outputs = PerModality({name: Linear(decoder.width, width, decoder.init_std) for name in config.adapters})
 
-    def forward(
-        self,
-        students: Sequence[View],
-        lengths: Sequence[Mapping[str, list[int]]],
-        masks: Sequence[Mapping[str, np.ndarray]],
-    ) -> list[dict[str, Tensor]]:
+    def forward(self, students: Sequence[View], masks: Sequence[Mapping[str, TokenMask]]) -> list[dict[str, Tensor]]:
         """Predict the features of the hidden tokens of all views in one pass.
 
         Args:
             students: features of the visible tokens, one entry per view.
-            lengths: for each view and modality, how many positions every sample has in all.
-            masks: for each view and modality, (B, P) True where a token was hidden.
+            masks: for each view and modality, which tokens were hidden.
 
         Returns:
             For each view and modality, (M, D) features of the hidden tokens, sample by sample in order of position.
         """
         views = [
-            {name: self.inputs[name](tokens, total[name]) for name, tokens in student.items()}
-            for student, total in zip(students, lengths, strict=True)
+            {name: self.inputs[name](tokens, mask[name]) for name, tokens in student.items()}
+            for student, mask in zip(students, masks, strict=True)
         ]
         decoded = self.decoder(views)
         return [
-            {name: self.outputs[name](part.rows(part.hidden(mask[name]))) for name, part in view.items()}
+            {name: self.outputs[name](gather_rows(part.values_TD, mask[name].hidden_M)) for name, part in view.items()}
             for view, mask in zip(decoded, masks, strict=True)
         ]

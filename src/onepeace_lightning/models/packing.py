@@ -3,8 +3,8 @@
 A *view* is a batch of sequences, each the tokens of one or several modalities of one sample; ``dict[str, Tokens]``.
 T = tokens of all samples laid end to end, B = samples, L = longest sequence, P = positions, D = width.
 
-Where tokens lie is known from lengths and masks, which stay on the host: they are lists and numpy arrays. Only values
-are tensors on the device, and indices are copied to it; nothing is ever read back, so that no step waits for a GPU.
+Where tokens lie is known from lengths, which stay on the host, and from masks, whose indices came with the batch
+(``inputs.TokenMask``). Nothing is ever read back from the device, so that no step waits for a GPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onepeace_lightning.models.inputs import TokenMask, locate
 from onepeace_lightning.models.layers import gather_rows, scatter_rows
 
 
@@ -78,36 +79,23 @@ class Tokens:
         """Other values at the same positions."""
         return replace(self, values_TD=values_TD)
 
-    def hidden(self, mask_BP: np.ndarray) -> np.ndarray:
-        """(T,) bool: the tokens that a mask over positions (B, P) hides.
+    def hide(self, mask: TokenMask) -> "Tokens":
+        """Only the tokens that a mask leaves visible, at their original positions.
 
         Raises:
-            ValueError: where it hides CLS.
+            ValueError: where it is a mask of other numbers of tokens.
         """
-        mask_BP = np.asarray(mask_BP)
-        if mask_BP[:, 0].any():
-            raise ValueError("position 0 (CLS) is masked; CLS must stay visible")
-        return mask_BP[self.samples_T, self.positions_T]
+        if mask.lengths != self.lengths:
+            raise ValueError(f"a mask over {mask.lengths} tokens for samples of {self.lengths}; one each is needed")
+        values_ND = gather_rows(self.values_TD, mask.visible_N)
+        return Tokens(values_ND, mask.positions_N, mask.visible_lengths, full=False)
 
-    def hide(self, mask_BP: np.ndarray) -> "Tokens":
-        """Only the tokens that a mask over positions (B, P) leaves visible, at their original positions."""
-        is_visible_T = ~self.hidden(mask_BP)
-        lengths = np.bincount(self.samples_T[is_visible_T], minlength=len(self.lengths)).tolist()
-        return Tokens(self.rows(is_visible_T), self.positions_T[is_visible_T], lengths, full=False)
-
-    def rows(self, is_chosen_T: np.ndarray) -> Tensor:
-        """(N, D) the values of the N tokens where a bool array over all of them is True."""
-        return gather_rows(self.values_TD, to_device(np.flatnonzero(is_chosen_T), self.values_TD.device))
+    def without_cls(self) -> Tensor:
+        """(T - B, D) the values of all tokens but the first of every sample, where nothing is hidden."""
+        return gather_rows(self.values_TD, to_device(np.flatnonzero(self.positions_T), self.values_TD.device))
 
 
 View = Mapping[str, Tokens]
-
-
-def locate(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) the sample of each token, and (T,) its index within that sample, for samples laid end to end."""
-    counts = np.array(lengths, dtype=np.int64)
-    samples_T = np.repeat(np.arange(len(counts)), counts)
-    return samples_T, np.arange(len(samples_T)) - np.repeat(counts.cumsum() - counts, counts)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.attention.base import AttentionChoice
 from onepeace_lightning.models.encoder import set_attention
 from onepeace_lightning.models.layers import modality_parameters
+from onepeace_lightning.models.quantised import with_quantised
 from onepeace_lightning.tasks.arguments import built, show_inherited
 from onepeace_lightning.tasks.lora import Lora, add_lora, base_layers, merged
 from onepeace_lightning.tasks.opening import of_checkpoint
@@ -60,7 +61,7 @@ class FinetuneTask(PredictingModule):
         per_block_tables: give each block relative bias tables of its own (paper appendix A).
         trainable: "all"; "head" (the backbone stays as it is); or modalities, whose adapters, feed-forward networks and
             final norms train with the head.
-        lora: train low-rank updates of the encoder instead of its weights.
+        lora: train low-rank updates of the encoder instead of its weights, which may be held in 8 or 4 bits.
         parallel: how the model is laid out on its devices.
         attention: "padded", "cpu", "flex", or "auto" for what suits the device (``models.encoder.set_attention``).
 
@@ -107,7 +108,7 @@ class FinetuneTask(PredictingModule):
         lora = None if lora is None else built(Lora, lora)
         _check_trainable(trainable, self.modalities, lora)
         given = None if preprocessing is None else Preprocessing(preprocessing)
-        self.source = open_backbone(backbone, tokenizer, given)
+        self.source = open_backbone(backbone, tokenizer, given, self.modalities)
         self.config = finetune_config(
             self.source.config, self.modalities, name=self.source.name, preprocessing=given, drop_path=drop_path,
             per_block_tables=per_block_tables, type_embedding=self.type_embedding,
@@ -206,6 +207,8 @@ class FinetuneTask(PredictingModule):
 
         A task that was opened whole is laid out anew, with its own weights, by a trainer that shards it.
         """
+        if self.source.weights is not None:
+            self.started_from = {"source": self.source.name, "record": self.source.record}
         if self.model is not None:
             if placement(self).get("mesh") is None or isinstance(self, FSDPModule):
                 return
@@ -220,6 +223,10 @@ class FinetuneTask(PredictingModule):
             for name, parameter in self.model.backbone.named_parameters():
                 parameter.requires_grad = name in trained
         if self.lora is not None:
+            if self.lora.weights != "full" and self.source.weights is None:
+                raise ValueError(
+                    f"lora: weights is {self.lora.weights!r}, and {self.source.name} has none; give a trained backbone"
+                )
             with torch.device("meta"):
                 add_lora(self.model.backbone, self.lora)
         where = placement(self)
@@ -230,18 +237,28 @@ class FinetuneTask(PredictingModule):
         parallelize(self, self.parallel, entries=self.entries, **where)
         if whole is None:
             with base_layers(self.model.backbone):
-                report, scratch = self.load_source(), self.source.weights is None
+                report, scratch = self._load_quantised(), self.source.weights is None
                 self.untrained = sum(
                     p.numel() for name, p in self.model.named_parameters() if scratch or name in report.missing
                 )
         elif whole:
             self._fill_whole(whole)
 
+    def _load_quantised(self) -> LoadReport:
+        """``load_source``, of weights quantised as the model holds them, which are not kept."""
+        source = self.source
+        try:
+            if source.weights is not None:
+                self.source = replace(source, weights=with_quantised(self.model, source.weights))
+            return self.load_source()
+        finally:
+            self.source = source
+
     def _fill_whole(self, weights: Mapping[str, Tensor]) -> None:
         """Fill the model, head and all, with weights that may be from before there were low-rank updates."""
         own = self.lora is None or any(".lora_A." in name for name in weights)
         with nullcontext() if own else base_layers(self.model.backbone):
-            fill(self.model, weights, self.source.name)
+            fill(self.model, with_quantised(self.model, weights), self.source.name)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""

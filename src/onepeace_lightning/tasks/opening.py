@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from onepeace_lightning.checkpoints.card import RECORD
 from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.tokenizers import Tokenizer, tokenizer_from_files
 from onepeace_lightning.models.config import ModelConfig
@@ -33,13 +34,15 @@ def of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any],
         raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(tasks))}{way}")
     settings = {**task["settings"], **options}
     if isinstance(lora := settings.pop("lora"), dict):
-        lora = Lora(**{**lora, "targets": tuple(lora["targets"])})
+        lora = Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))})
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
                if name.startswith("model.")}  # fmt: skip
     config = config_from_dict(about["config"])
     preprocessing = Preprocessing(about["preprocessing"])
-    return made(tasks[task["name"]], config, weights, {**settings, "lora": lora}, tokenizer, preprocessing, path)
+    opened = made(tasks[task["name"]], config, weights, {**settings, "lora": lora}, tokenizer, preprocessing, path)
+    opened.source = replace(opened.source, record=checkpoint.get(RECORD))
+    return opened
 
 
 def made(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from onepeace_lightning.checkpoints.loading import LoadReport, listed, load_pretrained, read_checkpoint
-from onepeace_lightning.checkpoints.pretrained import model_parts
+from onepeace_lightning.checkpoints.pretrained import model_parts, recorded
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.data_types import DataType, data_type
 from onepeace_lightning.losses.plan import Sampled
@@ -122,6 +122,7 @@ class PretrainTask(TrainedModule):
             for name, other in self.init_modality.items():
                 _start_from(self.model, name, other, report)
             self.model.heads.reset_parameters()
+            self.started_from = {"source": str(self.init_from), "record": recorded(self.init_from)}
         else:
             self.untrained = sum(parameter.numel() for parameter in self.model.parameters())
 

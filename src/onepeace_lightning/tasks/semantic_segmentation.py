@@ -156,8 +156,8 @@ class SemanticSegmentationTask(FinetuneTask):
         """How images are read in evaluation."""
         scales = ", ".join(f"{scale:g}" for scale in self.scales) + (", also mirrored" if self.flip else "")
         return [
-            f"pictures in their proportions, shorter side {self.side} × {scales}; windows of {self.side} pixels,"
-            f" {self.step} apart; measured at the picture's own size"
+            f"images in their proportions, shorter side {self.side} × {scales}; windows of {self.side} pixels,"
+            f" {self.step} apart; measured at the image's own size"
         ]
 
     def adopt(self, data: DataModule) -> None:

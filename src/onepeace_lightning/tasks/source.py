@@ -39,6 +39,7 @@ class BackboneWeights:
         preprocessing: settings of its modalities.
         name: for messages.
         whole: the weights are those of the whole model, head and all.
+        record: of the run that trained it (``training.record``), where it is known.
     """
 
     config: ModelConfig
@@ -47,10 +48,14 @@ class BackboneWeights:
     preprocessing: Preprocessing
     name: str
     whole: bool = False
+    record: Mapping[str, Any] | None = None
 
 
 def open_backbone(
-    backbone: BackboneSource, tokenizer: str | None, preprocessing: Preprocessing | None
+    backbone: BackboneSource,
+    tokenizer: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    modalities: Sequence[str] = (),
 ) -> BackboneWeights:
     """Find out what a backbone is; weights in a file are mapped, not read.
 
@@ -59,13 +64,15 @@ def open_backbone(
         tokenizer: folder of the tokenizer that the data use; a model from scratch takes over its vocabulary, and a
             trained one is fitted to it (``checkpoints.vocabulary``).
         preprocessing: what sizes of a preset follow from; other models are resized later.
+        modalities: that a preset is to have besides its own.
 
     Raises:
         ValueError: as ``read_pretrained``.
     """
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     if isinstance(backbone, str) and backbone in get_args(Preset):
-        config = preset_config(backbone)  # type: ignore[arg-type]
+        own = preset_config(backbone).adapters  # type: ignore[arg-type]
+        config = preset_config(backbone, modalities=list(dict.fromkeys([*own, *modalities])))  # type: ignore[arg-type]
         sizes = {} if preprocessing is None else preprocessing.sizes(config.adapters, None)
         backbone = _sized(config, sizes, kept=False)
     if isinstance(backbone, ModelConfig):
@@ -74,16 +81,18 @@ def open_backbone(
         return BackboneWeights(backbone, None, given, Preprocessing().fitting(backbone), "a model from scratch")
     if isinstance(backbone, OnePeace):
         name = "the given model"
-        pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer)
+        pretrained = Pretrained(backbone.model, backbone.preprocessing, backbone.tokenizer, record=backbone.record)
     else:
         name, pretrained = str(backbone), read_pretrained(backbone)
-    own = pretrained.tokenizer
+    vocabulary = pretrained.tokenizer
     config, weights = pretrained.model.config, named(pretrained.model).state_dict()
-    if given is not None and own is not None and given.fingerprint() != own.fingerprint():
-        weights, said = fit_vocabulary(weights, own, given)
+    if given is not None and vocabulary is not None and given.fingerprint() != vocabulary.fingerprint():
+        weights, said = fit_vocabulary(weights, vocabulary, given)
         config = _sized(config, {text_modality(): {"vocab_size": given.vocab_size}}, kept=True)
         _log.warning("%s: %s", name, said)
-    return BackboneWeights(config, weights, given or own, pretrained.preprocessing, name)
+    return BackboneWeights(
+        config, weights, given or vocabulary, pretrained.preprocessing, name, record=pretrained.record
+    )
 
 
 def finetune_config(

@@ -63,6 +63,7 @@ class TrainedModule(L.LightningModule):
         self.galleries: dict[str, DataType | None] = {}
         self.metrics = nn.ModuleList()
         self.score_context: list[str] = []
+        self.started_from: dict[str, Any] | None = None
 
     # What a task is made of
 

@@ -1,6 +1,6 @@
 """Nearest-neighbour and linear-probe scores of labelled data, measured while a model pretrains."""
 
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -93,10 +93,10 @@ class OnlineProbe(L.Callback):
     def _embed(self, loader: Any, pl_module: L.LightningModule) -> tuple[Tensor, Tensor]:
         """(N, d) embeddings of unit length and (N, C) classes of all ranks' samples."""
         features, targets = [], []
-        model = cast(Any, pl_module)
         with torch.no_grad():
             for batch in loader:
-                embeddings = model.embed(batch.to(pl_module.device).inputs)
+                # not its method embed: weights of a sharded model are whole only within forward
+                embeddings = pl_module(batch.to(pl_module.device))["embeddings"]
                 if batch.filler:  # another rank's: it only runs through the model
                     continue
                 features.append(torch.cat(list(embeddings.values()), 1).float() / len(embeddings) ** 0.5)

@@ -8,7 +8,8 @@ import lightning as L
 
 from onepeace_lightning.checkpoints.card import RECORD
 from onepeace_lightning.data.datamodule import DataModule
-from onepeace_lightning.data.shards import ShardError, read_manifest
+from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.tars import ShardError
 from onepeace_lightning.training.parallelize import class_name
 from onepeace_lightning.training.results import in_percent, scores_of
 
@@ -19,7 +20,8 @@ class RunRecord(L.Callback):
     """Puts into each checkpoint what its model card says of the run (``checkpoints.card``).
 
     The record holds the data of each stream (type, samples, source, licence, fingerprint), the scores of the last
-    validation with the step that they are of, the steps trained, the command and the versions.
+    validation with the step that they are of, the steps trained, the command, the versions, and what the model started
+    from, with that one's record.
 
     Args:
         command: the command line of the run; "" where there was none. Names and passwords in URLs are left out.
@@ -47,6 +49,7 @@ class RunRecord(L.Callback):
             "percent": in_percent(pl_module),
             "measured_at": self._measured_at,
             "command": self.command,
+            "start": getattr(pl_module, "started_from", None),
             "versions": {name: version(name) for name in ("onepeace-lightning", "torch", "lightning")},
         }
 

@@ -13,6 +13,7 @@ from onepeace_lightning.modalities.audio import num_frames
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 from onepeace_lightning.modalities.tokenizers.base import EOS, PAD
+from tests.tiny import mask_rows
 
 PREPROCESSING = Preprocessing({"image": {"size": 64}, "audio": {"min_seconds": 0.25, "max_seconds": 2.0}})
 CAPTIONS = ["a cow", "three small bells and a big red drum beside the old clock", "two birds in the rain"]
@@ -80,24 +81,20 @@ def test_masks_fit_the_inputs_and_never_touch_cls_eos_or_padding(tokenizer, data
     all_of_it = {"mask_ratio": 1.0, "fused_mask_ratio": 1.0}
     preprocessing = PREPROCESSING.changed(text=all_of_it, image=all_of_it)
     batch = prepared(data_type, tokenizer, preprocessing=preprocessing)
-    positions = {}
+    may_be_hidden = {"image": [16] * 3}
     if "text" in batch.inputs:
-        positions["text"] = (torch.tensor(batch.inputs["text"].lengths) - 1, batch.inputs["text"].ids_BL.shape[1] + 1)
-    if "image" in batch.inputs:
-        positions["image"] = (torch.full((3,), 16), 17)
+        may_be_hidden["text"] = [length - 1 for length in batch.inputs["text"].lengths]
     if "audio" in batch.inputs:
-        frames = torch.tensor([num_frames(length) for length in batch.inputs["audio"].lengths])
-        positions["audio"] = (frames, int(frames.max()) + 1)
+        may_be_hidden["audio"] = [num_frames(length) for length in batch.inputs["audio"].lengths]
     pair = "-" in data_type
     assert set(batch.fused_masks) == (set(data_type.split("-")) if pair else set())
     assert set(batch.masks) == ({"audio"} if data_type == "audio-text" else set(data_type.split("-")))
     for masks in (batch.masks, batch.fused_masks):
         for name, mask in masks.items():
-            tokens, width = positions[name]
-            assert mask.dtype == bool
-            assert mask.shape == (3, width)
-            assert mask.any()
-            for row, count in zip(mask, tokens.tolist(), strict=True):
+            assert mask.is_hidden_T.dtype == torch.bool
+            assert mask.lengths == batch.inputs[name].token_lengths
+            assert len(mask.hidden_M)
+            for row, count in zip(mask_rows(mask), may_be_hidden[name], strict=True):
                 assert not row[0]
                 assert not row[count + 1 :].any()
 
@@ -113,8 +110,8 @@ def test_evaluation_does_not_depend_on_the_generator_and_training_does(tokenizer
     pixels = [prepared("image-text", tokenizer, train=False, seed=seed).inputs["image"].pixels for seed in (0, 9)]
     assert torch.equal(*pixels)
     masks = [prepared("image-text", tokenizer, seed=seed).masks["image"] for seed in (0, 0, 9)]
-    assert np.array_equal(masks[0], masks[1])
-    assert not np.array_equal(masks[0], masks[2])
+    assert torch.equal(masks[0].is_hidden_T, masks[1].is_hidden_T)
+    assert not torch.equal(masks[0].is_hidden_T, masks[2].is_hidden_T)
 
 
 def test_pair_for_measuring_has_the_caption_but_no_text_input():
@@ -170,7 +167,7 @@ def test_it_pickles(tokenizer):
     ours, theirs = (each.collate([each(raw(), np.random.default_rng(3))]) for each in (reader, again))
     assert torch.equal(ours.inputs["text"].ids_BL, theirs.inputs["text"].ids_BL)
     assert torch.equal(ours.inputs["image"].pixels, theirs.inputs["image"].pixels)
-    assert np.array_equal(ours.masks["image"], theirs.masks["image"])
+    assert torch.equal(ours.masks["image"].is_hidden_T, theirs.masks["image"].is_hidden_T)
 
 
 def test_impossible_settings_are_refused():

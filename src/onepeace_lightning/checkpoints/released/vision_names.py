@@ -215,7 +215,7 @@ def to_released(kind: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _leading(name: str) -> int:
-    return next((count for ending, count in _LEADING.items() if name.endswith(ending)), 0)
+    return next((count for suffix, count in _LEADING.items() if name.endswith(suffix)), 0)
 
 
 def _translate(kind: str, name: str, *, reverse: bool) -> str | None:
