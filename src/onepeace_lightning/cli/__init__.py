@@ -103,15 +103,10 @@ def usage(names: Sequence[str] | None = None) -> str:
     ])  # fmt: skip
 
 
-def trainer_usage(name: str) -> str:
-    """How a command of Lightning's trainer is called."""
-    checkpoint = "" if name == "fit" else "--ckpt_path best|last|FILE "
-    space = " " * len(f"usage: onepeace {name} ")
-    return f"onepeace {name} --config NAME_OR_FILE [--config …]\n{space}{checkpoint}[--run NAME] [--KEY=VALUE …]"
-
-
 def _train(name: str, words: list[str]) -> None:
     if not words:
+        from onepeace_lightning.cli.configurations import trainer_usage
+
         print(
             f"usage: {trainer_usage(name)}\n\n"
             f"onepeace configs\n    names of configurations\n"

@@ -73,6 +73,13 @@ def find(name: str) -> Path:
     raise ValueError(_unknown(name))
 
 
+def trainer_usage(name: str) -> str:
+    """How a command of Lightning's trainer is called."""
+    checkpoint = "" if name == "fit" else "--ckpt_path best|last|FILE "
+    space = " " * len(f"usage: onepeace {name} ")
+    return f"onepeace {name} --config NAME_OR_FILE [--config …]\n{space}{checkpoint}[--run NAME] [--KEY=VALUE …]"
+
+
 def merged(given: Sequence[str]) -> dict[str, Any]:
     """Configurations laid over each other: a later one changes what it names and keeps the rest.
 

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import onepeace_lightning.data.datamodule
 import onepeace_lightning.tasks  # noqa: F401
 from onepeace_lightning.checkpoints.atomic import AtomicCheckpointIO
-from onepeace_lightning.cli import TRAINER, configurations, runs, trainer_usage
+from onepeace_lightning.cli import configurations, runs
 from onepeace_lightning.cli.faults import plain
 from onepeace_lightning.cli.loggers import LOGGERS, log_configuration, logger
 from onepeace_lightning.cli.user_modules import import_modules, without_imports
@@ -201,10 +201,10 @@ def command_line(args: Sequence[str], *, run: bool = True) -> OnePeaceCLI:
             **{
                 name: {
                     "exit_on_error": False,
-                    "usage": trainer_usage(name),
-                    "description": TRAINER[name].summary.capitalize() + ".",
+                    "usage": configurations.trainer_usage(name),
+                    "description": None,
                 }
-                for name in TRAINER
+                for name in OnePeaceCLI.subcommands()
             },
         },
         args=[*subcommand, *laid_over(words)],
