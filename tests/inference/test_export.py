@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from onepeace_lightning import OnePeace
+from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
+from onepeace_lightning.models.relative_bias import grid_buckets
+from onepeace_lightning.models.vision.segmentation import SegmentationConfig, SegmentationModel, class_scores
 from onepeace_lightning.tasks import (
     ObjectDetectionTask,
     SemanticSegmentationTask,
@@ -17,6 +21,9 @@ from onepeace_lightning.tasks import (
 from onepeace_lightning.tasks import export as module
 from onepeace_lightning.tasks.saved import save_task
 from tests.inference.conftest import tiny_onepeace
+from tests.models.vision.test_segmentation import ADAPTER
+from tests.models.vision.test_segmentation import HEAD as MASK_HEAD
+from tests.models.vision.test_segmentation import config as four_blocks
 from tests.tiny import randomised, tiny_config
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="an extra: pip install onepeace-lightning[export]")
@@ -111,6 +118,22 @@ def test_the_masks_of_one_window_are_exported_and_checked(tmp_path, capsys):
     classes = task.eval().predict(list(pixels))  # a picture of one window
     for answer, expected in zip(scores.argmax(1), classes, strict=True):
         assert (answer == expected).float().mean() > 0.999
+
+
+def test_the_published_segmentation_model_is_exported_and_checked(tmp_path):
+    torch.manual_seed(0)
+    sizes = SegmentationConfig(head=replace(MASK_HEAD, layers=1), adapter=ADAPTER)
+    network = randomised(SegmentationModel(four_blocks(), sizes)).eval().requires_grad_(False)
+    preprocessing = Preprocessing({"image": {"size": 64}}).fitting(network.config)
+    grid_buckets.cache_clear()  # as in a new process: what tracing puts there must not reach the model
+    [graph, reference, draw, output, _] = module._masks(network, preprocessing)
+    done = module.export_graph(graph, reference, draw, output, tmp_path / "answer.pt2")
+    assert done.inputs == ["pixels"]
+    assert done.difference < 1e-4
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = class_scores(network(Image(pixels))[-1], 64)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(module.runner(done.path)({"pixels": pixels}), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_exported_is_said(tmp_path):
