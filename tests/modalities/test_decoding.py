@@ -212,7 +212,7 @@ def test_odd_rate_is_resampled_within_bounds():
         (sound(np.array([0.1, 1e300]), subtype="DOUBLE"), "infinite"),
         (sound(np.array([[1e30, -1e30]]), subtype="FLOAT"), r"samples in \[-1e\+30, 1e\+30\]"),
         (b"", "0 bytes"),
-        (b"\xff\xd8\xff\xe0 a picture", "JPEG"),
+        (b"\xff\xd8\xff\xe0 an image", "JPG"),
     ],
 )
 def test_unusable_sound_is_an_error_that_says_why(data, said):
