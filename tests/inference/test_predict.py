@@ -73,7 +73,7 @@ def test_retrieval_ranks_the_texts_of_the_table(reading, tmp_path):  # noqa: F81
 @pytest.mark.parametrize(
     ("items", "out", "message"),
     [
-        ("items.csv", "answers.txt", "ends in .jsonl"),
+        ("items.csv", "answers.txt", "extension .jsonl"),
         ("items.csv", "answers.jsonl", "lacks audio"),
         ("nowhere", "answers.jsonl", "there is no"),
         ("bad.jsonl", "answers.jsonl", "line 1: no JSON"),
