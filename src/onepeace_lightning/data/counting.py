@@ -91,10 +91,10 @@ def count_shards(
     found = {count.name: count for count in _kept(progress) if sizes.get(count.name) == count.bytes}
     if found:
         log.info("%s: %d of %d shards are counted already", folder, len(found), len(sizes))
-    todo = [name for name in sizes if name not in found]
+    uncounted = [name for name in sizes if name not in found]
     problems: dict[str, str] = {}
     count = partial(_tried, config, folder, check=check, captions=captions)
-    for name, result in _results(count, {name: sizes[name] for name in todo}, workers, processes):
+    for name, result in _results(count, {name: sizes[name] for name in uncounted}, workers, processes):
         if isinstance(result, Count):
             found[name] = result
             if progress is not None:

@@ -245,17 +245,17 @@ def _without_manifest(files: Storage, folder: str, sizes: Mapping[str, int]) -> 
     if kept.exists():
         return _parsed(str(kept), kept.read_bytes(), folder, files.config)
     stated = stated_counts(files, folder, sizes)
-    todo = {name: size for name, size in sizes.items() if name not in stated}
-    if len(todo) > COUNTED_AT_START:
+    uncounted = {name: size for name, size in sizes.items() if name not in stated}
+    if len(uncounted) > COUNTED_AT_START:
         raise ShardError(
-            f"{folder} has {len(todo)} shards but no {MANIFEST}: make one with `onepeace shards manifest {folder}`"
+            f"{folder} has {len(uncounted)} shards but no {MANIFEST}: make one with `onepeace shards manifest {folder}`"
         )
     first = next(name for name in sizes if name not in stated or stated[name].samples)
     data_type = found_type(files.config, folder, first, sizes[first])
-    if todo:
-        log.warning("%s: no %s, so %d shards are counted now", folder, MANIFEST, len(todo))
+    if uncounted:
+        log.warning("%s: no %s, so %d shards are counted now", folder, MANIFEST, len(uncounted))
     check = partial(check_fields, kind=known_type(data_type))
-    counts, problems = count_shards(files.config, folder, todo, check, workers=16, processes=False)
+    counts, problems = count_shards(files.config, folder, uncounted, check, workers=16, processes=False)
     if problems:
         raise ShardError(f"{folder}: {len(problems)} of {len(sizes)} shards are bad:\n  " + "\n  ".join(problems))
     every = stated | {count.name: count for count in counts}

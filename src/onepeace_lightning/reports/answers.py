@@ -93,7 +93,7 @@ COLUMNS, GAP, FRAME, LINE, HEADING = 4, 12, 4, 17, 40
 
 
 def render_sheet(streams: dict[str, list[Drawn]]) -> Image.Image:
-    """Draw the gallery as one RGB picture: images framed green (right) or red, the words under them.
+    """Draw the gallery as one RGB image: images framed green (right) or red, the words under them.
 
     Words are drawn in Pillow's built-in font, which has Latin letters only; the page shows every script.
 
