@@ -13,11 +13,9 @@ retrieval of held-out combinations, which is the mean over the four directions o
 audio and image, which are never paired. A step of the ways costs differently, so its seconds stand beside the score.
 """
 
-import logging
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ import lightning as L
 from jsonargparse import auto_cli
 
 from data_recipes.toy import pretraining as toy
+from onepeace_lightning.cli.trainer import quieten
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.losses.pretraining import Objectives
 from onepeace_lightning.modalities.presets import Preset
@@ -140,8 +139,7 @@ def run(
         side: of the images in pixels, a multiple of 16.
         gallery: samples to search among; chance is one in so many.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*LeafSpec.*|.*number of training batches.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quieten()
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)

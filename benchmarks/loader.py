@@ -26,6 +26,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from benchmarks.timing import in_fresh_process, interleaved, ratio_line, table
+from onepeace_lightning.cli.trainer import quieten
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.manifest import read_manifest
 from onepeace_lightning.data.readers import AlignedReader
@@ -166,6 +167,7 @@ def run(
     counts = {"image-text": image_text, "audio-text": audio_text}
     if uneven := {name: count for name, count in counts.items() if count < 1 or count % batch_size}:
         raise ValueError(f"numbers of samples {uneven} are not multiples of batch_size {batch_size}")
+    quieten()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         in_fresh_process(make_data, root, counts, image_side, seconds, batch_size)

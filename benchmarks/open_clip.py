@@ -12,11 +12,9 @@ model and what it learns by. Each way trains in a process of its own, one after 
 Then embeddings per second, of open_clip's towers with so many layers that one embedding takes about as many FLOPs.
 """
 
-import logging
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -34,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Device, fresh, interleaved, own_peak
 from data_recipes.toy import pretraining as toy
+from onepeace_lightning.cli.trainer import quieten
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.losses.pretraining import Objectives
@@ -231,7 +230,7 @@ def train(way: str, setting: Setting, layers: Mapping[str, int]) -> Trained:
         setting: of all ways.
         layers: of open_clip's towers.
     """
-    _quiet()
+    quieten()
     start = own_peak(setting.device)
     L.seed_everything(setting.seed, verbose=False)
     denoise = way == DENOISED
@@ -368,12 +367,6 @@ def has_audio() -> bool:
     return any("audio_cfg" in config for config in configs)
 
 
-def _quiet() -> None:
-    known = ("does not have many workers", "LeafSpec", "number of training batches", "have no `validation_step`")
-    warnings.filterwarnings("ignore", "|".join(f".*{part}.*" for part in known))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-
 def run(
     data: str | None = None,
     preset: Preset = "tiny",
@@ -409,7 +402,7 @@ def run(
     """
     if steps < 2:
         raise ValueError(f"steps is {steps}; give 2 or more, the first is not timed")
-    _quiet()
+    quieten()
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
             toy.build(Path(folder), toy.ToyConfig(pairs=pairs, singles=8, gallery=gallery, image_side=side))

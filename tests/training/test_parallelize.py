@@ -31,7 +31,7 @@ from onepeace_lightning.training.parallelize import ParallelConfig, materialise,
 from tests.tiny import batches, mask_rows, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
-STEPS = 5
+STEPS = 3
 COUNT = 4
 PLAIN = ParallelConfig()
 STREAMS = ("image-text", "audio-text", "image", "audio", "text")
