@@ -1,11 +1,13 @@
 """A page and an image that show what a task answers to held-out samples: boxes, masks, answers."""
 
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 import lightning as L
 from PIL import Image, ImageDraw, ImageFont
 
+from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.reports.base import ValidationReport, interleaved
 from onepeace_lightning.reports.drawing import SIDE, Drawn
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, in_a_row, legend
@@ -51,7 +53,10 @@ right. Where boxes or outlines are drawn, the right one is green, the model's or
         """Draw a batch's samples, until there are enough."""
         kept = kept or []
         rows = range(min(len(batch), self.samples - len(kept)))
-        return [*kept, *(task.draw(batch, outputs, row) for row in rows)]  # type: ignore[operator]  # checked in setup
+        drawn = [task.draw(batch, outputs, row) for row in rows]  # type: ignore[operator]  # checked in setup
+        if isinstance(batch, Batch):
+            drawn = [replace(one, name=batch.named(row)) for row, one in enumerate(drawn)]
+        return [*kept, *drawn]
 
     def join(self, parts: list[list[Drawn]]) -> list[Drawn]:
         """The first samples of all processes."""
@@ -77,6 +82,8 @@ def _figures(samples: list[Drawn]) -> str:
         lines.append(f"<b>{mark}</b> {escape(sample.answered)}")
         if sample.expected:
             lines.append(f"<small>{escape(sample.expected)}</small>")
+        if sample.name:
+            lines.append(f"<small>{escape(sample.name)}</small>")
         content = in_a_row([item.html for item in sample.shown], [item.title for item in sample.shown])
         if sample.legend:
             content += legend(sample.legend)

@@ -70,6 +70,7 @@ class Drawn:
         expected: what is right; empty where an item shows it.
         right: whether the answer is.
         legend: what colours in the items stand for, as CSS writes them.
+        name: what a person finds the sample by; "" where nobody says.
     """
 
     items: Sequence[Shown | Pillow.Image]
@@ -78,6 +79,7 @@ class Drawn:
     expected: str
     right: bool
     legend: dict[str, str] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def shown(self) -> list[Shown]:

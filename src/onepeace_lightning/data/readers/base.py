@@ -123,11 +123,14 @@ class Reader(ABC):
     def __call__(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """``example``, with ``BadSample`` for what is wrong with the sample."""
         try:
-            return self.example(raw, rng)
+            example = self.example(raw, rng)
         except (BadSample, NoRow):
             raise
         except ValueError as error:
             raise BadSample(str(error)) from error
+        if not self.train:
+            example.origin = origin(raw)
+        return example
 
     @property
     def collate(self) -> Any:
@@ -205,6 +208,18 @@ def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
         raise ValueError(f"its json holds {content!r}; {key!r} is missing or of another kind")
     return content[key]
+
+
+def origin(raw: Mapping[str, Any]) -> str:
+    """The files that a sample was made of, or where else its metadata say that it is from; "" where they do not."""
+    try:
+        about = whole_strings(json.loads(raw.get("json", b"{}")))
+    except ValueError:
+        return ""  # nobody has to have metadata; a reader that needs them refuses the sample
+    if not isinstance(about, dict):
+        return ""
+    files = about.get("files")
+    return ", ".join(map(str, files.values())) if isinstance(files, dict) else str(about.get("from", ""))
 
 
 def read_labels(raw: Mapping[str, Any]) -> list[str]:
