@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onepeace_lightning.files import printable
 from onepeace_lightning.inference.embedding_files import read_about
 from onepeace_lightning.inference.gallery import Gallery, Hit
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.registry import modality
+from onepeace_lightning.modalities.tokenizers.base import whole_characters
 from onepeace_lightning.reports.pages import answer_row, figure, page
 
 
@@ -54,7 +57,9 @@ def search(
         ValueError: no query, weights that do not fit, or embeddings of another model.
         FileNotFoundError: where something is missing.
     """
-    queries = queries or {}
+    queries = {
+        name: whole_characters(given) if modality(name).reads_text else given for name, given in (queries or {}).items()
+    }
     shares = _shares(queries, weights)
     if top < 1:
         raise ValueError(f"top is {top}; show at least 1 item")
@@ -113,8 +118,9 @@ def _write_page(
     for name, given in queries.items():
         one = gallery.model.modality(name)
         weight = f" × {shares[name]:g}" if len(queries) > 1 or shares[name] != 1 else ""
-        shown = one.html(one.load(given), given)
-        asked.append(f"<p><b>{name}</b>{weight}</p>{shown}" + ("" if one.reads_text else f"<p>{escape(given)}</p>"))
+        said = printable(given)
+        shown = one.html(one.load(given), said)
+        asked.append(f"<p><b>{name}</b>{weight}</p>{shown}" + ("" if one.reads_text else f"<p>{escape(said)}</p>"))
     figures, missing = [], 0
     for rank, hit in enumerate(hits, 1):
         try:
