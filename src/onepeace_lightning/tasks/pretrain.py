@@ -209,7 +209,7 @@ class PretrainTask(TrainedModule):
             (loss if scaler is None else scaler.scale(loss)).backward()
 
     def step_flops(self, batches: Mapping[str, Batch | Sequence[Batch]]) -> int:
-        """Model FLOPs of one training step on this rank, for ``callbacks.Throughput``; none for what is done again."""
+        """Model FLOPs of one training step on this rank, for ``Throughput``; none for what is done again."""
         parts = _parts(batches)
         ranks = self.trainer.world_size * len(parts)
         flops = (step_flops(self.config, part, self.objectives, self.trainable, ranks) for part in parts)
