@@ -281,7 +281,7 @@ def count_captions(data: bytes) -> int:
     """Captions that a sample's ``json`` lists; 1 where it lists none, which whoever reads the sample will say."""
     try:
         captions = json.loads(data)["captions"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return 1
     return max(1, len(captions)) if isinstance(captions, list) else 1
 
