@@ -3,9 +3,11 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.training.optimizer import Optimization
+from onepeace_lightning.training.results import ResultsTable
 
 
 class Falling(TrainedModule):
@@ -77,3 +79,31 @@ def test_lines_beside_scores_are_said_once_without_a_data_module_too():
         task.setup("validate")
         task.score_context.append("of a subclass")
     assert task.score_context == ["a prompt", "of a subclass"]
+
+
+class Unmeasured(Falling):
+    """A model whose weights are random until it has been trained."""
+
+    untrained = 3
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/weight", self.weight[0], batch_size=1)
+
+    def gallery_metrics(self, kind):
+        return MetricCollection({})
+
+    def gallery_score(self, kind, values):
+        return None
+
+
+def test_a_model_is_measured_once_it_has_been_trained(tmp_path):
+    task = Unmeasured()
+    trainer = L.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        default_root_dir=tmp_path, callbacks=[ResultsTable()],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="3 of the model's weights have their random initial values"):
+        trainer.validate(task, [0], verbose=False)
+    trainer.fit(task, [0, 0])
+    [scores] = trainer.validate(task, [0], verbose=False)
+    assert scores == {"val/weight": -6.0}

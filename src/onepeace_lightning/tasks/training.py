@@ -213,8 +213,9 @@ class TrainedModule(L.LightningModule):
         return [self.skipped]
 
     def on_fit_start(self) -> None:
-        """Remember the run's seed, which every step's random numbers are derived from."""
+        """Remember the run's seed, which every step's random numbers are derived from; what trains may be measured."""
         self.seed = torch.initial_seed()
+        self.untrained = 0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give the step random numbers that do not depend on where the run was started; bound the temperature."""
