@@ -90,8 +90,8 @@ class Throughput(L.Callback):
     counted once however many views are made of it, CLS included); ``data_wait``, the fraction of the time in which
     the device had nothing to do because the next batch was not there; ``peak_memory_gib``, the most that any rank's
     tensors took on its GPU since the process began, or on a CPU the most that its process took; and where the task has
-    a method ``step_flops(batch)``, ``model_tflop_per_step`` and ``model_tflop_per_second`` of all ranks together (a step
-    is one batch per rank, also when gradients accumulate), and ``mfu``, the fraction of the devices' peak
+    a method ``step_flops(batch)``, ``model_tflop_per_step`` and ``model_tflop_per_second`` of all ranks together (a
+    step is one batch per rank, also when gradients accumulate), and ``mfu``, the fraction of the devices' peak
     (``peaks``). An unknown device or precision has no ``mfu``. The progress bar shows samples/s, MFU and data wait.
 
     Validation, checkpoints and the first step of a run (which compiles, and waits for the workers to start) are left
