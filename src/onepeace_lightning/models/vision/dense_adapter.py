@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
 from onepeace_lightning.models.vision.trunk import Trunk, drop_path
@@ -48,11 +48,7 @@ class DenseAdapterConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}, must be at least 1"
-            for name in ("channels", "heads", "points")
-            if getattr(self, name) < 1
-        ]
+        problems = at_least(self, channels=1, heads=1, points=1)
         if self.groups != 4:
             problems.append(f"groups is {self.groups}, must be 4: one for each stride of the pyramid")
         if not 0.0 <= self.drop_path < 1.0:
@@ -192,7 +188,7 @@ class DenseAdapter(nn.Module):
         image: Any = config.adapters["image"]
         value_width = int(width * adapter.value_fraction)
         problems = []
-        if image is not None and image.image_size % 32:
+        if image.image_size % 32:
             problems.append(f"image_size is {image.image_size}, must be a multiple of 32")
         if depth % adapter.groups:
             problems.append(f"depth {depth} is not a multiple of the {adapter.groups} groups")
