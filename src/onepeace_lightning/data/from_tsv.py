@@ -193,7 +193,7 @@ def from_tsv(
             vocabulary is that of the table.
         texts: a *_texts.json {id: [captions]}, whose captions replace those of an image-captions or audio-captions
             table.
-        max_missing: the greatest share of samples that may lack a file; they are left out.
+        max_missing: the greatest fraction of samples that may lack a file; they are left out.
         samples_per_shard: samples in each shard.
         source: where the data is from, for the manifest; the table's name if None.
         license: the data's licence, for the manifest.

@@ -30,8 +30,8 @@ from onepeace_lightning.models.patches import (
     MEAN,
     PATCH,
     STD,
+    Pixels,
     grid_positions,
-    normalised,
     patch_stem,
     patch_stem_flops,
 )
@@ -42,22 +42,10 @@ ImageItem = str | PathLike[str] | Pillow.Image | np.ndarray | Tensor
 
 
 @dataclass
-class Image(Inputs):
+class Image(Pixels, Inputs):
     """Square images (B, C, S, S): RGB in uint8, as they are decoded, or floating-point and normalised already."""
 
-    pixels: Tensor
-
     dynamic: ClassVar = {"pixels": {0: "batch"}}
-
-    @property
-    def token_lengths(self) -> list[int]:
-        """CLS and the patches."""
-        batch, _, height, width = self.pixels.shape
-        return [1 + (height // PATCH) * (width // PATCH)] * batch
-
-    def normalised(self) -> Tensor:
-        """(B, C, S, S) in units of CLIP's ``STD`` from its ``MEAN``; 8-bit pixels become float32."""
-        return normalised(self.pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

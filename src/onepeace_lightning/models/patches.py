@@ -34,7 +34,7 @@ class Pixels:
         return [1 + (height // PATCH) * (width // PATCH)] * batch
 
     def normalised(self) -> Tensor:
-        """Floating-point pixels, see ``normalised``."""
+        """(B, C, S, S) floating-point, see the function ``normalised``."""
         return normalised(self.pixels)
 
 

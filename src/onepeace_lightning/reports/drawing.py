@@ -96,7 +96,7 @@ def draw_box(image: Pillow.Image, box: Tensor, colour: str) -> None:
 
     Args:
         image: of W × H.
-        box: (4,) x0, y0, x1, y1 as shares of W and H; in any order.
+        box: (4,) x0, y0, x1, y1 as fractions of W and H; in any order.
         colour: of the line.
     """
     x0, y0, x1, y1 = (box.float().cpu() * torch.tensor([*image.size, *image.size])).tolist()

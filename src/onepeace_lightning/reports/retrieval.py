@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import modalities, modality
 from onepeace_lightning.reports.base import ValidationReport, interleaved
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, answer_row, figure
@@ -80,15 +81,19 @@ class RetrievalExamples:
         queries, candidates = (modality(name).plural or name for name in (self.queried, self.searched))
         return f"{queries.capitalize()} to {candidates} · {self.name}, {len(self.candidates)} {candidates}"
 
-    def add(self, batch: Batch, embeddings: dict[str, Tensor], queries: int) -> None:
+    def add(
+        self, batch: Batch, embeddings: dict[str, Tensor], queries: int, preprocessing: Preprocessing | None = None
+    ) -> None:
         """Take a batch's candidates, and its queries until there are enough; no caption is asked for twice.
 
         Args:
             batch: with both modalities in ``inputs``.
             embeddings: modality to (B, d); of a sample with several captions the text's rows follow one another.
             queries: how many to keep in all.
+            preprocessing: settings with which the batch was made; None: the defaults.
         """
-        searched, queried = modality(self.searched)(), modality(self.queried)()
+        settings = Preprocessing(preprocessing)
+        searched, queried = settings.modality(self.searched), settings.modality(self.queried)
         several = batch.targets.get("captions")
         first = [0] * len(batch)  # row of the sample's first query
         for row in range(1, len(batch)):
@@ -170,7 +175,7 @@ reader only, never to the search."""
         if (pair := searched_by(batch.inputs)) is None:
             return None
         kept = kept or RetrievalExamples(name, pair[1], pair[0])
-        kept.add(batch, outputs["embeddings"], self.queries)
+        kept.add(batch, outputs["embeddings"], self.queries, getattr(task, "preprocessing", None))
         return kept
 
     def join(self, parts: list[RetrievalExamples]) -> RetrievalExamples:

@@ -199,7 +199,7 @@ def export(*, model: str, out: str, format: Format = "onnx", int8: bool = False,
 def _graphs(model: str, bpe_dir: str | None) -> list[tuple[Any, ...]]:
     """What a model can be exported to: graph, reference, random inputs, name of the output, name of the file."""
     if is_task(model):
-        task = load_task(model)
+        task = load_task(model, bpe_dir=bpe_dir)
         task.configure_model()
         if isinstance(task.model, ClassifyModel | PretrainModel | LightSegmentationModel | SegmentationModel):
             task.model.backbone = merged(task.model.backbone)

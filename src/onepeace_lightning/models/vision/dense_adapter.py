@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
 from onepeace_lightning.models.vision.trunk import Trunk, drop_path, raster_modality
@@ -49,11 +49,7 @@ class DenseAdapterConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}, must be at least 1"
-            for name in ("channels", "heads", "points")
-            if getattr(self, name) < 1
-        ]
+        problems = at_least(self, channels=1, heads=1, points=1)
         if self.groups != 4:
             problems.append(f"groups is {self.groups}, must be 4: one for each stride of the pyramid")
         if not 0.0 <= self.drop_path < 1.0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapter, DenseAdapterConfig
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
@@ -46,8 +46,9 @@ class MaskHeadConfig:
     points: int = 4
 
     def __post_init__(self) -> None:
-        sizes = ("classes", "queries", "layers", "width", "heads", "inner", "pixel_layers", "groups", "points")
-        problems = [f"{name} is {getattr(self, name)}, must be at least 1" for name in sizes if getattr(self, name) < 1]
+        problems = at_least(
+            self, classes=1, queries=1, layers=1, width=1, heads=1, inner=1, pixel_layers=1, groups=1, points=1
+        )
         if not problems:
             problems = [
                 f"width {self.width} is not a multiple of {name} {value}"
