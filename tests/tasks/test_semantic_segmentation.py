@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from onepeace_lightning import OnePeace
 from onepeace_lightning.cli import main
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
-from onepeace_lightning.data.readers.masks import MaskAugmentation
+from onepeace_lightning.data.readers.masks import MaskAugmentation, MaskReader
 from onepeace_lightning.modalities.depth import DepthConfig
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.models.vision.segmentation import class_scores
@@ -337,3 +337,9 @@ def test_a_raster_of_numbers_is_filled_with_its_mean_and_keeps_its_values():
 def test_what_is_no_raster_is_refused(modalities):
     with pytest.raises(ValueError, match="give one whose items are rasters"):
         SemanticSegmentationTask("tiny", modalities=modalities)
+
+
+@pytest.mark.parametrize("kind", ["audio-mask", "image-depth-mask"])
+def test_a_mask_of_anything_but_one_raster_is_refused(kind):
+    with pytest.raises(ValueError, match=f"data type {kind}: a mask is of one raster"):
+        MaskReader.of(kind, about={"classes": CLASSES})
