@@ -83,7 +83,7 @@ def test_images_of_a_batch_lose_their_normalisation_again():
 def test_pictures_are_bounded_in_size():
     examples = RetrievalExamples("pairs", "text", "image")
     examples.add(make_batch("text", side=224), make_embeddings("text"), queries=8)
-    assert {candidate.picture.size for candidate in examples.candidates} == {(retrieval.THUMBNAIL, retrieval.THUMBNAIL)}
+    assert {candidate.thumbnail.size for candidate in examples.candidates} == {(retrieval.THUMBNAIL,) * 2}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_samples_are_shown_with_the_settings_they_were_made_with():
     task = SimpleNamespace(preprocessing=settings)
     embeddings = {"image": torch.eye(3, 4), "series": torch.eye(3, 4)}
     kept = RetrievalReport().collect(None, "motion", batch, {"embeddings": embeddings}, task)
-    assert [query.picture.size for query in kept.queries] == [(retrieval.SMALL, retrieval.SMALL)] * 3
+    assert [query.thumbnail.size for query in kept.queries] == [(retrieval.SMALL, retrieval.SMALL)] * 3
 
 
 def test_parts_of_several_processes_become_one():

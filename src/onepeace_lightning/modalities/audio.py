@@ -377,7 +377,7 @@ class AudioModality(Modality):
         soundfile.write(stream, (0.9 / peak * waveform).numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
         return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(stream.getvalue()).decode()}"></audio>'
 
-    def picture(self, item: tuple[Tensor, int], side: int) -> Pillow.Image:
+    def thumbnail(self, item: tuple[Tensor, int], side: int) -> Pillow.Image:
         """The waveform's envelope."""
         waveform, _ = item
         plot = Pillow.new("RGB", (side, side), "white")

@@ -128,15 +128,15 @@ def _cell(sample: Drawn) -> Image.Image:
     """One sample: its images side by side in a frame, the words under them."""
     font = ImageFont.load_default(14)
     width = 2 * FRAME + SIDE * len(sample.items) + FRAME * (len(sample.items) - 1)
-    height = 2 * FRAME + max(picture.height for picture in sample.pictures)
+    height = 2 * FRAME + max(image.height for image in sample.images)
     asked = sample.asked or ", ".join(item.title for item in sample.shown if item.title)
     words = [(asked, INK), (sample.answered, RIGHT if sample.right else WRONG), (sample.expected, INK)]
     lines = [(line, colour) for text, colour in words for line in wrapped(text, font, width)]
     cell = Image.new("RGB", (width, height + GAP // 2 + LINE * len(lines)), "white")
     draw = ImageDraw.Draw(cell)
     draw.rectangle((0, 0, width - 1, height - 1), RIGHT if sample.right else WRONG)
-    for column, picture in enumerate(sample.pictures):
-        cell.paste(picture, (FRAME + column * (SIDE + FRAME), FRAME))
+    for column, image in enumerate(sample.images):
+        cell.paste(image, (FRAME + column * (SIDE + FRAME), FRAME))
     for number, (line, colour) in enumerate(lines):
         draw.text((0, height + GAP // 2 + LINE * number), line, colour, font)
     return cell

@@ -35,13 +35,13 @@ class Query:
     Attributes:
         caption: of it, or itself where it is a text.
         embedding: (d,).
-        picture: how it looks in the sheet; None for a text.
+        thumbnail: how it looks in the sheet; None for a text.
         html: how it looks in the page; "" for a text.
     """
 
     caption: str
     embedding: Tensor
-    picture: Image.Image | None = None
+    thumbnail: Image.Image | None = None
     html: str = ""
 
 
@@ -51,7 +51,7 @@ class Candidate:
 
     caption: str
     embedding: Tensor
-    picture: Image.Image
+    thumbnail: Image.Image
     html: str
 
 
@@ -107,7 +107,7 @@ class RetrievalExamples:
             candidate = Candidate(
                 caption,
                 embeddings[self.searched][row].float().cpu(),
-                searched.picture(item, THUMBNAIL),
+                searched.thumbnail(item, THUMBNAIL),
                 searched.html(item, caption),
             )
             self.candidates.append(candidate)
@@ -120,7 +120,7 @@ class RetrievalExamples:
             else:
                 item = queried.sample(batch.inputs[self.queried], row)
                 self.queries.append(
-                    Query(caption, embedding, queried.picture(item, SMALL), queried.html(item, caption))
+                    Query(caption, embedding, queried.thumbnail(item, SMALL), queried.html(item, caption))
                 )
 
     def retrieve(self, top: int) -> list[list[tuple[Candidate, float]]]:
@@ -233,8 +233,8 @@ def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image
         y += HEADING
         for query, found in zip(section.queries, section.retrieve(top), strict=True):
             left = GAP
-            if query.picture is not None:
-                sheet.paste(query.picture, (left, y + (CELL - query.picture.height) // 2))
+            if query.thumbnail is not None:
+                sheet.paste(query.thumbnail, (left, y + (CELL - query.thumbnail.height) // 2))
                 left += SMALL + GAP
             _draw_wrapped(draw, query.caption, left, y + CELL / 2, GAP + LABEL - GAP - left)
             for column, (candidate, _) in enumerate(found):
@@ -242,7 +242,7 @@ def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image
                 right = candidate.caption == query.caption
                 draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), RIGHT if right else WRONG)
                 side = CELL - 2 * FRAME
-                sheet.paste(candidate.picture.resize((side, side)), (x + FRAME, y + FRAME))
+                sheet.paste(candidate.thumbnail.resize((side, side)), (x + FRAME, y + FRAME))
             y += CELL + GAP
     return sheet
 

@@ -254,6 +254,6 @@ def _masks(network: LightSegmentationModel | SegmentationModel, preprocessing: P
     graph = MaskGraph(network)
 
     def reference(inputs: Mapping[str, Inputs]) -> Tensor:
-        return class_scores(network(inputs["image"])[-1], graph.side)
+        return class_scores(network(inputs[graph.modality])[-1], graph.side)
 
-    return graph, reference, _draw(network.config, preprocessing, None, ["image"]), "scores", "answer"
+    return graph, reference, _draw(network.config, preprocessing, None, [graph.modality]), "scores", "answer"
