@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.data.manifest import Manifest, Shard, read_manifest
+from onepeace_lightning.data.counting import Shard
+from onepeace_lightning.data.manifest import Manifest, read_manifest
 
 
 def merge(folders: Sequence[Path], out: Path) -> Manifest:

@@ -273,6 +273,8 @@ def test_a_run_keeps_everything_in_its_folder_and_is_never_overwritten(checkout,
     # its own configuration makes the same run again, and the run goes on
     main(["fit", "--config=runs/mine/config.yaml", "--run=again"])
     assert json.loads(Path("runs/again/results.json").read_text()) == json.loads((folder / "results.json").read_text())
+    with pytest.raises(SystemExit, match=r"several machines start the processes with torchrun or srun"):
+        main(["fit", *TOY, "--run=mine", "--ckpt_path=last", "--trainer.num_nodes=2", "--trainer.strategy=ddp"])
     main(["fit", *TOY, "--run=mine", "--ckpt_path=last", "--trainer.max_steps=6"])
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
     (folder / "results.json").unlink()

@@ -1,7 +1,6 @@
 """Thermal images: 16-bit PNG or TIFF files in hundredths of a kelvin, as radiometric cameras write them."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,16 +9,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from onepeace_lightning.modalities import (
-    Image,
-    ImageConfig,
-    ImageSettings,
-    Modality,
-    fitted,
-    random_crop,
-    register,
-    stack,
-)
+from onepeace_lightning.modalities import Image, ImageConfig, ImageSettings, RasterModality, register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +28,7 @@ class ThermalSettings(ImageSettings):
 
 
 @register
-class ThermalModality(Modality):
+class ThermalModality(RasterModality):
     """Decoded they are (H, W) °C; arrays are (1, S, S)."""
 
     name = "thermal"
@@ -46,7 +36,6 @@ class ThermalModality(Modality):
     extensions = ("thermal.png", "thermal.tiff")
     config_type = ThermalConfig
     settings_type = ThermalSettings
-    agreed = (("size", "image_size"),)
 
     def decode(self, data: bytes) -> Tensor:
         """Read a file."""
@@ -66,34 +55,19 @@ class ThermalModality(Modality):
             raise ValueError(f"an array {tuple(celsius.shape)}; give (height, width), every value a temperature in °C")
         return celsius
 
-    def transform(self, item: Tensor) -> Tensor:
-        """In evaluation."""
-        return fitted(self._scaled(item), self.settings)
-
-    def augment(self, item: Tensor, rng: np.random.Generator) -> Tensor:
-        """In training."""
-        return random_crop(self._scaled(item), self.settings, rng)
-
-    def _scaled(self, item: Tensor) -> Tensor:
+    def raster(self, item: Tensor) -> Tensor:
+        """(1, H, W) as the model sees it."""
         low, high = self.settings.coldest, self.settings.hottest
         return (2 * (item - low) / (high - low) - 1).clamp(-1, 1)[None]
-
-    def num_tokens(self, array: Tensor) -> int:
-        """Patches of 16 pixels."""
-        return (array.shape[-1] // 16) ** 2
-
-    def collate(self, arrays: Sequence[Tensor]) -> Image:
-        """A batch."""
-        return Image(stack(arrays))
 
     def sample(self, inputs: Image, row: int) -> Tensor:
         """°C again, for reports."""
         low, high = self.settings.coldest, self.settings.hottest
         return low + (inputs.pixels[row, 0].float().cpu() + 1) / 2 * (high - low)
 
-    def picture(self, item: Tensor, side: int) -> Pillow.Image:
-        """A thumbnail for reports: cold is black, hot is white."""
+    def thumbnail(self, item: Tensor, side: int) -> Pillow.Image:
+        """Cold is black, hot is white."""
         grey = (item - item.min()) / (item.max() - item.min()).clamp(min=1e-6) * 255
-        shrunk = Pillow.fromarray(grey.byte().numpy()).convert("RGB")
-        shrunk.thumbnail((side, side))
-        return shrunk
+        image = Pillow.fromarray(grey.byte().numpy()).convert("RGB")
+        image.thumbnail((side, side))
+        return image

@@ -13,9 +13,11 @@ import soundfile
 from PIL import Image
 
 from onepeace_lightning.cli import main
+from onepeace_lightning.data.datamodule import DataModule, StreamConfig
 from onepeace_lightning.data.from_folder import from_folder
 from onepeace_lightning.data.from_table import from_csv, from_hf, from_parquet
 from onepeace_lightning.data.manifest import read_manifest
+from onepeace_lightning.data.readers.base import origin
 
 VOCAB = 300
 
@@ -121,6 +123,40 @@ def test_what_img2dataset_downloads_into_folders_keeps_captions_and_metadata(tmp
         "http://x/1",
     ]
     assert capsys.readouterr().out.startswith("left out: 2 with .parquet\n")
+
+
+def test_evaluation_names_the_files_of_its_samples(tmp_path):
+    from_folder(class_folders(tmp_path / "raw"), out=str(tmp_path / "out"), labels_from_folders=True, split="0.7,0.3")
+    streams = [StreamConfig(str(tmp_path / "out" / split / "image-label"), 4) for split in ("train", "val")]
+    data = DataModule(streams[0], {"val": streams[1]}, preprocessing={"image": {"size": 16}})
+    data.setup("fit")
+    for batch in data.val_dataloader()["val"]:
+        for row, [label] in enumerate(batch.targets["labels"]):
+            assert re.fullmatch(rf"{label}/\d\.png, key {batch.keys[row]}", batch.named(row))
+    assert set(next(iter(data.train_dataloader())).origins) == {""}
+
+
+@pytest.mark.parametrize("content", ['{"from": "here"}', '{"files": ["a"], "from": "here"}', "[1]", "{", '{"from": 3}'])
+def test_metadata_of_others_name_what_they_can(content):
+    assert origin({"json": content.encode()}) == ("here" if "here" in content else "3" if "3" in content else "")
+
+
+def test_half_an_emoji_in_json_is_left_out(tmp_path):
+    """Cut off by what wrote it; no encoding can write it again."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "x.png").write_bytes(png(1))
+    (tmp_path / "raw" / "x.txt").write_text("a bell")
+    (tmp_path / "raw" / "x.json").write_text(r'{"title": "bell \ud83d", "whole": "\ud83d\ude00"}')
+    from_folder(str(tmp_path / "raw"), out=str(tmp_path / "a"), vocab_size=VOCAB)
+    [sample] = samples(tmp_path / "a" / "train" / "image-text")
+    assert sample["columns"] == {"title": "bell ", "whole": "\U0001f600"}
+    rows = [["a.png", r'["bell \ud83d", "drum"]', "x"], ["b.png", '["horn"]', "y"]]
+    path = table(tmp_path / "cells", ["file", "said", "by"], rows, ";")
+    from_csv(path, out=str(tmp_path / "b"), columns={"image": "file", "text": "said"}, vocab_size=VOCAB)
+    found = samples(tmp_path / "b" / "train" / "image-captions")
+    assert sorted(sample["captions"] for sample in found) == [["bell ", "drum"], ["horn"]]
+    from_csv(path, out=str(tmp_path / "c"), columns={"image": "file"}, label_col="said")
+    assert read_manifest(tmp_path / "c" / "train" / "image-label").about["classes"] == ["bell", "drum", "horn"]
 
 
 # ---------------------------------------------------------------- columns of a table

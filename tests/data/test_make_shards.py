@@ -71,7 +71,8 @@ def test_table_of_pairs_becomes_shards_with_untouched_bytes(tmp_path):
     assert {caption: sample["png"] for caption, sample in found.items()} == {
         f"thing number {index}": png(index) for index in range(6)
     }
-    assert json.loads(found["thing number 0"]["json"]) == {"from": "pairs.csv, line 2"}
+    kept = json.loads(found["thing number 0"]["json"])
+    assert kept == {"from": "pairs.csv, line 2", "files": {"image": "pictures/0.PNG"}}
     made = read_manifest(stream)
     assert (made.data_type, made.source, made.license) == ("image-text", "mine", "CC0")
     assert [shard.samples for shard in made.shards] == [4, 2]
@@ -263,7 +264,8 @@ def test_links_are_followed_and_hidden_folders_left_out(tmp_path):
     (tmp_path / "a" / "more").symlink_to("../real")
     from_folder(str(tmp_path / "a"), out=str(tmp_path / "out"), vocab_size=VOCAB)
     found = samples(tmp_path / "out" / "train" / "image-text")
-    assert {json.loads(sample["json"])["from"] for sample in found} == {"x0", "more/y0"}
+    about = {(kept := json.loads(sample["json"]))["from"]: kept["files"] for sample in found}
+    assert about == {stem: {"image": f"{stem}.png", "text": f"{stem}.txt"} for stem in ("x0", "more/y0")}
 
 
 def test_a_name_that_is_no_utf_8_is_named_and_can_be_left_out(tmp_path, capsys):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from onepeace_lightning.data import tars
-from onepeace_lightning.data.manifest import Manifest, Shard, read_manifest
+from onepeace_lightning.data.counting import Shard
+from onepeace_lightning.data.manifest import Manifest, read_manifest
 from onepeace_lightning.data.sampler import (
     BLOCK,
     PassOrder,

@@ -9,7 +9,9 @@ from onepeace_lightning.checkpoints.export import to_original
 from onepeace_lightning.checkpoints.released.base import ReleasedFile
 from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.cli import main
-from tests.inference.conftest import CAPTIONS, save_original
+from onepeace_lightning.tasks import ClassificationTask
+from onepeace_lightning.tasks.saved import save_task
+from tests.inference.conftest import CAPTIONS, save_original, tiny_onepeace
 
 
 def convert(*words):
@@ -134,6 +136,8 @@ def test_what_cannot_be_converted_is_said_in_one_line(here, model_folder):
     fails(model_folder, "--out", "folder.pt", "--to=folder", says="a folder has no such name")
     fails(model_folder, "--out", "folder", "--to=original", says=r"files with the extension \.pt")
     fails(model_folder, "--out", "folder", "--dtype=int4", says="dtype is 'int4'; accepted are float32")
+    save_task(ClassificationTask(tiny_onepeace(), modalities=["image"], num_classes=2), "task.ckpt")
+    fails("task.ckpt", "--out", "other.ckpt", "--dtype=int4", says="dtype is 'int4'; accepted are float32")
     fails(model_folder, "--out", "folder", "--image-size=50", says="size is 50")
     fails(model_folder, "--out", "folder", "--bpe-dir", here / "bpe", says="has a tokenizer of its own")
     data = Path(path).read_bytes()

@@ -82,6 +82,8 @@ def test_a_task_s_checkpoint_with_boxes_or_two_images_is_exported_and_checked(ki
     task.configure_model()
     randomised(task.model)  # also the vector that marks a second image
     save_task(task, tmp_path / "task.ckpt")
+    with pytest.raises(ValueError, match="leave bpe_dir out"):
+        module.export(model=str(tmp_path / "task.ckpt"), out=str(tmp_path), bpe_dir="bpe")
     module.export(model=str(tmp_path / "task.ckpt"), out=str(tmp_path), format=format)
     assert "differs from the model by" in capsys.readouterr().out
     model = task.model.eval()

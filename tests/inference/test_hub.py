@@ -157,6 +157,7 @@ RECORD = {
         },
     },
     "scores": {"image_to_text/R@1": 55.5, "chance/image_to_text/R@1": 1.56, "accuracy": 7.0},
+    "percent": True,
     "measured_at": 400,
     "command": "onepeace fit --config pretrain/toy --ckpt_path last --run mine",
     "versions": {"torch": "2.11.0"},

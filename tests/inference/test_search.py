@@ -193,6 +193,13 @@ def test_a_text_is_taken_as_it_is_typed(indexed, model_folder, capsys, text):
     assert repr(text) in capsys.readouterr().out
 
 
+def test_bytes_that_are_no_utf_8_do_not_keep_the_page_from_being_written(indexed, model_folder, capsys):
+    search(model_folder, "texts.parquet", "--text=dog \udcff", "--top", 2)
+    Path("photo-\udce9.jpg").write_bytes(next(Path("photos").rglob("*.jpg")).read_bytes())
+    search(model_folder, "texts.parquet", "--image=photo-\udce9.jpg", "--top", 2)
+    assert "photo-\\xe9.jpg" in Path("search.html").read_text(encoding="utf-8")
+
+
 def test_wrong_weights_are_told(indexed, model_folder, capsys):
     with pytest.raises(SystemExit):
         search(model_folder, "photos.parquet", "--text", "dog", "--weights", 1)

@@ -153,7 +153,8 @@ def hostile():
         b'{"input": "a", "dimensions": 100000}', b'{"input": "a", "dimensions": "many"}',
         b'{"input": "a", "encoding_format": "hex"}', b'{"input": ' + b"[" * 5000,
         b'{"input": "' + b"a" * 300_000 + b'"}',
-        b'{"input": NaN}', b'{"input": true}',
+        b'{"input": NaN}', b'{"input": true}', rb'{"input": "\ud83d"}',
+        b'{"input": ' + b"[" * 3000 + b"]" * 3000 + b"}",
     ]  # fmt: skip
     return bodies
 
@@ -172,6 +173,14 @@ def test_hostile_requests_are_refused_in_one_line_each_and_the_service_goes_on(a
         good = client.post("/v1/embeddings", json={"input": "dog"}).json()["data"][0]["embedding"]
         assert client.get("/health").json()["waiting"] == 0
     assert np.abs(np.array(good) - model.embed(text=["dog"])[0].numpy()).max() < 1e-5
+
+
+def test_half_an_emoji_is_left_out(address, model):
+    bodies = [rb'{"input": "dog \ud83d"}', rb'{"input": ["dog \ud83d"], "model": "m\ud83d"}']
+    for body in bodies:
+        answer = httpx.post(f"{address}/v1/embeddings", content=body, headers={"content-type": "application/json"})
+        given = np.array(answer.json()["data"][0]["embedding"])
+        assert np.abs(given - model.embed(text=["dog"])[0].numpy()).max() < 1e-5
 
 
 def test_a_path_is_a_text_and_no_file_is_read(address, model, here):

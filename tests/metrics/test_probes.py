@@ -56,3 +56,11 @@ def test_a_sample_may_have_several_classes():
         assert class_score(scores, targets, several=True) == 100
     assert chance_score(targets, targets, several=True) == 50  # of the classes that anything has, half have it
     assert chance_score(torch.tensor([[1, 0], [0, 1], [1, 0]]), torch.tensor([[1, 0], [0, 1]]), several=False) == 50
+
+
+@torch.inference_mode()
+def test_a_probe_is_trained_where_nothing_else_has_a_gradient(clusters):
+    train, targets, queries, _ = (part.clone() for part in clusters)  # made here, as a validation makes them
+    with torch.inference_mode(False):
+        wanted = linear_scores(*clusters[:3])
+    assert torch.equal(linear_scores(train, targets, queries), wanted)

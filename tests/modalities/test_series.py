@@ -126,7 +126,7 @@ def test_a_row_of_a_batch_is_shown_as_the_model_sees_it():
     readings, rate = one.sample(batch, 0)
     assert (readings.shape, rate) == ((8, 2), 20.0)
     torch.testing.assert_close(readings.unflatten(0, (-1, 4)).flatten(1), short)
-    plot = np.array(one.picture((readings, rate), 60))
+    plot = np.array(one.thumbnail((readings, rate), 60))
     assert plot.shape == (60, 60, 3)
     assert [(part < 200).any() for part in np.array_split(plot, 2)] == [True, True]  # a line in each channel's band
 

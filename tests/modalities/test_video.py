@@ -25,7 +25,7 @@ def test_views_of_evaluation_and_training():
     assert isinstance(batch, Video)
     assert batch.frames.shape == (2, 6, 3, 3, 32, 32)
     assert batch.token_lengths == [1 + 3 * 4] * 2
-    assert one.picture(one.sample(batch, 0), 20).size == (20, 20)
+    assert one.thumbnail(one.sample(batch, 0), 20).size == (20, 20)
     assert "2 clips of 3 frames, every 2th, × 3 crops of 32×32" in one.describe()
     for wrong in (np.zeros((3, 4, 4), np.uint8), 5):
         with pytest.raises(ValueError, match="give a path or a uint8 array"):

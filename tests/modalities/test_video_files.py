@@ -43,3 +43,5 @@ def test_a_video_that_ends_early_is_refused_and_a_few_frames_are_made_up_for(vid
         file.read([3, 39])
     file.__dict__["total"] = 21
     assert torch.equal(*file.read([19, 20]).split(1))
+    assert torch.equal(*file.read([0, 20, 19])[1:].split(1))  # what is in between need not be asked for
+    assert torch.equal(file.read([0, 20])[1], file.read([19])[0])

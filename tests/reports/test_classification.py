@@ -68,6 +68,15 @@ def test_counts_chance_and_the_worst_mistakes_first(tmp_path):
     assert len(page.sources("img")) == 2
 
 
+def test_the_worst_mistakes_name_their_files(tmp_path):
+    batch = make_batch([["bell"], ["bell"], ["drum"]], [[5.0, 0, 0], [0, 9, 0], [3, 0, 0]])
+    batch.origins = ["bell/1.png", "bell/<2>.png", ""]
+    text = validate(tmp_path, [batch]).text
+    assert "bell/<2>.png, key 1" in text
+    assert "bell/1.png" not in text  # which was right
+    assert re.search(r"is drum 0\.\d\d\s*key 2", text)
+
+
 def test_only_so_many_mistakes_are_kept_and_recordings_are_played(tmp_path):
     wrong = [[0.0, 1 + row, 0] for row in range(6)]
     batches = [make_batch([["bell"]] * 3, wrong[:3], "audio"), make_batch([["bell"]] * 3, wrong[3:], "audio")]

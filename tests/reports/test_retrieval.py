@@ -3,6 +3,7 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import ImageColor
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.modalities.audio import Audio, AudioModality
 from onepeace_lightning.modalities.image import Image, ImageModality
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.text import Text
 from onepeace_lightning.models.patches import MEAN, STD
 from onepeace_lightning.reports import retrieval
@@ -81,7 +83,7 @@ def test_images_of_a_batch_lose_their_normalisation_again():
 def test_pictures_are_bounded_in_size():
     examples = RetrievalExamples("pairs", "text", "image")
     examples.add(make_batch("text", side=224), make_embeddings("text"), queries=8)
-    assert {candidate.picture.size for candidate in examples.candidates} == {(retrieval.THUMBNAIL, retrieval.THUMBNAIL)}
+    assert {candidate.thumbnail.size for candidate in examples.candidates} == {(retrieval.THUMBNAIL,) * 2}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,19 @@ def test_the_first_of_several_captions_is_asked():
     examples = RetrievalExamples("pairs", "text", "image")
     examples.add(batch, {"image": torch.eye(2, 5), "text": torch.eye(5)}, queries=2)
     assert [int(query.embedding.argmax()) for query in examples.queries] == [0, 3]
+
+
+def test_samples_are_shown_with_the_settings_they_were_made_with():
+    settings = Preprocessing({"series": {"channels": 2, "patch": 4, "rate": 8.0}})
+    series = settings.modality("series")
+    readings = [torch.randn(12 + 4 * row, 2) for row in range(3)]
+    batch = make_batch("text")
+    batch.inputs["series"] = series.collate([series.transform((one, 8.0)) for one in readings])
+    del batch.inputs["text"]
+    task = SimpleNamespace(preprocessing=settings)
+    embeddings = {"image": torch.eye(3, 4), "series": torch.eye(3, 4)}
+    kept = RetrievalReport().collect(None, "motion", batch, {"embeddings": embeddings}, task)
+    assert [query.thumbnail.size for query in kept.queries] == [(retrieval.SMALL, retrieval.SMALL)] * 3
 
 
 def test_parts_of_several_processes_become_one():

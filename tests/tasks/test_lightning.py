@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from onepeace_lightning.data.datamodule import DataModule, StreamConfig
+from onepeace_lightning.modalities import registry
+from onepeace_lightning.modalities.image import ImageModality
+from onepeace_lightning.modalities.presets import preset_config
 from onepeace_lightning.tasks import (
     ClassificationTask,
     FinetuneTask,
@@ -153,24 +156,17 @@ def test_help_lists_every_argument(kind):
         assert set(inspect.signature(FinetuneTask).parameters) <= set(parameters)
 
 
-def test_nothing_under_tasks_lists_modalities_for_a_new_one_to_be_added_to(reading, tmp_path, trainer):
+def test_nothing_under_tasks_lists_modalities_for_a_new_one_to_be_added_to(reading, tmp_path, trainer, monkeypatch):
     """A modality that was registered a moment ago is classified."""
-    from onepeace_lightning.modalities.image import ImageConfig, ImageModality
-    from onepeace_lightning.modalities.registry import register
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
 
-    class GlowConfig(ImageConfig):
-        modality = "glow"
-
-    @register
+    @registry.register
     class GlowModality(ImageModality):
         name = "glow"
         extensions = ("glow.png",)
-        config_type = GlowConfig
 
     samples = [{"glow.png": png(name, seed=i), "json": as_json(labels=[name])} for i, name in enumerate(COLOURS)]
     stream = StreamConfig(str(write(tmp_path / "glow", "glow-label", samples, classes=list(COLOURS))), 3)
-    from onepeace_lightning.modalities.presets import preset_config
-
     sizes = {"glow": {"size": 32}}
     backbone = preset_config("tiny", modalities=["glow"], sizes={"glow": {"image_size": 32}})
     data = DataModule(stream, {"val": stream}, preprocessing=sizes)

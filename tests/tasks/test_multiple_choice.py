@@ -32,6 +32,7 @@ def test_right_choices_are_learned_and_given_from_a_checkpoint(trainer, tmp_path
     run.fit(task, data)
     [scores] = run.validate(task, data, verbose=False)
     assert 0 <= scores["val/accuracy"] == scores["val/score"] <= 100
+    assert scores["val/chance/accuracy"] == pytest.approx(100 / len(PITCHES))
     run.save_checkpoint(tmp_path / "task.ckpt")
     (tmp_path / "high.wav").write_bytes(wav("high", seed=70))
     opened = load_task(tmp_path / "task.ckpt")

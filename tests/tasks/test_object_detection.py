@@ -85,7 +85,7 @@ def test_the_gallery_draws_what_is_found_and_what_is_not(data, task, trainer):
             outputs = task(batch)
         for row in range(len(batch)):
             drawn = task.draw(batch, outputs, row)
-            assert len(drawn.pictures) == 2
+            assert len(drawn.images) == 2
             assert drawn.answered
             assert drawn.expected == "nothing" or set(drawn.expected.split(", ")) <= set(COLOURS)
             assert isinstance(drawn.right, bool)

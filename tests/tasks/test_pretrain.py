@@ -98,6 +98,10 @@ def test_a_checkpoint_opens_with_the_arguments_it_was_made_with(tokenizer, tmp_p
     )  # fmt: skip
     for name, tensor in task.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+    of_a_task = {"onepeace": {"task": {"name": "RetrievalTask"}}}
+    for foreign, named in (({}, "something else"), (of_a_task, "RetrievalTask")):
+        with pytest.raises(ValueError, match=f"the checkpoint is of {named}, not of PretrainTask"):
+            task.on_load_checkpoint(foreign)
 
 
 def test_the_choice_of_attention_reaches_encoder_and_decoder(tokenizer):

@@ -29,6 +29,7 @@ def test_answers_are_learned_scored_and_given_from_a_checkpoint(trainer, tmp_pat
     [scores] = run.validate(task, data, verbose=False)
     # of nine samples two are worth 0.6, and the last has no answer that is learned
     assert scores["val/accuracy"] == scores["val/score"] == pytest.approx(100 * (6 + 2 * 0.6) / 9)
+    assert scores["val/chance/accuracy"] == pytest.approx(100 * 2.6 / 9)  # the same answer always
     run.save_checkpoint(tmp_path / "task.ckpt")
     (tmp_path / "red.png").write_bytes(png("red", seed=70))
     opened = load_task(tmp_path / "task.ckpt")

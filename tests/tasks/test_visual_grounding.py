@@ -80,7 +80,7 @@ def test_both_boxes_are_drawn_where_they_are(reading, data):
     batch = next(iter(data.val_dataloader()["val"]))
     guess = torch.tensor([32.0, 20.0, 50.0, 30.0])
     drawn = task.draw(batch, {"boxes": guess.expand(len(batch), 4)}, 0)
-    [picture] = drawn.pictures
+    [picture] = drawn.images
     assert picture.size == (240, 160)
     x0, y0, _, y1 = (4 * value for value in BOXES[0])
     assert "#{:02x}{:02x}{:02x}".format(*picture.getpixel((x0, (y0 + y1) // 2))) == TRUE

@@ -40,8 +40,8 @@ def test_statements_about_the_left_picture_are_learned(trainer, tmp_path, readin
     data.setup("validate")
     batch = next(iter(data.val_dataloader()["val"]))
     drawn = opened.draw(batch, opened(batch), 0)
-    assert [picture.size for picture in drawn.pictures] == [(240, 240)] * 2
-    red, blue = (picture.resize((1, 1)).getpixel((0, 0)) for picture in drawn.pictures)
+    assert [picture.size for picture in drawn.images] == [(240, 240)] * 2
+    red, blue = (picture.resize((1, 1)).getpixel((0, 0)) for picture in drawn.images)
     assert red[0] > red[2]
     assert blue[2] > blue[0]
     assert drawn.right

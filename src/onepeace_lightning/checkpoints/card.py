@@ -137,7 +137,7 @@ def _scores(record: Mapping[str, Any] | None) -> Iterator[str]:
     if not record or not scores:
         yield "None are recorded."
         return
-    percent = record.get("percent", True)
+    percent = record["percent"]
     yield f"| score | {'percent' if percent else 'value'} | chance |"
     yield "|---|--:|--:|"
     form = ".2f" if percent else ".4g"

@@ -35,18 +35,19 @@ def make_parser(function: Callable[..., None], prog: str) -> argparse.ArgumentPa
     about = {name: _as_options(text, parameters) for name, text in about.items()}
     parser = argparse.ArgumentParser(prog=prog, description=_paragraphs(documented), allow_abbrev=False)
     for name, parameter in parameters.items():
-        _add(parser, name, parameter, about.get(name, "").replace("%", "%%"))
+        _add(parser, name, parameter, about.get(name, ""))
     return parser
 
 
 def _add(parser: argparse.ArgumentParser, name: str, parameter: inspect.Parameter, about: str) -> None:
-    kind, settings = _without_none(parameter.annotation), dict[str, Any](help=about)
+    kind = _without_none(parameter.annotation)
     if kind == dict[str, str]:
         _add_modalities(parser, name, about)
         return
     required = parameter.default is parameter.empty
     if not required and parameter.default is not None and kind is not bool:
-        settings["help"] = f"{about} (default: {parameter.default})"
+        about = f"{about} (default: {parameter.default})"
+    settings: dict[str, Any] = {"help": about.replace("%", "%%")}  # argparse fills templates in
     if get_origin(kind) is list:
         settings |= {"nargs": "+", "type": get_args(kind)[0]}
     elif get_origin(kind) is dict:
@@ -71,7 +72,7 @@ def _add_modalities(parser: argparse.ArgumentParser, argument: str, about: str) 
     from onepeace_lightning.modalities.registry import modalities
 
     column = argument == "columns"
-    group = parser.add_argument_group("column of each modality" if column else "modalities", about.replace("%%", "%"))
+    group = parser.add_argument_group("column of each modality" if column else "modalities", about)
     parser.set_defaults(**{argument: {}})
     for name in modalities():
         group.add_argument(

@@ -108,7 +108,7 @@ def train(
     quieten()
     manifests, tokenizer = _streams(Path(data), task, folder)
     kind = data_type(manifests["train"].data_type)
-    source = _source(backbone, tokenizer, folder)
+    source = _source(backbone, folder)
     opened = open_backbone(source)
     if opened.tokenizer is not None:  # its ids are the weights' own
         tokenizer = folder / "tokenizer"
@@ -218,7 +218,7 @@ def _made(data: Path, task: str, out: Path) -> Path:
     return out
 
 
-def _source(backbone: BackboneSource, tokenizer: Path | None, folder: Path) -> str:
+def _source(backbone: BackboneSource, folder: Path) -> str:
     """A backbone as a configuration can name it."""
     if isinstance(backbone, OnePeace):
         backbone.save_pretrained(folder / "backbone")

@@ -143,7 +143,11 @@ class OnePeaceCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Find the checkpoint that is meant by ``last``; of processes on several machines the first one says it."""
+        """Find the checkpoint that is meant by ``last``; of processes on several machines the first one says it.
+
+        Raises:
+            ValueError: Lightning itself starts the processes of several machines, each of which would look by itself.
+        """
         config = self.config_init["fit"]
         if config.get("ckpt_path") != "last":
             return
@@ -152,6 +156,11 @@ class OnePeaceCLI(LightningCLI):
         environment = getattr(strategy, "cluster_environment", None)
         if together := environment is not None and not isinstance(environment, LightningEnvironment):
             strategy.setup_environment()
+        elif self.trainer.num_nodes > 1:
+            raise ValueError(
+                "--ckpt_path last: on several machines start the processes with torchrun or srun, so that the first"
+                " one says for all which checkpoint it is; or give its path"
+            )
         path = runs.last_checkpoint(self.trainer) if self.trainer.is_global_zero or not together else None
         if together:
             path = strategy.broadcast(path)

@@ -26,6 +26,7 @@ class Example:
         masks: modality to (P,) bool, for the student that sees this modality alone.
         fused_masks: the same for the student that sees all together.
         targets: what a downstream task learns, a tensor (of the same shape in every sample) or anything else.
+        origin: where it comes from, as its metadata say, to be named in reports; "" in training.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Example:
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     fused_masks: dict[str, np.ndarray] = field(default_factory=dict)
     targets: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Batch:
         captions: the raw text of each sample ("" where there is none).
         targets: what a downstream task learns and is measured by, a tensor or a list with one entry per sample.
         sources: the name of each sample's source, where the stream mixes several.
+        origins: where each sample comes from ("" where nothing says so).
         filler: in evaluation, that its sample is another rank's: it runs through the model, so that all ranks make the
             same collective calls, and is not measured.
     """
@@ -61,10 +64,16 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     targets: dict[str, Any] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
     filler: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def named(self, row: int) -> str:
+        """What a person finds a sample by: where it comes from, and its key."""
+        origin = self.origins[row] if self.origins else ""
+        return f"{origin}, key {self.keys[row]}" if origin else f"key {self.keys[row]}"
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
         """Move every tensor to a device (Lightning calls this)."""
@@ -112,6 +121,7 @@ class Collate:
             },
             captions=[example.caption for example in examples],
             targets={name: _join([example.targets[name] for example in examples]) for name in first.targets},
+            origins=[example.origin for example in examples],
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from onepeace_lightning.data.make_shards import Content
 from onepeace_lightning.files import extension_of
 from onepeace_lightning.modalities.registry import modality
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 
 
 def is_empty(value: Any) -> bool:
@@ -51,7 +52,7 @@ def listed(value: Any) -> list[str] | None:
     """Several texts: a list, or one that is written as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = whole_strings(json.loads(value))
         except ValueError:
             return None
     if not isinstance(value, list):

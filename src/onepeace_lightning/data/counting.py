@@ -8,6 +8,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 from onepeace_lightning.data.cache import StorageError
 from onepeace_lightning.data.storage import Storage, StorageConfig, join
@@ -26,19 +27,38 @@ STATS = "_stats.json"
 
 
 @dataclass(frozen=True)
-class Count:
-    """What was counted of a shard, see ``manifest.Shard``."""
+class Shard:
+    """One tar file, and what was counted of it.
+
+    Attributes:
+        name: in the folder.
+        samples: how many it holds.
+        bytes: its size.
+        captions: of all its samples together, where samples have several captions each.
+        most_captions: of one of its samples.
+        caption: which caption of each sample is meant, where a shard stands for one of them (in no file).
+    """
 
     name: str
     samples: int
     bytes: int
     captions: int | None = None
     most_captions: int | None = None
+    caption: int | None = None
+
+    @classmethod
+    def counted(cls, name: str, samples: int, size: int, captions: Sequence[int]) -> Self:
+        """A shard of so many bytes, with the captions of each sample where they have several."""
+        return cls(name, samples, size, *((sum(captions), max(captions)) if captions else ()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file says of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def count_shard(
     config: StorageConfig, folder: str, name: str, size: int, check: Check, captions: Captions | None = None
-) -> Count:
+) -> Shard:
     """Count and check the samples of one shard, and their captions where they have several.
 
     Raises:
@@ -58,7 +78,7 @@ def count_shard(
                 stream.seek(behind)
     if not samples:
         raise ShardError(f"{path}: a shard without a sample: delete it")
-    return Count(name, samples, size, *((sum(counted), max(counted)) if counted else (None, None)))
+    return Shard.counted(name, samples, size, counted)
 
 
 def count_shards(
@@ -71,7 +91,7 @@ def count_shards(
     processes: bool = True,
     captions: Captions | None = None,
     progress: Path | None = None,
-) -> tuple[list[Count], list[str]]:
+) -> tuple[list[Shard], list[str]]:
     """Count shards, several at a time.
 
     Args:
@@ -95,11 +115,11 @@ def count_shards(
     problems: dict[str, str] = {}
     count = partial(_tried, config, folder, check=check, captions=captions)
     for name, result in _results(count, {name: sizes[name] for name in uncounted}, workers, processes):
-        if isinstance(result, Count):
+        if isinstance(result, Shard):
             found[name] = result
             if progress is not None:
                 with progress.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(result)) + "\n")
+                    file.write(json.dumps(result.to_dict()) + "\n")
         else:
             problems[name] = result
         if not (len(found) + len(problems)) % 1000:
@@ -109,10 +129,10 @@ def count_shards(
     return [found[name] for name in sizes if name in found], [problems[name] for name in sizes if name in problems]
 
 
-def stated_counts(storage: Storage, folder: str, sizes: Mapping[str, int]) -> dict[str, Count]:
+def stated_counts(storage: Storage, folder: str, sizes: Mapping[str, int]) -> dict[str, Shard]:
     """Counts that img2dataset has written beside its shards; a shard that has none, or is empty, is left out."""
 
-    def stated(name: str) -> Count | None:
+    def stated(name: str) -> Shard | None:
         path = join(folder, name.removesuffix(".tar") + STATS)
         try:
             samples = int(json.loads(storage.read(path))["successes"])
@@ -120,15 +140,15 @@ def stated_counts(storage: Storage, folder: str, sizes: Mapping[str, int]) -> di
             return None
         except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path} is no statistics of img2dataset ({type(error).__name__}: {error})") from error
-        return Count(name, samples, sizes[name])
+        return Shard(name, samples, sizes[name])
 
     with ThreadPoolExecutor(32) as pool:
         return {count.name: count for count in pool.map(stated, sizes) if count is not None}
 
 
 def _results(
-    count: Callable[[str, int], Count | str], sizes: Mapping[str, int], workers: int, processes: bool
-) -> Iterator[tuple[str, Count | str]]:
+    count: Callable[[str, int], Shard | str], sizes: Mapping[str, int], workers: int, processes: bool
+) -> Iterator[tuple[str, Shard | str]]:
     if workers <= 1:
         for name, size in sizes.items():
             yield name, count(name, size)
@@ -145,19 +165,19 @@ def _results(
 
 def _tried(
     config: StorageConfig, folder: str, name: str, size: int, *, check: Check, captions: Captions | None
-) -> Count | str:
+) -> Shard | str:
     try:
         return count_shard(config, folder, name, size, check, captions)
     except (ShardError, StorageError, FileNotFoundError) as error:
         return str(error)
 
 
-def _kept(progress: Path | None) -> Iterable[Count]:
+def _kept(progress: Path | None) -> Iterable[Shard]:
     if progress is None or not progress.exists():
         return
     for line in progress.read_text(encoding="utf-8").splitlines():
         try:
-            yield Count(**json.loads(line))
+            yield Shard(**json.loads(line))
         except (TypeError, ValueError):  # cut off where the process was killed
             continue
 

@@ -17,7 +17,7 @@ class Answer:
     """A kind of answer.
 
     Attributes:
-        meaning: what a sample holds, for messages.
+        meaning: what a sample holds, for the reader of this table.
         fields: groups of extensions; a sample has one file of each group.
         text: a sample has a text besides, which the model reads with the modalities.
         captions: the answer holds the texts that the model reads.

@@ -11,6 +11,7 @@ from onepeace_lightning.data.make_shards import Content, Making, RawSample, make
 from onepeace_lightning.data.splits import splits_named
 from onepeace_lightning.files import files_below, printable
 from onepeace_lightning.modalities.registry import modalities, modality_of, text_modality
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 
 _STATISTICS = "_stats.json"
 """What img2dataset writes beside each of its folders."""
@@ -108,7 +109,7 @@ def find_samples(top: Path, labels: bool) -> list[RawSample]:
     if splits:
         print("folders as splits: " + ", ".join(f"{name} for {split}" for name, split in sorted(splits.items())))
     samples = [
-        _sample(stem, files, facts.get(stem), splits.get(stem.partition("/")[0])) for stem, files in stems.items()
+        _sample(top, stem, files, facts.get(stem), splits.get(stem.partition("/")[0])) for stem, files in stems.items()
     ]
     if labels:
         _add_labels(samples, list(stems), bool(splits))
@@ -117,12 +118,12 @@ def find_samples(top: Path, labels: bool) -> list[RawSample]:
     return samples
 
 
-def _sample(stem: str, files: dict[str, Path], facts: Path | None, split: str | None) -> RawSample:
+def _sample(top: Path, stem: str, files: dict[str, Path], facts: Path | None, split: str | None) -> RawSample:
     items: dict[str, Content] = dict(files)
-    sample = RawSample(printable(stem), items, split=split)
+    sample = RawSample(printable(stem), items, split=split, root=top)
     if facts is not None:
         try:
-            content: Any = json.loads(facts.read_bytes())
+            content: Any = whole_strings(json.loads(facts.read_bytes()))
             sample.columns = content if isinstance(content, dict) else {"json": content}
         except (OSError, ValueError) as error:
             sample.problem = f"{facts} is no JSON: {error}"

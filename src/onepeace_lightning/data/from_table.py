@@ -284,7 +284,7 @@ def _kind(samples: Sequence[RawSample]) -> DataType:
 
 def _sample(record: Record, wanted: Columns, root: Path, names: Mapping[str, Sequence[str]]) -> RawSample:
     values = record.values
-    sample = RawSample(record.place, {}, split=record.split, chunk=record.chunk, problem=record.problem)
+    sample = RawSample(record.place, {}, split=record.split, chunk=record.chunk, problem=record.problem, root=root)
     sample.columns = {
         column: value
         for column, value in values.items()

@@ -106,7 +106,7 @@ def _sound_classes(row: _Row) -> Item:
     return row.item("audio", facts={"labels": [row.name(number) for number in row.filled("text").split(",")]})
 
 
-def _picture_class(row: _Row) -> Item:
+def _image_class(row: _Row) -> Item:
     return row.item("image", facts={"labels": [row.name(row.filled("label"))]})
 
 
@@ -161,7 +161,7 @@ _LAYOUTS: dict[str, _Layout] = {
     "refcoco": _Layout("image-box", ("image", "text", "region_coord"), _refcoco),
     "vqa": _Layout("image-question", ("uniq_id", "image", "question", "refs"), _vqa),
     "nlvr2": _Layout("image-pair", ("uniq_id", "text", "image1", "image2", "label"), _nlvr2),
-    "imagenet": _Layout("image-label", ("image", "label"), _picture_class, ids=(1, 1000)),
+    "imagenet": _Layout("image-label", ("image", "label"), _image_class, ids=(1, 1000)),
 }
 
 
@@ -193,7 +193,7 @@ def from_tsv(
             vocabulary is that of the table.
         texts: a *_texts.json {id: [captions]}, whose captions replace those of an image-captions or audio-captions
             table.
-        max_missing: the greatest share of samples that may lack a file; they are left out.
+        max_missing: the greatest fraction of samples that may lack a file; they are left out.
         samples_per_shard: samples in each shard.
         source: where the data is from, for the manifest; the table's name if None.
         license: the data's licence, for the manifest.

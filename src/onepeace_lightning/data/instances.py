@@ -156,10 +156,10 @@ def fitted_size(size: tuple[int, int], longest: float) -> tuple[int, int]:
     return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
 
 
-def fitted(picture: Image.Image, side: int) -> Tensor:
+def fitted(image: Image.Image, side: int) -> Tensor:
     """(3, Y', X') uint8 pixels of an image whose longest side becomes S, bilinear as in published evaluation."""
-    rows, columns = fitted_size((picture.height, picture.width), side)
-    return pil_to_tensor(picture.resize((columns, rows), Image.Resampling.BILINEAR))
+    rows, columns = fitted_size((image.height, image.width), side)
+    return pil_to_tensor(image.resize((columns, rows), Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,17 @@ class ScaleJitter:
             )
 
     def __call__(
-        self, picture: Image.Image, annotations: Annotations, side: int, rng: np.random.Generator
+        self, image: Image.Image, annotations: Annotations, side: int, rng: np.random.Generator
     ) -> AnnotatedImage:
         """A part of the image with what is left of its instances; boxes become those of the masks.
 
         Args:
-            picture: RGB.
+            image: RGB.
             annotations: in its pixels; crowds are left out.
             side: S.
             rng: of everything that is drawn.
         """
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         resized = fitted_size(size, side * rng.uniform(*self.scale))
         shown = [min(length, side) for length in resized]
         starts = [int(rng.integers(length - part + 1)) for length, part in zip(resized, shown, strict=True)]
@@ -205,7 +205,7 @@ class ScaleJitter:
             for start, part, old, new in zip(starts, shown, size, resized, strict=True)
         ]
         (top, bottom), (left, right) = edges
-        part = picture.resize((shown[1], shown[0]), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        part = image.resize((shown[1], shown[0]), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         rows, columns = (
             ((start + torch.arange(length) + 0.5) * (old / new)).long().clamp(max=old - 1)
             for start, length, old, new in zip(starts, shown, size, resized, strict=True)

@@ -13,6 +13,7 @@ from rich.progress import track
 from onepeace_lightning.data.manifest import Manifest, read_manifest
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.modalities.registry import modality
+from onepeace_lightning.modalities.tokenizers.base import whole_characters, whole_strings
 from onepeace_lightning.models.adapter import SECOND
 
 _SHOWN = 10
@@ -50,9 +51,9 @@ class Item:
         """Read the sample's bytes by extension; nothing is decoded."""
         fields = {name: file.read_bytes() for name, (_, file) in zip(self.extensions(), self.files, strict=True)}
         if self.text is not None:
-            fields["txt"] = self.text.encode()
+            fields["txt"] = whole_characters(self.text).encode()
         if self.facts is not None:
-            fields["json"] = json.dumps(self.facts, ensure_ascii=False).encode()
+            fields["json"] = json.dumps(whole_strings(self.facts), ensure_ascii=False).encode()
         return fields
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from onepeace_lightning.data.counting import cores, count_shards, listed_tars
 from onepeace_lightning.data.manifest import (
     MANIFEST,
     Manifest,
-    Shard,
     check_fields,
     count_captions,
     found_type,
@@ -117,7 +115,7 @@ def write_manifest(
     sizes = listed_tars(Storage(storage), str(folder))
     place = storage.folder("counts") if is_url(folder) or out is not None else Path(folder)
     name = hashlib.sha256(f"{folder} {data_type}".encode()).hexdigest()[:16]
-    counts, problems = count_shards(
+    shards, problems = count_shards(
         storage, str(folder), sizes, partial(check_fields, kind=kind), workers=workers,
         captions=count_captions if has_captions(kind) else None, progress=place / f".manifest-{name}.jsonl",
     )  # fmt: skip
@@ -129,9 +127,8 @@ def write_manifest(
                 "others are not read again), or leave them out with skip_bad"
             )
         log.warning("%s: %d of %d shards are left out:%s", folder, len(problems), len(sizes), shown)
-    if not counts:
+    if not shards:
         raise ShardError(f"{folder}: no shard is sound")
-    shards = tuple(Shard(**asdict(count)) for count in counts)
-    manifest = Manifest(folder, data_type, shards, source, license, about or {}, storage)
+    manifest = Manifest(folder, data_type, tuple(shards), source, license, about or {}, storage)
     manifest.save(out)
     return manifest

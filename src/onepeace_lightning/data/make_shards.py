@@ -51,6 +51,7 @@ class RawSample:
         group: samples of a group come into one split; None: those whose first item is the same.
         chunk: samples of a chunk are read cheaply one after the other.
         problem: why it cannot be used.
+        root: folder that its metadata name its files relative to.
     """
 
     place: str
@@ -63,6 +64,7 @@ class RawSample:
     group: str | None = None
     chunk: int = 0
     problem: str | None = None
+    root: Path | None = None
 
     def fields(self) -> dict[str, bytes]:
         """Read the sample's bytes by extension.
@@ -77,6 +79,8 @@ class RawSample:
         for name, content in self.items.items():
             extension, data = _read(name, content)
             fields[extension] = data
+        if files := {name: self._named(file) for name, file in self.items.items() if isinstance(file, Path)}:
+            about["files"] = files
         text = modality(text_modality())
         for caption in [self.text] if isinstance(self.text, str) else self.text or []:
             _check(text(), caption.encode())
@@ -89,6 +93,12 @@ class RawSample:
             about["columns"] = self.columns
         fields["json"] = json.dumps(about, ensure_ascii=False, default=str).encode()
         return fields
+
+    def _named(self, file: Path) -> str:
+        """A file's name in the metadata."""
+        if self.root is not None and file.is_relative_to(self.root):
+            file = file.relative_to(self.root)
+        return file.as_posix()
 
     @property
     def kind(self) -> DataType:

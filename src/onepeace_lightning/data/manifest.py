@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace_lightning.data.counting import count_shards, listed_tars, sized, stated_counts
+from onepeace_lightning.data.counting import Shard, count_shards, listed_tars, sized, stated_counts
 from onepeace_lightning.data.data_types import ANSWERS, DataType, of_modalities
 from onepeace_lightning.data.data_types import data_type as parse_data_type
 from onepeace_lightning.data.storage import Storage, StorageConfig, expand, is_url, join
@@ -29,31 +29,6 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 """A file that lies in a folder while shards are written into it."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar file.
-
-    Attributes:
-        name: in the folder.
-        samples: how many it holds.
-        bytes: its size.
-        captions: of all its samples together, where samples have several captions each.
-        most_captions: of one of its samples.
-        caption: which caption of each sample is meant, where a shard stands for one of them (not part of the file).
-    """
-
-    name: str
-    samples: int
-    bytes: int
-    captions: int | None = None
-    most_captions: int | None = None
-    caption: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -255,11 +230,11 @@ def _without_manifest(files: Storage, folder: str, sizes: Mapping[str, int]) -> 
     if uncounted:
         log.warning("%s: no %s, so %d shards are counted now", folder, MANIFEST, len(uncounted))
     check = partial(check_fields, kind=known_type(data_type))
-    counts, problems = count_shards(files.config, folder, uncounted, check, workers=16, processes=False)
+    counted, problems = count_shards(files.config, folder, uncounted, check, workers=16, processes=False)
     if problems:
         raise ShardError(f"{folder}: {len(problems)} of {len(sizes)} shards are bad:\n  " + "\n  ".join(problems))
-    every = stated | {count.name: count for count in counts}
-    shards = tuple(Shard(name, every[name].samples, size) for name, size in sizes.items() if every[name].samples)
+    every = stated | {shard.name: shard for shard in counted}
+    shards = tuple(every[name] for name in sizes if every[name].samples)
     manifest = Manifest(folder, data_type, shards, folder, "not stated", {}, files.config)
     manifest.save(kept)
     return manifest
@@ -306,7 +281,7 @@ def count_captions(data: bytes) -> int:
     """Captions that a sample's ``json`` lists; 1 where it lists none, which whoever reads the sample will say."""
     try:
         captions = json.loads(data)["captions"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return 1
     return max(1, len(captions)) if isinstance(captions, list) else 1
 

@@ -14,11 +14,11 @@ from typing import Any, Self
 import webdataset as wds
 from webdataset import tariterators
 
+from onepeace_lightning.data.counting import Shard
 from onepeace_lightning.data.manifest import (
     MANIFEST,
     UNFINISHED,
     Manifest,
-    Shard,
     check_fields,
     count_captions,
     has_captions,
@@ -202,7 +202,7 @@ class ShardWriter:
         self._tar.close()
         self._tar = None
         name = self._name()
-        captions = (sum(self._captions), max(self._captions)) if self._captions else (None, None)
-        self._shards.append(Shard(name, len(self._keys), (self.folder / name).stat().st_size, *captions))
+        size = (self.folder / name).stat().st_size
+        self._shards.append(Shard.counted(name, len(self._keys), size, self._captions))
         self._keys.clear()
         self._captions.clear()

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import isclose
 
@@ -68,8 +69,8 @@ def by_fractions(positions: Mapping[str, float], fractions: Sequence[float]) -> 
         group: next((split for split, _, high in bounds if at < high), SPLITS[0]) for group, at in positions.items()
     }
     for split, low, high in bounds:
-        held = list(chosen.values())
-        spare = [group for group in chosen if held.count(chosen[group]) > 1]
+        held = Counter(chosen.values())
+        spare = [group for group, own in chosen.items() if held[own] > 1]
         if split not in held and spare:
             middle = (low + high) / 2
             chosen[min(spare, key=lambda group: abs(positions[group] - middle))] = split

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from onepeace_lightning.inference.sources import Items
+from onepeace_lightning.modalities.registry import modality
 
 EXTENSIONS = (".parquet", ".npz")
 INT8 = 127
@@ -320,7 +321,7 @@ def to_table(chunk: Chunk, about: dict[str, Any]) -> pa.Table:
         "id": _strings(chunk.ids),
         "embedding": pa.FixedSizeListArray.from_arrays(_numbers(flat), about["width"]),
     }
-    if about["modality"] == "text":
+    if modality(about["modality"]).reads_text:
         columns["text"] = _strings(chunk.texts)
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 

@@ -99,7 +99,7 @@ class OnePeace:
             FileNotFoundError: where a file is missing.
             ValueError: where the source is nothing known or damaged, or for an unknown device or type.
         """
-        place, kind = available_device(device), _dtype(dtype)
+        place, kind = available_device(device), known_dtype(dtype)
         pretrained = read_pretrained(source, bpe_dir, revision)
         if kind is None:  # weights of several types could not be multiplied
             kind = reduce(torch.promote_types, (parameter.dtype for parameter in pretrained.model.parameters()))
@@ -238,7 +238,7 @@ class OnePeace:
         """16 hexadecimal digits that differ between models that embed one modality differently.
 
         They come from the weights that this modality runs through, in the type that they are in, and for text from the
-        tokenizer. Other modalities do not count: embeddings of images stay good when the model learns sounds.
+        tokenizer. Other modalities do not count: embeddings of images stay valid when the model learns audio.
         """
         others = set(self.backbone.adapters) - {modality}
         digest = hashlib.sha256()
@@ -349,7 +349,12 @@ def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     return values_BLD, torch.arange(values_BLD.shape[1]) < lengths[:, None]
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def known_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A type that a model can compute in, by itself or by its name; None stays None.
+
+    Raises:
+        ValueError: it is none of ``DTYPES``.
+    """
     if dtype is None or dtype in DTYPES.values():
         return cast(torch.dtype | None, dtype)
     if isinstance(dtype, str) and dtype in DTYPES:

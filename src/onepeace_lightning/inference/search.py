@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onepeace_lightning.files import printable
 from onepeace_lightning.inference.embedding_files import read_about
 from onepeace_lightning.inference.gallery import Gallery, Hit
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.registry import modality
+from onepeace_lightning.modalities.tokenizers.base import whole_characters
 from onepeace_lightning.reports.pages import answer_row, figure, page
 
 
@@ -54,8 +57,10 @@ def search(
         ValueError: no query, weights that do not fit, or embeddings of another model.
         FileNotFoundError: where something is missing.
     """
-    queries = queries or {}
-    shares = _shares(queries, weights)
+    queries = {
+        name: whole_characters(given) if modality(name).reads_text else given for name, given in (queries or {}).items()
+    }
+    weights = _weights(queries, weights)
     if top < 1:
         raise ValueError(f"top is {top}; show at least 1 item")
     if Path(out).suffix not in (".html", ".htm"):
@@ -69,13 +74,13 @@ def search(
     asked_d = np.zeros(onepeace.config.encoder.width, np.float32)
     for name, given in queries.items():
         item: dict[str, Any] = {name: [given]}
-        asked_d += shares[name] * onepeace.embed(**item)[0].numpy()
+        asked_d += weights[name] * onepeace.embed(**item)[0].numpy()
     hits = gallery.search(gallery.query(asked_d), top)
-    asked = " + ".join(f"{shares[name]:g} × {name} {given!r}" for name, given in queries.items())
+    asked = " + ".join(f"{weights[name]:g} × {name} {given!r}" for name, given in queries.items())
     console = Console()
     console.print(f"query: {asked}", highlight=False, markup=False)
     console.print(_ranked(hits))
-    missing = _write_page(Path(out), queries, shares, hits, gallery)
+    missing = _write_page(Path(out), queries, weights, hits, gallery)
     print(f"page: {out}")
     if missing:
         print(
@@ -83,7 +88,7 @@ def search(
         )
 
 
-def _shares(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:
+def _weights(queries: Mapping[str, str], weights: Mapping[str, float] | None) -> dict[str, float]:
     if not queries:
         raise ValueError("there is nothing to search with; give a modality, such as --text 'a cow', or several")
     if weights is not None and set(weights) != set(queries):
@@ -106,15 +111,16 @@ def _words(hit: Hit) -> str:
 
 
 def _write_page(
-    out: Path, queries: Mapping[str, str], shares: Mapping[str, float], hits: Sequence[Hit], gallery: Gallery
+    out: Path, queries: Mapping[str, str], weights: Mapping[str, float], hits: Sequence[Hit], gallery: Gallery
 ) -> int:
     """Write the page; returns how many of the items' files are not there any more."""
     asked = []
     for name, given in queries.items():
         one = gallery.model.modality(name)
-        weight = f" × {shares[name]:g}" if len(queries) > 1 or shares[name] != 1 else ""
-        shown = one.html(one.load(given), given)
-        asked.append(f"<p><b>{name}</b>{weight}</p>{shown}" + ("" if one.reads_text else f"<p>{escape(given)}</p>"))
+        weight = f" × {weights[name]:g}" if len(queries) > 1 or weights[name] != 1 else ""
+        said = printable(given)
+        shown = one.html(one.load(given), said)
+        asked.append(f"<p><b>{name}</b>{weight}</p>{shown}" + ("" if one.reads_text else f"<p>{escape(said)}</p>"))
     figures, missing = [], 0
     for rank, hit in enumerate(hits, 1):
         try:

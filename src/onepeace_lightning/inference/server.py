@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import uvicorn
@@ -23,12 +23,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from onepeace_lightning.inference.batcher import Batcher, RefusedError
 from onepeace_lightning.inference.gallery import Gallery
 from onepeace_lightning.inference.onepeace import OnePeace
+from onepeace_lightning.modalities.tokenizers.base import whole_characters
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -58,12 +59,20 @@ class Limits:
     hits: int = 200
 
 
+def _whole(given: Any) -> Any:
+    """JSON may hold half of a character that was cut in two, which is left out as everywhere else."""
+    return whole_characters(given) if isinstance(given, str) else given
+
+
+Text = Annotated[str, BeforeValidator(_whole)]
+
+
 class EmbeddingsRequest(BaseModel):
     """The body of ``/v1/embeddings``."""
 
     model_config = ConfigDict(extra="ignore")
-    input: str | list[str]
-    model: str = ""
+    input: Text | list[Text]
+    model: Text = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
 
@@ -71,7 +80,7 @@ class EmbeddingsRequest(BaseModel):
 class Part(BaseModel):
     """One part of a search: an input or a row of the index, and its weight."""
 
-    input: str | None = None
+    input: Text | None = None
     row: int | None = Field(default=None, ge=0)
     weight: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
 

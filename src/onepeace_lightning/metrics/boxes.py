@@ -22,7 +22,7 @@ def overlap(predicted_B4: Tensor, target_B4: Tensor) -> Tensor:
 
 
 class BoxAccuracy(Metric):
-    """Share of boxes that overlap their targets by at least half, and mean overlap.
+    """Fraction of boxes that overlap their targets by at least half, and mean overlap.
 
     Args:
         **kwargs: see ``torchmetrics.Metric``.
@@ -58,7 +58,7 @@ class BoxAccuracy(Metric):
         self.boxes += len(iou_B)
 
     def compute(self) -> dict[str, Tensor]:
-        """``accuracy@0.5`` and ``mean_IoU``, shares from 0 to 1.
+        """``accuracy@0.5`` and ``mean_IoU``, fractions from 0 to 1.
 
         Raises:
             ValueError: no box was given.

@@ -52,9 +52,10 @@ def linear_scores(
         (M, C).
     """
     mean, scale = train.mean(0), train.std(0, correction=0).clamp(min=1e-6)
-    inputs, wanted = (train - mean) / scale, targets.float()
-    weight = torch.zeros(targets.shape[1], train.shape[1], device=train.device, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], device=train.device, requires_grad=True)
+    with torch.inference_mode(False):  # what is made in inference mode has no gradient
+        inputs, wanted = (train - mean) / scale, targets.to(torch.float, copy=True)
+        weight = torch.zeros(targets.shape[1], train.shape[1], device=train.device, requires_grad=True)
+        bias = torch.zeros(targets.shape[1], device=train.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -68,7 +69,7 @@ def linear_scores(
         value.backward()
         return value
 
-    with torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
         optimizer.step(loss)
     return F.linear((queries - mean) / scale, weight.detach(), bias.detach())
 

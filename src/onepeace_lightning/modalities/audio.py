@@ -9,7 +9,6 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,9 +37,6 @@ KERNELS_AND_STRIDES = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 _MIN_SAMPLES = 400  # what the convolutions need for one frame
 _NORMALISE_EPS = 1e-5
 _INTEGERS = (torch.int16, torch.int32)
-
-AudioItem = str | PathLike[str] | tuple[Tensor | np.ndarray, int]
-"""A path, or a waveform (N,) or (channels, N) with its samples per second."""
 
 
 def num_frames(num_samples: int) -> int:
@@ -381,7 +377,7 @@ class AudioModality(Modality):
         soundfile.write(stream, (0.9 / peak * waveform).numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
         return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(stream.getvalue()).decode()}"></audio>'
 
-    def picture(self, item: tuple[Tensor, int], side: int) -> Pillow.Image:
+    def thumbnail(self, item: tuple[Tensor, int], side: int) -> Pillow.Image:
         """The waveform's envelope."""
         waveform, _ = item
         plot = Pillow.new("RGB", (side, side), "white")

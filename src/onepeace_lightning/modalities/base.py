@@ -262,10 +262,10 @@ class Modality:
         raise NotImplementedError(f"{type(self).__name__} does not say how a batch is shown: write its method sample")
 
     def html(self, item: Any, title: str = "") -> str:
-        """A decoded item in a page that stands alone; ``title`` says what it is. By default its ``picture``."""
-        return image_html(self.picture(item, REPORT_SIDE), title)
+        """A decoded item in a page that stands alone; ``title`` says what it is. By default its ``thumbnail``."""
+        return image_html(self.thumbnail(item, REPORT_SIDE), title)
 
-    def picture(self, item: Any, side: int) -> Pillow.Image:
+    def thumbnail(self, item: Any, side: int) -> Pillow.Image:
         """A decoded item as an RGB image of at most ``side`` pixels; by default a card with the modality's name."""
         return text_card(self.name, side)
 

@@ -7,7 +7,6 @@ H and W = height and width of a raster, S = side of the square that the model se
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,11 +16,10 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from onepeace_lightning.files import looks_like
-from onepeace_lightning.modalities.arrays import read_npy, stack
-from onepeace_lightning.modalities.base import Modality
-from onepeace_lightning.modalities.image import Image, ImageConfig, ImageSettings, fitted, random_crop
+from onepeace_lightning.modalities.arrays import read_npy
+from onepeace_lightning.modalities.image import Image, ImageConfig, ImageSettings, RasterModality
 from onepeace_lightning.modalities.registry import register
-from onepeace_lightning.models.patches import PATCH
+from onepeace_lightning.modalities.rendering import grey_image, shrunk
 
 _ONE_CHANNEL = ("I;16", "I;16B", "I", "F", "L")
 _MEAN, _STD = 0.5, 0.25
@@ -61,7 +59,7 @@ class DepthSettings(ImageSettings):
 
 
 @register
-class DepthModality(Modality):
+class DepthModality(RasterModality):
     """Depth maps; decoded they are (H, W) float32 in metres, NaN where nothing was measured; arrays are (1, S, S)."""
 
     name = "depth"
@@ -70,7 +68,6 @@ class DepthModality(Modality):
     extensions = ("depth.png", "depth.npy", "depth.tif", "depth.tiff")
     config_type = DepthConfig
     settings_type = DepthSettings
-    agreed = (("size", "image_size"),)
 
     def decode(self, data: bytes) -> Tensor:
         """Decode a raster of one channel: PNG of 16 or 8 bits, TIFF, or an .npy array.
@@ -114,30 +111,19 @@ class DepthModality(Modality):
             raise ValueError(f"the {self.name} raster has no measurement: every value is 0 or not finite")
         return (raster * self.settings.unit if whole else raster).masked_fill(missing, float("nan"))
 
+    def raster(self, item: Tensor) -> Tensor:
+        """(1, H, W) float32: ``low`` to ``high`` as -2 to 2, without a measurement as ``low``."""
+        s = self.settings
+        fractions = ((item - s.low) / (s.high - s.low)).clamp(0, 1).nan_to_num(0.0)
+        return (fractions[None] - _MEAN) / _STD
+
     def transform(self, item: Tensor) -> Tensor:
-        """(1, S, S) float32: ``low`` to ``high`` as -2 to 2, without a measurement as ``low``."""
-        return (fitted(self._fractions(item), self.settings).clamp(0, 1) - _MEAN) / _STD
+        """(1, S, S) float32 from -2 to 2."""
+        return super().transform(item).clamp(-2, 2)
 
     def augment(self, item: Tensor, rng: np.random.Generator) -> Tensor:
         """(1, S, S) float32 of a random crop."""
-        return (random_crop(self._fractions(item), self.settings, rng).clamp(0, 1) - _MEAN) / _STD
-
-    def _fractions(self, item: Tensor) -> Tensor:
-        s = self.settings
-        return ((item - s.low) / (s.high - s.low)).clamp(0, 1).nan_to_num(0.0)[None]
-
-    def num_tokens(self, array: Tensor) -> int:
-        """The patches."""
-        return (array.shape[-1] // PATCH) ** 2
-
-    def collate(self, arrays: Sequence[Tensor]) -> Image:
-        """Join rasters."""
-        return Image(stack(arrays))
-
-    def random(self, config: Any, batch: int, rng: np.random.Generator) -> Image:
-        """Noise."""
-        shape = (batch, 1, config.image_size, config.image_size)
-        return Image(torch.from_numpy(rng.uniform(-2, 2, shape).astype(np.float32)))
+        return super().augment(item, rng).clamp(-2, 2)
 
     def describe(self) -> str:
         """Range and resizing."""
@@ -149,11 +135,6 @@ class DepthModality(Modality):
         s = self.settings
         return s.low + (inputs.pixels[row, 0].float().cpu() * _STD + _MEAN) * (s.high - s.low)
 
-    def picture(self, item: Tensor, side: int) -> Pillow.Image:
+    def thumbnail(self, item: Tensor, side: int) -> Pillow.Image:
         """The raster in grey, its own lowest value black and its highest white."""
-        known = item[item.isfinite()]
-        spread = max(float(known.max() - known.min()), 1e-8)
-        grey = ((item - known.min()) / spread).nan_to_num(0.0).mul(255).byte()
-        shrunk = Pillow.fromarray(grey.numpy()).convert("RGB")
-        shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-        return shrunk
+        return shrunk(grey_image(item), side)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.arrays import stack
 from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
+from onepeace_lightning.modalities.cropping import fitted, random_crop
 from onepeace_lightning.modalities.image_files import HEIC, register_heic, rgb_pixels, to_rgb, upright
 from onepeace_lightning.modalities.registry import register
+from onepeace_lightning.modalities.rendering import shrunk
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig
 from onepeace_lightning.models.flops import Flops
@@ -29,8 +30,8 @@ from onepeace_lightning.models.patches import (
     MEAN,
     PATCH,
     STD,
+    Pixels,
     grid_positions,
-    normalised,
     patch_stem,
     patch_stem_flops,
 )
@@ -41,22 +42,10 @@ ImageItem = str | PathLike[str] | Pillow.Image | np.ndarray | Tensor
 
 
 @dataclass
-class Image(Inputs):
+class Image(Pixels, Inputs):
     """Square images (B, C, S, S): RGB in uint8, as they are decoded, or floating-point and normalised already."""
 
-    pixels: Tensor
-
     dynamic: ClassVar = {"pixels": {0: "batch"}}
-
-    @property
-    def token_lengths(self) -> list[int]:
-        """CLS and the patches."""
-        batch, _, height, width = self.pixels.shape
-        return [1 + (height // PATCH) * (width // PATCH)] * batch
-
-    def normalised(self) -> Tensor:
-        """(B, C, S, S) in units of CLIP's ``STD`` from its ``MEAN``; 8-bit pixels become float32."""
-        return normalised(self.pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +234,46 @@ class ImageSettings(Settings):
         return problems
 
 
+class RasterModality(Modality):
+    """A modality of values on a grid of pixels, as images are: squares (C, S, S) in patches of 16 × 16.
+
+    A subclass writes at least ``decode`` and ``raster``, and a config with its ``channels`` where they are not 3. Tasks
+    that answer for each pixel take any such modality.
+    """
+
+    config_type = ImageConfig
+    settings_type = ImageSettings
+    agreed = (("size", "image_size"),)
+
+    def raster(self, item: Any) -> Tensor:
+        """A decoded item as (C, H, W) at its own size: RGB in uint8, or normalised floating-point values."""
+        raise NotImplementedError
+
+    def transform(self, item: Any) -> Tensor:
+        """(C, S, S), resized to the square or, where the settings say so, the middle."""
+        return fitted(self.raster(item), self.settings.size, self.settings.resize)
+
+    def augment(self, item: Any, rng: np.random.Generator) -> Tensor:
+        """(C, S, S) of a random crop."""
+        return random_crop(self.raster(item), self.settings.size, self.settings.crop_scale, rng)
+
+    def num_tokens(self, array: Tensor) -> int:
+        """The patches."""
+        return (array.shape[-1] // PATCH) ** 2
+
+    def collate(self, arrays: Sequence[Tensor]) -> Image:
+        """Join squares."""
+        # Pillow's images have their colours last. Stacking them so is one copy of plain bytes for each.
+        return Image(stack([array.movedim(0, -1) for array in arrays]).movedim(-1, 1))
+
+    def random(self, config: Any, batch: int, rng: np.random.Generator) -> Image:
+        """Normalised noise."""
+        shape = (batch, config.channels, config.image_size, config.image_size)
+        return Image(torch.from_numpy(rng.standard_normal(shape, np.float32)))
+
+
 @register
-class ImageModality(Modality):
+class ImageModality(RasterModality):
     """Photographs and drawings; decoded they are RGB PIL images, arrays are (3, S, S) uint8."""
 
     name = "image"
@@ -254,9 +281,6 @@ class ImageModality(Modality):
     prompts = ("a photo of a {label}",)
     order = 1
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
-    config_type = ImageConfig
-    settings_type = ImageSettings
-    agreed = (("size", "image_size"),)
 
     def decode(self, data: bytes) -> Pillow.Image:
         """Decode an image file to 8-bit RGB, the right way up unless the settings say "stored".
@@ -295,22 +319,17 @@ class ImageModality(Modality):
             " tensor (3, height, width), uint8 or floating-point in [0, 1]"
         )
 
+    def raster(self, item: Pillow.Image) -> Tensor:
+        """(3, H, W) uint8, with its colours last in memory."""
+        return torch.from_numpy(np.array(item)).permute(2, 0, 1)
+
     def transform(self, item: Pillow.Image) -> Tensor:
         """(3, S, S) uint8, resized to the square or, where the settings say so, the middle of the image."""
-        return _pixels(fitted(item, self.settings))
+        return self.raster(fitted(item, self.settings.size, self.settings.resize))
 
     def augment(self, item: Pillow.Image, rng: np.random.Generator) -> Tensor:
         """(3, S, S) uint8 of a random crop. There are no flips: captions speak of left and right."""
-        return _pixels(random_crop(item, self.settings, rng))
-
-    def num_tokens(self, array: Tensor) -> int:
-        """The patches."""
-        return (array.shape[-1] // PATCH) ** 2
-
-    def collate(self, arrays: Sequence[Tensor]) -> Image:
-        """Join images."""
-        # Pillow's images have their colours last. Stacking them so is one copy of plain bytes for each.
-        return Image(stack([array.movedim(0, -1) for array in arrays]).movedim(-1, 1))
+        return self.raster(random_crop(item, self.settings.size, self.settings.crop_scale, rng))
 
     def random(self, config: AdapterConfig, batch: int, rng: np.random.Generator) -> Image:
         """8-bit noise."""
@@ -330,49 +349,6 @@ class ImageModality(Modality):
         pixels = (fractions * 255).round().clamp(0, 255).to(torch.uint8)
         return Pillow.fromarray(pixels.permute(1, 2, 0).numpy())
 
-    def picture(self, item: Pillow.Image, side: int) -> Pillow.Image:
+    def thumbnail(self, item: Pillow.Image, side: int) -> Pillow.Image:
         """The image, shrunk in its proportions."""
-        shrunk = item.copy()
-        shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-        return shrunk
-
-
-def _pixels(image: Pillow.Image) -> Tensor:
-    """(3, H, W) uint8 of an RGB image, with its colours last in memory."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def fitted(image: Any, settings: ImageSettings) -> Any:
-    """A PIL image or a tensor (C, H, W) as a square of ``settings.size``, for evaluation; see ``ImageSettings``."""
-    side = settings.size
-    if settings.resize == "square":
-        return _resized(image, side, side)
-    height, width = image.shape[-2:] if isinstance(image, Tensor) else (image.height, image.width)
-    shorter = side if side > 224 else int(side * 256 / 224)
-    height, width = (int(shorter * n / min(height, width)) for n in (height, width))
-    image = _resized(image, height, width)
-    top, left = (round((n - side) / 2) for n in (height, width))
-    if isinstance(image, Tensor):
-        return image[..., top : top + side, left : left + side]
-    return image.crop((left, top, left + side, top + side))
-
-
-def _resized(image: Any, height: int, width: int) -> Any:
-    """Bicubic, with anti-aliasing."""
-    if isinstance(image, Tensor):
-        return F.interpolate(image[None], (height, width), mode="bicubic", align_corners=False, antialias=True)[0]
-    return image.resize((width, height), Pillow.Resampling.BICUBIC)
-
-
-def random_crop(image: Any, settings: ImageSettings, rng: np.random.Generator) -> Any:
-    """A random part of a PIL image or a tensor (C, H, W) as a square of ``settings.size``, for training."""
-    # Imported here, as evaluation does without torchvision, and it takes more than a second.
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import RandomResizedCrop
-
-    crop = RandomResizedCrop(settings.size, scale=settings.crop_scale, interpolation=InterpolationMode.BICUBIC)
-    # torchvision draws from PyTorch's global generator. Only the CPU's is seeded and put back: the training process
-    # itself may run this, and its dropout on CUDA must not repeat.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        return crop(image)
+        return shrunk(item, side)

@@ -5,7 +5,6 @@ T = readings, C = channels, N = patches.
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +15,17 @@ import pyarrow.parquet
 import soxr
 import torch
 from PIL import Image as Pillow
-from PIL import ImageDraw
 from torch import Tensor
 
 from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.arrays import read_npy
-from onepeace_lightning.modalities.base import Modality, Settings
+from onepeace_lightning.modalities.base import Settings
 from onepeace_lightning.modalities.registry import register
-from onepeace_lightning.modalities.vectors import Vectors, VectorsConfig
+from onepeace_lightning.modalities.rendering import line_plot
+from onepeace_lightning.modalities.vectors import Vectors, VectorsModality
 
 Readings = tuple[Tensor, float]
 """(T, C) float32, and readings per second."""
-
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +62,13 @@ class SeriesSettings(Settings):
 
 
 @register
-class SeriesModality(Modality):
+class SeriesModality(VectorsModality):
     """Series; decoded they are ``Readings``, arrays are (N, patch · C) float32."""
 
     name = "series"
     plural = "series"
     order = 5
     extensions = ("series.npy", "series.csv", "series.parquet")
-    config_type = VectorsConfig
     settings_type = SeriesSettings
 
     def decode(self, data: bytes) -> Readings:
@@ -139,14 +135,6 @@ class SeriesModality(Modality):
             readings = torch.cat([readings, readings.new_zeros(s.patch - len(readings), s.channels)])
         return readings[: len(readings) // s.patch * s.patch].unflatten(0, (-1, s.patch)).flatten(1)
 
-    def num_tokens(self, array: Tensor) -> int:
-        """The patches."""
-        return len(array)
-
-    def collate(self, arrays: Sequence[Tensor]) -> Vectors:
-        """Join series, filled up to the longest."""
-        return Vectors.pad(arrays)
-
     def sizes(self) -> dict[str, Any]:
         """Of a patch, and how many there are at most."""
         s = self.settings
@@ -157,15 +145,6 @@ class SeriesModality(Modality):
         patches = inputs.values[row, : inputs.lengths[row]].float().cpu()
         return patches.unflatten(1, (self.settings.patch, -1)).flatten(0, 1), self.settings.rate
 
-    def picture(self, item: Readings, side: int) -> Pillow.Image:
+    def thumbnail(self, item: Readings, side: int) -> Pillow.Image:
         """A line for each channel, one above the other."""
-        readings, plot = item[0], Pillow.new("RGB", (side, side), "white")
-        low, high = readings.amin(0), readings.amax(0)
-        heights = (high - readings) / (high - low).clamp(min=1e-6)  # 0 is the top of the channel's band
-        band = side / readings.shape[1]
-        for channel in range(readings.shape[1]):
-            x = np.linspace(0, side - 1, len(readings))
-            y = (channel + 0.05 + 0.9 * heights[:, channel].numpy()) * band
-            points = list(zip(x.tolist(), y.tolist(), strict=True))
-            ImageDraw.Draw(plot).line(points, _COLOURS[channel % len(_COLOURS)])
-        return plot
+        return line_plot(item[0], side)

@@ -290,7 +290,7 @@ class TextModality(Modality):
         """The quoted text."""
         return f"<blockquote>{escape(item)}</blockquote>"
 
-    def picture(self, item: str, side: int) -> Pillow.Image:
+    def thumbnail(self, item: str, side: int) -> Pillow.Image:
         """The first words on a card."""
         return text_card(item if len(item) <= 12 else item[:11] + "…", side)
 

@@ -1,4 +1,4 @@
-"""Tokens from vectors: the adapter of any modality whose samples are sequences of vectors of one size.
+"""Tokens from vectors: adapter and base class of any modality whose samples are sequences of vectors of one size.
 
 B = samples, N = vectors of the longest one, F = numbers of a vector, D = width.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace_lightning.modalities.arrays import pad
-from onepeace_lightning.modalities.base import Inputs
+from onepeace_lightning.modalities.base import Inputs, Modality
 from onepeace_lightning.models.adapter import Adapter
 from onepeace_lightning.models.config import AdapterConfig, ModelConfig, at_least, raise_all
 from onepeace_lightning.models.flops import Flops, product
@@ -109,3 +109,20 @@ class VectorsAdapter(Adapter):
     def buckets(self, positions: int) -> Tensor:
         """(P, P) table rows."""
         return sequence_buckets(positions, self.config.buckets, self.cls_token.device)
+
+
+class VectorsModality(Modality):
+    """A modality of sequences of vectors; arrays are (N, F) tensors, which become a token for each vector.
+
+    A subclass writes at least ``decode``, ``transform`` and ``sizes``.
+    """
+
+    config_type = VectorsConfig
+
+    def num_tokens(self, array: Tensor) -> int:
+        """The vectors."""
+        return len(array)
+
+    def collate(self, arrays: Sequence[Tensor]) -> Vectors:
+        """Join sequences, filled up to the longest."""
+        return Vectors.pad(arrays)

@@ -16,6 +16,7 @@ from onepeace_lightning.modalities.arrays import stack
 from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
 from onepeace_lightning.modalities.image import ImageAdapter, ImageConfig
 from onepeace_lightning.modalities.registry import register
+from onepeace_lightning.modalities.rendering import shrunk
 from onepeace_lightning.modalities.video_files import VideoFile, VideoFrames
 from onepeace_lightning.modalities.video_views import evaluation_views, training_clip
 from onepeace_lightning.models.config import ModelConfig, at_least
@@ -252,9 +253,7 @@ class VideoModality(Modality):
             raise ValueError("normalised frames are not shown; give uint8")
         return VideoFrames(inputs.frames[row, 0].cpu())
 
-    def picture(self, item: Any, side: int) -> Pillow.Image:
+    def thumbnail(self, item: Any, side: int) -> Pillow.Image:
         """The frame in the middle, shrunk in its proportions."""
         frame = item.read([item.total // 2])[0]
-        shrunk = Pillow.fromarray(frame.permute(1, 2, 0).cpu().numpy())
-        shrunk.thumbnail((side, side), Pillow.Resampling.LANCZOS)
-        return shrunk
+        return shrunk(Pillow.fromarray(frame.permute(1, 2, 0).cpu().numpy()), side)

@@ -54,18 +54,18 @@ class VideoFile:
         wanted, last = set(indices), max(indices)
         frames: dict[int, np.ndarray] = {}
         with _opened(self.source) as container:
+            number, frame = -1, None
             for number, frame in enumerate(_decoded(container)):
                 if number in wanted:
                     frames[number] = _upright(frame)
                 if number == last:
                     break
             else:
-                number = max(frames, default=-1)
                 # Containers may announce a few packets that show nothing; the last frame stands in for those.
-                if number < 0 or last - number > 1 + self.total // 20:
+                if frame is None or last - number > 1 + self.total // 20:
                     raise ValueError(f"cannot decode the video: it ends before frame {last} of {self.total}")
-        shown = [frames[index] if index in frames else frames[max(frames)] for index in indices]
-        return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
+                frames |= dict.fromkeys(wanted - set(frames), _upright(frame))
+        return torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,7 @@ class TransformerConfig:
     final_norm: bool = True
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}, must be at least 1"
-            for name in ("width", "depth", "heads", "ffn_width")
-            if getattr(self, name) < 1
-        ]
+        problems = at_least(self, width=1, depth=1, heads=1, ffn_width=1)
         if not problems and self.width % self.heads:
             problems.append(f"width {self.width} is not a multiple of heads {self.heads}")
         if not 0.0 <= self.drop_path < 1.0:

@@ -23,7 +23,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass
 class Pixels:
-    """RGB images (B, 3, S, S) for an image adapter: uint8, or floating-point and normalised already."""
+    """Images (B, C, S, S) for an image adapter: RGB in uint8, or floating-point and normalised already."""
 
     pixels: Tensor
 
@@ -34,7 +34,7 @@ class Pixels:
         return [1 + (height // PATCH) * (width // PATCH)] * batch
 
     def normalised(self) -> Tensor:
-        """Floating-point pixels, see ``normalised``."""
+        """(B, C, S, S) floating-point, see the function ``normalised``."""
         return normalised(self.pixels)
 
 

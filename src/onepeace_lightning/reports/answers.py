@@ -1,11 +1,13 @@
 """A page and an image that show what a task answers to held-out samples: boxes, masks, answers."""
 
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 import lightning as L
 from PIL import Image, ImageDraw, ImageFont
 
+from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.reports.base import ValidationReport, interleaved
 from onepeace_lightning.reports.drawing import SIDE, Drawn
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, figure, grid, in_a_row, legend
@@ -51,7 +53,10 @@ right. Where boxes or outlines are drawn, the right one is green, the model's or
         """Draw a batch's samples, until there are enough."""
         kept = kept or []
         rows = range(min(len(batch), self.samples - len(kept)))
-        return [*kept, *(task.draw(batch, outputs, row) for row in rows)]  # type: ignore[operator]  # checked in setup
+        drawn = [task.draw(batch, outputs, row) for row in rows]  # type: ignore[operator]  # checked in setup
+        if isinstance(batch, Batch):
+            drawn = [replace(one, name=batch.named(row)) for row, one in enumerate(drawn)]
+        return [*kept, *drawn]
 
     def join(self, parts: list[list[Drawn]]) -> list[Drawn]:
         """The first samples of all processes."""
@@ -77,6 +82,8 @@ def _figures(samples: list[Drawn]) -> str:
         lines.append(f"<b>{mark}</b> {escape(sample.answered)}")
         if sample.expected:
             lines.append(f"<small>{escape(sample.expected)}</small>")
+        if sample.name:
+            lines.append(f"<small>{escape(sample.name)}</small>")
         content = in_a_row([item.html for item in sample.shown], [item.title for item in sample.shown])
         if sample.legend:
             content += legend(sample.legend)
@@ -121,15 +128,15 @@ def _cell(sample: Drawn) -> Image.Image:
     """One sample: its images side by side in a frame, the words under them."""
     font = ImageFont.load_default(14)
     width = 2 * FRAME + SIDE * len(sample.items) + FRAME * (len(sample.items) - 1)
-    height = 2 * FRAME + max(picture.height for picture in sample.pictures)
+    height = 2 * FRAME + max(image.height for image in sample.images)
     asked = sample.asked or ", ".join(item.title for item in sample.shown if item.title)
     words = [(asked, INK), (sample.answered, RIGHT if sample.right else WRONG), (sample.expected, INK)]
     lines = [(line, colour) for text, colour in words for line in wrapped(text, font, width)]
     cell = Image.new("RGB", (width, height + GAP // 2 + LINE * len(lines)), "white")
     draw = ImageDraw.Draw(cell)
     draw.rectangle((0, 0, width - 1, height - 1), RIGHT if sample.right else WRONG)
-    for column, picture in enumerate(sample.pictures):
-        cell.paste(picture, (FRAME + column * (SIDE + FRAME), FRAME))
+    for column, image in enumerate(sample.images):
+        cell.paste(image, (FRAME + column * (SIDE + FRAME), FRAME))
     for number, (line, colour) in enumerate(lines):
         draw.text((0, height + GAP // 2 + LINE * number), line, colour, font)
     return cell

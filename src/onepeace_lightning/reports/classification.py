@@ -155,9 +155,9 @@ def _drawn(batch: Any, outputs: Any, row: int, task: Any, names: Sequence[str], 
     expected = ", ".join(f"{label} {scores_C[names.index(label)]:.2f}" for label in labels) or "no class"
     if callable(draw := getattr(task, "draw", None)):
         drawn = draw(batch, outputs, row)
-        return Drawn(drawn.items, drawn.asked, answers, expected, False)
+        return Drawn(drawn.items, drawn.asked, answers, expected, False, name=batch.named(row))
     items = [shown_item(task.preprocessing.modality(name), part, row) for name, part in batch.inputs.items()]
-    return Drawn(items, "", answers, expected, False)
+    return Drawn(items, "", answers, expected, False, name=batch.named(row))
 
 
 def _section(name: str, examples: ClassificationExamples) -> str:
@@ -170,6 +170,7 @@ def _section(name: str, examples: ClassificationExamples) -> str:
             content = in_a_row([item.html for item in drawn.shown], [item.title for item in drawn.shown])
             asked = f"{escape(drawn.asked)}<br>" if drawn.asked else ""
             words = f"{asked}<b>✗</b> {escape(drawn.answered)}<small>is {escape(drawn.expected)}</small>"
+            words += f"<small>{escape(drawn.name)}</small>"
             figures.append(figure(content, words, "wrong"))
         parts.append(f"<h3>Worst mistakes</h3>{grid(figures)}")
     return f"<section>{''.join(parts)}</section>"

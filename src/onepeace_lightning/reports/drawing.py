@@ -27,22 +27,22 @@ class Shown:
     """An item as a report shows it.
 
     Attributes:
-        picture: in the sheet, at most ``SIDE`` pixels; an image's own look, or a plot of what is heard.
+        image: in the sheet, at most ``SIDE`` pixels; an image's own look, or a plot of what is heard.
         html: in the page: an image, a player, a text.
         title: a word above it, where several stand side by side.
     """
 
-    picture: Pillow.Image
+    image: Pillow.Image
     html: str
     title: str = ""
 
 
-def shown_image(picture: Pillow.Image, title: str = "") -> Shown:
+def shown_image(image: Pillow.Image, title: str = "") -> Shown:
     """An image that was drawn on."""
-    return Shown(picture, image_html(picture, title), title)
+    return Shown(image, image_html(image, title), title)
 
 
-def shown_item(modality: Modality, inputs: Any, row: int, size: Tensor | None = None) -> Shown:
+def shown_item(modality: Modality, inputs: Any, row: int, size: Tensor | None = None, title: str = "") -> Shown:
     """A sample of a batch as its modality shows it.
 
     Args:
@@ -50,13 +50,14 @@ def shown_item(modality: Modality, inputs: Any, row: int, size: Tensor | None = 
         inputs: the modality's part of a batch.
         row: which sample.
         size: (2,) width and height of an image before it became a square, to show it in its proportions.
+        title: a word above it.
     """
     item = modality.sample(inputs, row)
-    picture = modality.picture(item, SIDE)
+    image = modality.thumbnail(item, SIDE)
     if size is None:
-        return Shown(picture, modality.html(item))
+        return Shown(image, modality.html(item, title), title)
     width, height = (size * SIDE / size.max()).round().clamp(min=1).int().tolist()
-    return shown_image(picture.resize((width, height), Pillow.Resampling.BICUBIC))
+    return shown_image(image.resize((width, height), Pillow.Resampling.BICUBIC), title)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Drawn:
         expected: what is right; empty where an item shows it.
         right: whether the answer is.
         legend: what colours in the items stand for, as CSS writes them.
+        name: what a person finds the sample by; "" where nobody says.
     """
 
     items: Sequence[Shown | Pillow.Image]
@@ -78,6 +80,7 @@ class Drawn:
     expected: str
     right: bool
     legend: dict[str, str] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def shown(self) -> list[Shown]:
@@ -85,22 +88,22 @@ class Drawn:
         return [shown_image(item) if isinstance(item, Pillow.Image) else item for item in self.items]
 
     @property
-    def pictures(self) -> list[Pillow.Image]:
+    def images(self) -> list[Pillow.Image]:
         """The items as images."""
-        return [item if isinstance(item, Pillow.Image) else item.picture for item in self.items]
+        return [item if isinstance(item, Pillow.Image) else item.image for item in self.items]
 
 
-def draw_box(picture: Pillow.Image, box: Tensor, colour: str) -> None:
+def draw_box(image: Pillow.Image, box: Tensor, colour: str) -> None:
     """Outline a box, in place.
 
     Args:
-        picture: of W × H.
-        box: (4,) x0, y0, x1, y1 as shares of W and H; in any order.
+        image: of W × H.
+        box: (4,) x0, y0, x1, y1 as fractions of W and H; in any order.
         colour: of the line.
     """
-    x0, y0, x1, y1 = (box.float().cpu() * torch.tensor([*picture.size, *picture.size])).tolist()
+    x0, y0, x1, y1 = (box.float().cpu() * torch.tensor([*image.size, *image.size])).tolist()
     x0, x1 = sorted((x0, x1))
     y0, y1 = sorted((y0, y1))
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=OUTLINE, width=4)
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=2)

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from onepeace_lightning.data.batch import Batch
+from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import modalities, modality
 from onepeace_lightning.reports.base import ValidationReport, interleaved
 from onepeace_lightning.reports.pages import INK, RIGHT, WRONG, answer_row, figure
@@ -34,13 +35,13 @@ class Query:
     Attributes:
         caption: of it, or itself where it is a text.
         embedding: (d,).
-        picture: how it looks in the sheet; None for a text.
+        thumbnail: how it looks in the sheet; None for a text.
         html: how it looks in the page; "" for a text.
     """
 
     caption: str
     embedding: Tensor
-    picture: Image.Image | None = None
+    thumbnail: Image.Image | None = None
     html: str = ""
 
 
@@ -50,7 +51,7 @@ class Candidate:
 
     caption: str
     embedding: Tensor
-    picture: Image.Image
+    thumbnail: Image.Image
     html: str
 
 
@@ -80,15 +81,19 @@ class RetrievalExamples:
         queries, candidates = (modality(name).plural or name for name in (self.queried, self.searched))
         return f"{queries.capitalize()} to {candidates} · {self.name}, {len(self.candidates)} {candidates}"
 
-    def add(self, batch: Batch, embeddings: dict[str, Tensor], queries: int) -> None:
+    def add(
+        self, batch: Batch, embeddings: dict[str, Tensor], queries: int, preprocessing: Preprocessing | None = None
+    ) -> None:
         """Take a batch's candidates, and its queries until there are enough; no caption is asked for twice.
 
         Args:
             batch: with both modalities in ``inputs``.
             embeddings: modality to (B, d); of a sample with several captions the text's rows follow one another.
             queries: how many to keep in all.
+            preprocessing: settings with which the batch was made; None: the defaults.
         """
-        searched, queried = modality(self.searched)(), modality(self.queried)()
+        settings = Preprocessing(preprocessing)
+        searched, queried = settings.modality(self.searched), settings.modality(self.queried)
         several = batch.targets.get("captions")
         first = [0] * len(batch)  # row of the sample's first query
         for row in range(1, len(batch)):
@@ -102,7 +107,7 @@ class RetrievalExamples:
             candidate = Candidate(
                 caption,
                 embeddings[self.searched][row].float().cpu(),
-                searched.picture(item, THUMBNAIL),
+                searched.thumbnail(item, THUMBNAIL),
                 searched.html(item, caption),
             )
             self.candidates.append(candidate)
@@ -115,7 +120,7 @@ class RetrievalExamples:
             else:
                 item = queried.sample(batch.inputs[self.queried], row)
                 self.queries.append(
-                    Query(caption, embedding, queried.picture(item, SMALL), queried.html(item, caption))
+                    Query(caption, embedding, queried.thumbnail(item, SMALL), queried.html(item, caption))
                 )
 
     def retrieve(self, top: int) -> list[list[tuple[Candidate, float]]]:
@@ -170,7 +175,7 @@ reader only, never to the search."""
         if (pair := searched_by(batch.inputs)) is None:
             return None
         kept = kept or RetrievalExamples(name, pair[1], pair[0])
-        kept.add(batch, outputs["embeddings"], self.queries)
+        kept.add(batch, outputs["embeddings"], self.queries, getattr(task, "preprocessing", None))
         return kept
 
     def join(self, parts: list[RetrievalExamples]) -> RetrievalExamples:
@@ -228,8 +233,8 @@ def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image
         y += HEADING
         for query, found in zip(section.queries, section.retrieve(top), strict=True):
             left = GAP
-            if query.picture is not None:
-                sheet.paste(query.picture, (left, y + (CELL - query.picture.height) // 2))
+            if query.thumbnail is not None:
+                sheet.paste(query.thumbnail, (left, y + (CELL - query.thumbnail.height) // 2))
                 left += SMALL + GAP
             _draw_wrapped(draw, query.caption, left, y + CELL / 2, GAP + LABEL - GAP - left)
             for column, (candidate, _) in enumerate(found):
@@ -237,7 +242,7 @@ def render_sheet(examples: Sequence[RetrievalExamples], top: int) -> Image.Image
                 right = candidate.caption == query.caption
                 draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), RIGHT if right else WRONG)
                 side = CELL - 2 * FRAME
-                sheet.paste(candidate.picture.resize((side, side)), (x + FRAME, y + FRAME))
+                sheet.paste(candidate.thumbnail.resize((side, side)), (x + FRAME, y + FRAME))
             y += CELL + GAP
     return sheet
 

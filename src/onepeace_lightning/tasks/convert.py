@@ -15,7 +15,7 @@ from onepeace_lightning.checkpoints.released.kinds import released
 from onepeace_lightning.checkpoints.released.protocol import PROTOCOLS
 from onepeace_lightning.checkpoints.released.published import PUBLISHED
 from onepeace_lightning.checkpoints.released.writing import image_branch_content, released_content, save_released
-from onepeace_lightning.inference.onepeace import DTYPES, OnePeace
+from onepeace_lightning.inference.onepeace import OnePeace, known_dtype
 from onepeace_lightning.tasks.base import FinetuneTask
 from onepeace_lightning.tasks.saved import is_task, load_task, save_task
 
@@ -76,7 +76,7 @@ def convert(
             wrong = "--image-size" if image_size is not None else "--pretraining" if pretraining else f"--out {target}"
             raise ValueError(f"{source} is a task; give --out NAME.ckpt, NAME.pt or NAME.pth, not {wrong}")
         task = load_task(source, bpe_dir=bpe_dir, labels=labels)
-        task.to(DTYPES[dtype] if dtype is not None else None)
+        task.to(known_dtype(dtype))
         _write_task(task, target, form)
     else:
         _convert_model(source, target, form, bpe_dir, dtype, image_size, pretraining)

@@ -199,7 +199,7 @@ def export(*, model: str, out: str, format: Format = "onnx", int8: bool = False,
 def _graphs(model: str, bpe_dir: str | None) -> list[tuple[Any, ...]]:
     """What a model can be exported to: graph, reference, random inputs, name of the output, name of the file."""
     if is_task(model):
-        task = load_task(model)
+        task = load_task(model, bpe_dir=bpe_dir)
         task.configure_model()
         if isinstance(task.model, ClassifyModel | PretrainModel | LightSegmentationModel | SegmentationModel):
             task.model.backbone = merged(task.model.backbone)
@@ -254,6 +254,6 @@ def _masks(network: LightSegmentationModel | SegmentationModel, preprocessing: P
     graph = MaskGraph(network)
 
     def reference(inputs: Mapping[str, Inputs]) -> Tensor:
-        return class_scores(network(inputs["image"])[-1], graph.side)
+        return class_scores(network(inputs[graph.modality])[-1], graph.side)
 
-    return graph, reference, _draw(network.config, preprocessing, None, ["image"]), "scores", "answer"
+    return graph, reference, _draw(network.config, preprocessing, None, [graph.modality]), "scores", "answer"

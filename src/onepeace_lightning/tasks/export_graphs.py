@@ -138,23 +138,26 @@ class AnswerGraph(nn.Module):
 class MaskGraph(nn.Module):
     """Class scores of every pixel of one window: a square of the side that the model takes.
 
-    Images of another size are read as ``models.vision.windows`` does it: windows, one beside the other, overlap, and
+    What is of another size is read as ``models.vision.windows`` does it: windows, one beside the other, overlap, and
     their scores are averaged.
     """
 
     def __init__(self, model: SegmentationModel | LightSegmentationModel) -> None:
         super().__init__()
         self.model = model
-        self.side = model.config.adapters["image"].image_size  # type: ignore[attr-defined]
+        [self.modality] = model.config.adapters
+        self.side = model.config.adapters[self.modality].image_size  # type: ignore[attr-defined]
         # The published model packs nothing: it can be traced as it is.
-        self.encoder = PlainEncoder(model.backbone, ["image"]) if isinstance(model, LightSegmentationModel) else None
+        self.encoder: PlainEncoder | None = None
+        if isinstance(model, LightSegmentationModel):
+            self.encoder = PlainEncoder(model.backbone, [self.modality])
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """(B, K, S, S) float32 of (B, 3, S, S) pixels, the only tensor."""
+        """(B, K, S, S) float32 of (B, C, S, S) pixels, the only tensor."""
         model: Any = self.model
         [pixels] = tensors
         if self.encoder is None:
             said = model(Image(pixels))
         else:
-            said = model.say(self.encoder([[pixels]])["image"].x_BLD, Image(pixels))
+            said = model.say(self.encoder([[pixels]])[self.modality].x_BLD, Image(pixels))
         return class_scores(said[-1], self.side)

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
-from onepeace_lightning.metrics.chance import CommonestClass
+from onepeace_lightning.metrics.chance import CommonestAnswer, RandomScores
 from onepeace_lightning.reports.drawing import Drawn
 from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
 from onepeace_lightning.tasks.class_names import adopted_names, indices, known_names, likeliest
@@ -106,13 +106,16 @@ class LabelTask(FinetuneTask):
         return targets_BC
 
     def make_metrics(self) -> MetricCollection:
-        """Accuracy of the first answer, beside that of the commonest class, and of the best five; or mean AP."""
+        """Accuracy of the first answer and of the best five, or mean AP; beside what one has without an input."""
         classes = len(self.names)
-        metrics: dict[str, Metric | MetricCollection] = {"mAP": MultilabelAveragePrecision(classes)}
+        metrics: dict[str, Metric | MetricCollection] = {
+            "mAP": MultilabelAveragePrecision(classes),
+            "chance/mAP": RandomScores(classes),
+        }
         if not self.multi_label:
             metrics = {
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "chance/accuracy": CommonestClass(classes),
+                "chance/accuracy": CommonestAnswer(classes),
             }
             if classes > 5:
                 metrics["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")

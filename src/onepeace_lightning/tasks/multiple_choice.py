@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.readers.questions import with_choice
 from onepeace_lightning.losses.answers import choice_hinge
+from onepeace_lightning.metrics.chance import RandomChoice
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.reports.drawing import Drawn
@@ -70,8 +71,8 @@ class MultipleChoiceTask(FinetuneTask):
         return choice_hinge(scores_BN, batch.targets["answer"])
 
     def make_metrics(self) -> MetricCollection:
-        """Fraction of questions answered right."""
-        return MetricCollection({"accuracy": MeanMetric(nan_strategy="error")})
+        """Fraction of questions answered right, beside that of choosing at random."""
+        return MetricCollection({"accuracy": MeanMetric(nan_strategy="error"), "chance/accuracy": RandomChoice()})
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Judge a batch: {"scores": (B, choices)}."""
@@ -79,7 +80,8 @@ class MultipleChoiceTask(FinetuneTask):
 
     def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
         """Whether the best choices are right."""
-        metrics.update((outputs["scores"].argmax(1) == batch.targets["answer"]).float())
+        right_B = outputs["scores"].argmax(1) == batch.targets["answer"]
+        metrics.update(value=right_B.float(), scores_BN=outputs["scores"])
 
     def answers(self, outputs: dict[str, Any], batch: Batch) -> list[dict[str, float]]:
         """For each question its choices with their scores, best first."""

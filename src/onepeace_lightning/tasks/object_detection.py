@@ -36,6 +36,9 @@ RIGHT_FROM = 0.5
 class ObjectDetectionTask(FinetuneTask):
     """Boxes, masks and classes of the things in an image, by a Cascade Mask R-CNN on the image branch.
 
+    It takes images alone: the published model, its window attention and its training are those of RGB images. For other
+    rasters there is ``SemanticSegmentationTask``.
+
     Args:
         backbone: see ``FinetuneTask``; the pretrained model, whose relative position table all blocks share.
         optimization: see ``FinetuneTask``.
@@ -146,7 +149,7 @@ class ObjectDetectionTask(FinetuneTask):
 
     def loss(self, batch: Batch) -> Tensor:
         """Of proposals, of each stage's classes and boxes, and of masks."""
-        images: list[AnnotatedImage] = batch.targets["image"]
+        images: list[AnnotatedImage] = batch.targets["annotated"]
         losses = detection_losses(
             self.model,
             [image.pixels.to(self.device, non_blocking=True) for image in images],
@@ -162,12 +165,12 @@ class ObjectDetectionTask(FinetuneTask):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Detect in a batch: {"instances": for each image ``Instances`` in the pixels of the stored image}."""
-        images: list[AnnotatedImage] = batch.targets["image"]
+        images: list[AnnotatedImage] = batch.targets["annotated"]
         return {"instances": self._detect([i.pixels for i in images], [i.annotations.size for i in images])}
 
     def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
         """Compare with the annotations."""
-        images: list[AnnotatedImage] = batch.targets["image"]
+        images: list[AnnotatedImage] = batch.targets["annotated"]
         for instances, image in zip(outputs["instances"], images, strict=True):
             truth = image.annotations
             masks, classes = instances.pasted(truth.size).cpu(), instances.classes.cpu()
@@ -181,7 +184,7 @@ class ObjectDetectionTask(FinetuneTask):
 
     def answers(self, outputs: dict[str, Any], batch: Batch, threshold: float = 0.05) -> list[list[dict[str, Any]]]:
         """For each image its instances of at least this score in plain containers, best first."""
-        images: list[AnnotatedImage] = batch.targets["image"]
+        images: list[AnnotatedImage] = batch.targets["annotated"]
         return [
             described(instances, image.annotations.size, self.names, threshold)
             for instances, image in zip(outputs["instances"], images, strict=True)
@@ -190,13 +193,13 @@ class ObjectDetectionTask(FinetuneTask):
     def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
         """The image with the right boxes, and with those that the model is sure of and their masks."""
         names = self.names
-        image: AnnotatedImage = batch.targets["image"][row]
-        truth, found = image.annotations, outputs["instances"][row]
+        annotated: AnnotatedImage = batch.targets["annotated"][row]
+        truth, found = annotated.annotations, outputs["instances"][row]
         found = found.where(found.scores >= RIGHT_FROM)
-        picture = to_pil_image(image.pixels)
-        scale = SIDE / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-        right, said = picture.copy(), painted(picture, found, truth.size)
+        image = to_pil_image(annotated.pixels)
+        scale = SIDE / max(image.size)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        right, said = image.copy(), painted(image, found, truth.size)
         extent = torch.tensor([truth.size[1], truth.size[0]] * 2)
         for box in truth.boxes:
             draw_box(right, box / extent, TRUE)
@@ -218,10 +221,10 @@ class ObjectDetectionTask(FinetuneTask):
             ValueError: naming the first item that cannot be read.
         """
         images = [
-            AnnotatedImage(fitted(picture, self.side), read_annotations([], {}, (picture.height, picture.width)))
-            for picture in self.load("image", given["image"], first)
+            AnnotatedImage(fitted(image, self.side), read_annotations([], {}, (image.height, image.width)))
+            for image in self.load("image", given["image"], first)
         ]
-        return Batch([str(first + row) for row in range(len(images))], {}, targets={"image": images})
+        return Batch([str(first + row) for row in range(len(images))], {}, targets={"annotated": images})
 
     def predict(
         self, *items: Sequence[Any], threshold: float = 0.05, batch_size: int = 4, **named: Sequence[Any]
@@ -273,16 +276,16 @@ def described(
     ]
 
 
-def painted(picture: Pillow.Image, instances: Instances, size: tuple[int, int]) -> Pillow.Image:
+def painted(image: Pillow.Image, instances: Instances, size: tuple[int, int]) -> Pillow.Image:
     """The image with the instances' masks in translucent colours.
 
     Args:
-        picture: of any size.
+        image: of any size.
         instances: in an image of ``size`` rows and columns.
         size: likewise.
     """
-    own = (picture.height, picture.width)
-    pixels = np.asarray(picture, np.float32)
+    own = (image.height, image.width)
+    pixels = np.asarray(image, np.float32)
     for index, mask in enumerate(instances.at(size, own).pasted(own).cpu().numpy()):
         colour = 255 * np.array(colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.8, 0.95), np.float32)
         pixels = np.where(mask[..., None], 0.5 * pixels + 0.5 * colour, pixels)

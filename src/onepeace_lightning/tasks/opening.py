@@ -11,7 +11,6 @@ from onepeace_lightning.checkpoints.card import RECORD
 from onepeace_lightning.modalities.preprocessing import Preprocessing, config_from_dict
 from onepeace_lightning.modalities.tokenizers import Tokenizer, tokenizer_from_files
 from onepeace_lightning.models.config import ModelConfig
-from onepeace_lightning.tasks.lora import Lora
 
 
 def of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any], tasks: Mapping[str, type[Any]]) -> Any:
@@ -33,14 +32,12 @@ def of_checkpoint(path: str | Path, checkpoint: Any, options: Mapping[str, Any],
         way = "" if task is None else "; import its module first: --import my_package.my_task on the command line"
         raise ValueError(f"{path} is a checkpoint of {found}; known are {', '.join(sorted(tasks))}{way}")
     settings = {**task["settings"], **options}
-    if isinstance(lora := settings.pop("lora"), dict):
-        lora = Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))})
     tokenizer = None if about["tokenizer"] is None else tokenizer_from_files(about["tokenizer"], source=str(path))
     weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
                if name.startswith("model.")}  # fmt: skip
     config = config_from_dict(about["config"])
     preprocessing = Preprocessing(about["preprocessing"])
-    opened = made(tasks[task["name"]], config, weights, {**settings, "lora": lora}, tokenizer, preprocessing, path)
+    opened = made(tasks[task["name"]], config, weights, settings, tokenizer, preprocessing, path)
     opened.source = replace(opened.source, record=checkpoint.get(RECORD))
     return opened
 

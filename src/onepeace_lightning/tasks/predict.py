@@ -183,7 +183,7 @@ def _value(value: Any, kind: str | None) -> Any:
     """A cell; a list in JSON, such as choices, becomes one."""
     if kind is None and isinstance(value, str) and value.startswith("["):
         try:
-            return json.loads(value)
+            return whole_strings(json.loads(value))
         except ValueError:
             return value  # a text that begins with a bracket
     return value

@@ -32,7 +32,7 @@ from onepeace_lightning.tasks.training import ENTRIES, SCORE, TrainedModule
 from onepeace_lightning.training.data_counts import train_loaders
 from onepeace_lightning.training.gradient_cache import cached_loss, encode
 from onepeace_lightning.training.optimizer import Optimization, adamw
-from onepeace_lightning.training.parallelize import ParallelConfig, parallelize
+from onepeace_lightning.training.parallelize import ParallelConfig, class_name, parallelize
 from onepeace_lightning.training.pretraining_flops import step_flops, total_flops
 from onepeace_lightning.training.source_losses import SourceLosses
 from onepeace_lightning.training.strategy import placement
@@ -209,7 +209,7 @@ class PretrainTask(TrainedModule):
             (loss if scaler is None else scaler.scale(loss)).backward()
 
     def step_flops(self, batches: Mapping[str, Batch | Sequence[Batch]]) -> int:
-        """Model FLOPs of one training step on this rank, for ``callbacks.Throughput``; none for what is done again."""
+        """Model FLOPs of one training step on this rank, for ``Throughput``; none for what is done again."""
         parts = _parts(batches)
         ranks = self.trainer.world_size * len(parts)
         flops = (step_flops(self.config, part, self.objectives, self.trainable, ranks) for part in parts)
@@ -256,12 +256,15 @@ class PretrainTask(TrainedModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other sizes or of another vocabulary.
+        """Refuse a checkpoint of another task, of other sizes or of another vocabulary.
 
         Raises:
             ValueError: naming what differs.
         """
-        saved = checkpoint["onepeace"]
+        saved = checkpoint.get("onepeace", {})
+        if "pretraining" not in saved:
+            found = saved["task"]["name"] if "task" in saved else "something else"
+            raise ValueError(f"the checkpoint is of {found}, not of {class_name(self)}")
         if saved["tokenizer"] != self.tokenizer.to_files():
             raise ValueError("the checkpoint was trained with another tokenizer than the configured one")
         if (ours := config_from_dict(saved["config"])) != self.config:

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.losses.answers import soft_score_bce
+from onepeace_lightning.metrics.chance import CommonestAnswer
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.models.heads.classifier import ClassifyModel, PoolingConfig
 from onepeace_lightning.reports.drawing import Drawn
@@ -98,8 +99,9 @@ class QuestionAnsweringTask(FinetuneTask):
         return scores_BC.to(self.device)
 
     def make_metrics(self) -> MetricCollection:
-        """VQA accuracy: how right the given answers are, on average (arXiv 1505.00468)."""
-        return MetricCollection({"accuracy": MeanMetric(nan_strategy="error")})
+        """VQA accuracy (arXiv 1505.00468): how right answers are, on average; beside always giving the commonest."""
+        accuracy = MeanMetric(nan_strategy="error")
+        return MetricCollection({"accuracy": accuracy, "chance/accuracy": CommonestAnswer(len(self.names))})
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """Answer a batch: {"logits": (B, answers)}."""
@@ -107,7 +109,9 @@ class QuestionAnsweringTask(FinetuneTask):
 
     def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
         """How right the likeliest answers are."""
-        metrics.update(self.scores(batch).gather(1, outputs["logits"].argmax(1, keepdim=True)))
+        scores_BC, logits_BC = self.scores(batch), outputs["logits"]
+        value = scores_BC.gather(1, logits_BC.argmax(1, keepdim=True))
+        metrics.update(value=value, preds=logits_BC, target=scores_BC)
 
     def answers(self, outputs: dict[str, Any], batch: Batch, top: int = 5) -> list[dict[str, float]]:
         """For each question its likeliest answers with their probabilities, likeliest first."""

@@ -13,6 +13,7 @@ from onepeace_lightning.checkpoints.released.kinds import kind_of
 from onepeace_lightning.checkpoints.released.labels import read_labels
 from onepeace_lightning.checkpoints.shard_files import is_sharded
 from onepeace_lightning.modalities.preprocessing import Preprocessing
+from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.text import TextConfig
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from onepeace_lightning.tasks.base import TASKS, FinetuneTask
@@ -93,7 +94,7 @@ def _of_released(
         raise ValueError(f"{file.path} is {kind.title}, which reads no text; leave bpe_dir={str(bpe_dir)!r} out")
     opened = kind.open(file, None if labels is None else read_labels(labels))
     tokenizer = None if bpe_dir is None else load_tokenizer(bpe_dir)
-    text = opened.config.adapters.get("text")
+    text = opened.config.adapters.get(text_modality())
     if tokenizer is not None and isinstance(text, TextConfig) and tokenizer.vocab_size != text.vocab_size:
         raise ValueError(
             f"the tokenizer in {bpe_dir} has {tokenizer.vocab_size} ids, {file.path} {text.vocab_size}; they do not"

@@ -1,12 +1,12 @@
-"""Semantic segmentation: a class for every pixel (ADE20K).
+"""Semantic segmentation: a class for every pixel of images (ADE20K) or of other rasters, such as depth maps.
 
-Trained on squares by mask classification (``models.vision.mask_decoder``); answers for images of any size come from
-sliding windows (``models.vision.windows``).
+Trained on squares by mask classification (``models.vision.mask_decoder``); answers at any size come from sliding
+windows (``models.vision.windows``).
 """
 
 import colorsys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.losses.mask_classification import POINTS, mask_classification_loss
-from onepeace_lightning.modalities.image import Image
+from onepeace_lightning.modalities.image import Image, RasterModality
+from onepeace_lightning.modalities.registry import modality
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapterConfig
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel
 from onepeace_lightning.models.vision.segmentation import (
@@ -30,8 +31,8 @@ from onepeace_lightning.models.vision.segmentation import (
     class_scores,
 )
 from onepeace_lightning.models.vision.windows import published_step, sliding_probabilities
-from onepeace_lightning.reports.drawing import SIDE, Drawn, shown_image
-from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask
+from onepeace_lightning.reports.drawing import SIDE, Drawn, shown_image, shown_item
+from onepeace_lightning.tasks.base import FINETUNING, FinetuneTask, distinct
 from onepeace_lightning.tasks.class_names import adopted_names, known_names
 from onepeace_lightning.tasks.lora import merged
 from onepeace_lightning.tasks.source import BackboneSource, with_own_positions
@@ -41,15 +42,16 @@ Head = Literal["published", "light"]
 """The model beside the image branch: that of the released file, or one for small machines."""
 
 RIGHT_FROM = 0.5
-"""Mean IoU from which the gallery calls an image right."""
+"""Mean IoU from which the gallery calls an answer right."""
 
 
 class SemanticSegmentationTask(FinetuneTask):
-    """A class for every pixel.
+    """A class for every pixel, from ``image-mask``, ``depth-mask``, … data.
 
     Args:
         backbone: see ``FinetuneTask``.
         optimization: see ``FinetuneTask``.
+        modalities: the one whose pixels are classified: ``["image"]``, or another raster such as ``["depth"]``.
         classes: their names, in the order of the masks' indices; None: those that the data list.
         num_classes: how many there are, to have the data checked.
         head: "published" is the model of the released file, an adapter trunk with deformable attention: the default,
@@ -74,7 +76,6 @@ class SemanticSegmentationTask(FinetuneTask):
         ValueError: a setting is out of its range, or as ``FinetuneTask``.
     """
 
-    modalities = ("image",)
     learns = ("mask",)
     score_name = "mIoU"
     published: ClassVar = {"ADE20K": ("ADE20K",)}
@@ -84,6 +85,7 @@ class SemanticSegmentationTask(FinetuneTask):
         backbone: BackboneSource,
         optimization: Optimization = FINETUNING,
         *,
+        modalities: Sequence[str] = ("image",),
         classes: list[str] | None = None,
         num_classes: int | None = None,
         head: Head = "published",
@@ -102,6 +104,9 @@ class SemanticSegmentationTask(FinetuneTask):
         windows: int = 16,
         **options: Any,
     ) -> None:
+        self.modalities = distinct(modalities)
+        if len(self.modalities) > 1 or not issubclass(modality(self.modalities[0]), RasterModality):
+            raise ValueError(f"modalities is {list(modalities)}; give one whose items are rasters, such as ['image']")
         super().__init__(backbone, optimization, **options)
         if points < 1 or windows < 1 or not scales or any(not 0.1 <= scale <= 10 for scale in scales):
             raise ValueError(
@@ -125,7 +130,7 @@ class SemanticSegmentationTask(FinetuneTask):
         self.sizes(1)
 
     def sizes(self, classes: int) -> SegmentationConfig:
-        """Sizes of all beside the image branch.
+        """Sizes of all beside the modality's branch.
 
         Raises:
             ValueError: one of them is impossible.
@@ -142,22 +147,28 @@ class SemanticSegmentationTask(FinetuneTask):
         )  # fmt: skip
 
     @property
+    def input_modality(self) -> RasterModality:
+        """The modality whose pixels are classified, with its settings."""
+        return cast(RasterModality, self.preprocessing.modality(self.modalities[0]))
+
+    @property
     def side(self) -> int:
         """Side of the model's square in pixels."""
-        return self.preprocessing["image"].size
+        size: int = self.input_modality.settings.size
+        return size
 
     def settings(self) -> dict[str, Any]:
-        """Classes and sizes of the head."""
+        """Modality, classes and sizes of the head."""
         names = ("classes", "head", "queries", "decoder_layers", "decoder_width", "decoder_heads", "decoder_inner",
                  "pixel_layers", "adapter_channels", "adapter_heads")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return {"modalities": list(self.modalities), **{name: getattr(self, name) for name in names}}
 
     def context(self) -> list[str]:
-        """How images are read in evaluation."""
+        """How they are read in evaluation."""
         scales = ", ".join(f"{scale:g}" for scale in self.scales) + (", also mirrored" if self.flip else "")
         return [
-            f"images in their proportions, shorter side {self.side} × {scales}; windows of {self.side} pixels,"
-            f" {self.step} apart; measured at the image's own size"
+            f"{self.input_modality.plural or self.input_modality.name} in their proportions, shorter side {self.side} ×"
+            f" {scales}; windows of {self.side} pixels, {self.step} apart; measured at their own size"
         ]
 
     def adopt(self, data: DataModule) -> None:
@@ -176,7 +187,7 @@ class SemanticSegmentationTask(FinetuneTask):
 
     @property
     def backbone(self) -> OnePeace:
-        """A copy of the image branch; of the published head without final norm.
+        """A copy of the modality's branch; of the published head without final norm.
 
         Raises:
             ValueError: the task has not been built yet.
@@ -187,7 +198,7 @@ class SemanticSegmentationTask(FinetuneTask):
         return OnePeace(branch, tokenizer=self.tokenizer, preprocessing=self.preprocessing)
 
     def build(self) -> SegmentationModel | LightSegmentationModel:
-        """The image branch with pixel decoder and mask decoder."""
+        """The modality's branch with pixel decoder and mask decoder."""
         sizes = self.sizes(len(self.names))
         if self.head == "light":
             return LightSegmentationModel(self.config, sizes.head)
@@ -195,7 +206,7 @@ class SemanticSegmentationTask(FinetuneTask):
 
     def loss(self, batch: Batch) -> Tensor:
         """Classes, masks and overlap of what the queries say, after every layer."""
-        layers = self.model(batch.inputs["image"])
+        layers = self.model(batch.inputs[self.input_modality.name])
         losses = mask_classification_loss(layers, batch.targets["classes"], points=self.points)
         self.log_means({f"train/loss_{name}": loss for name, loss in losses.items()}, len(batch))
         return torch.stack(list(losses.values())).sum()
@@ -213,7 +224,7 @@ class SemanticSegmentationTask(FinetuneTask):
         )
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """Answer a batch of whole images: {"classes": for each image (Y, X) int64 on the CPU}."""
+        """Answer a batch of whole rasters: {"classes": for each (Y, X) int64 on the CPU}."""
         return {"classes": [classes_YX.cpu() for classes_YX in self._read(batch.targets["pixels"])]}
 
     def measure(self, outputs: dict[str, Any], batch: Batch, metrics: MetricCollection) -> None:
@@ -222,12 +233,12 @@ class SemanticSegmentationTask(FinetuneTask):
             metrics.update(classes_YX[None].to(self.device), torch.from_numpy(truth).to(self.device)[None].long())
 
     def answers(self, outputs: dict[str, Any], batch: Batch) -> list[Tensor]:
-        """For each image (Y, X) int64 indices into ``names``, at its own size."""
+        """For each item (Y, X) int64 indices into ``names``, at its own size."""
         classes: list[Tensor] = outputs["classes"]
         return classes
 
     def draw(self, batch: Batch, outputs: dict[str, Any], row: int) -> Drawn:
-        """The image, its classes, and the model's, side by side."""
+        """The item, its classes, and the model's, side by side."""
         names = self.names
         pixels, truth = batch.targets["pixels"][row], batch.targets["classes"][row]
         answer = outputs["classes"][row].numpy()
@@ -239,49 +250,48 @@ class SemanticSegmentationTask(FinetuneTask):
         }
         mean = float(np.mean(list(overlaps.values()))) if overlaps else 1.0
         said = ", ".join(f"{name} {overlap:.2f}" for name, overlap in overlaps.items())
+        one, extent = self.input_modality, torch.tensor(truth.shape[::-1])
         items = [
-            shown_image(shown(array), title)
-            for title, array in (
-                ("image", pixels),
-                ("truth", painted(truth, len(names))),
-                ("answer", painted(answer, len(names))),
-            )
+            shown_item(one, one.collate([torch.from_numpy(pixels)]), 0, extent, title=one.name),
+            shown_image(shown(painted(truth, len(names))), "truth"),
+            shown_image(shown(painted(answer, len(names))), "answer"),
         ]
         present = {name: f"rgb{tuple(painted(np.array(names.index(name)), len(names)).tolist())}" for name in overlaps}
         return Drawn(items, "", f"mean IoU {mean:.2f}: {said}", "", mean >= RIGHT_FROM, present)
 
     def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
-        """Whole images, at their own size.
+        """Whole items, at their own size.
 
         Raises:
             ValueError: naming the first item that cannot be read.
         """
-        pixels = [np.array(picture) for picture in self.load("image", given["image"], first)]
+        one = self.input_modality
+        pixels = [one.raster(item).numpy() for item in self.load(one.name, given[one.name], first)]
         return Batch([str(first + row) for row in range(len(pixels))], {}, targets={"pixels": pixels})
 
     def predict(self, *items: Sequence[Any], batch_size: int = 32, **named: Sequence[Any]) -> list[Tensor]:
         """Name each pixel's class.
 
         Args:
-            *items: one list of images: paths, PIL images, arrays or tensors.
-            batch_size: images that are read together.
-            **named: the list by its name, ``image=[…]``.
+            *items: one list of paths, or of objects in memory that the modality accepts, such as PIL images.
+            batch_size: items that are read together.
+            **named: the list by the modality's name, ``image=[…]``.
 
         Returns:
-            For each image (Y, X) int64 indices into ``names``, at its own size.
+            For each item (Y, X) int64 indices into ``names``, at its own size.
 
         Raises:
-            ValueError: naming an image that cannot be read.
+            ValueError: naming an item that cannot be read.
         """
         return self.predicted(items, named, batch_size)
 
-    def _read(self, pictures: Iterable[np.ndarray]) -> Iterator[Tensor]:
-        """(Y, X) int64 for each (Y, X, 3) uint8 image."""
+    def _read(self, rasters: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """(Y, X) int64 for each (C, Y, X)."""
 
         def score(pixels: Tensor) -> Tensor:
             return class_scores(self.model(Image(pixels))[-1], self.side)
 
-        pixels = (torch.from_numpy(picture).permute(2, 0, 1).to(self.device) for picture in pictures)
+        pixels = (torch.from_numpy(raster).to(self.device) for raster in rasters)
         for probabilities_KYX in sliding_probabilities(
             score, pixels, self.side, step=self.step, scales=self.scales, flip=self.flip, batch_size=self.windows
         ):
@@ -298,8 +308,8 @@ def painted(classes_YX: np.ndarray, classes: int) -> np.ndarray:
 
 
 def shown(pixels: np.ndarray) -> Pillow.Image:
-    """A (Y, X, 3) image for the gallery."""
-    picture = Pillow.fromarray(pixels)
-    factor = SIDE / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Pillow.Resampling.BICUBIC if factor < 1 else Pillow.Resampling.NEAREST)
+    """A (Y, X, 3) uint8 image for the gallery."""
+    image = Pillow.fromarray(pixels)
+    factor = SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Pillow.Resampling.BICUBIC if factor < 1 else Pillow.Resampling.NEAREST)

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from math import ceil
 from typing import Any, ClassVar
 
 import lightning as L
@@ -117,6 +118,7 @@ class TrainedModule(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, DataModule):
             self.galleries, self.metrics = {"val": None}, nn.ModuleList([self.gallery_metrics(None)])
+            self.score_context = self.context()
             return
         if problems := self.data_problems(data):
             raise ValueError("data: " + "; ".join(problems))
@@ -197,10 +199,13 @@ class TrainedModule(L.LightningModule):
         trainer = self.trainer
         if trainer.max_steps > 0:
             return trainer.max_steps
-        steps = getattr(getattr(trainer, "datamodule", None), "steps_per_epoch", None)
-        if steps is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+        batches = getattr(getattr(trainer, "datamodule", None), "steps_per_epoch", None)
+        if batches is None or trainer.max_epochs is None or trainer.max_epochs < 0:
             return None
-        return max(1, trainer.max_epochs * steps // trainer.accumulate_grad_batches)
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        # The last step of an epoch is over what batches are left.
+        return max(1, trainer.max_epochs * ceil(batches / trainer.accumulate_grad_batches))
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Count steps that are skipped."""
@@ -208,8 +213,9 @@ class TrainedModule(L.LightningModule):
         return [self.skipped]
 
     def on_fit_start(self) -> None:
-        """Remember the run's seed, which every step's random numbers are derived from."""
+        """Remember the run's seed, which every step's random numbers are derived from; what trains may be measured."""
         self.seed = torch.initial_seed()
+        self.untrained = 0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Give the step random numbers that do not depend on where the run was started; bound the temperature."""

@@ -95,11 +95,11 @@ class VisualGroundingTask(FinetuneTask):
         size, target = batch.targets["size"][row], batch.targets["box"][row]
         guess = outputs["boxes"][row] / size.repeat(2)
         [shown] = self.shown(batch, row)
-        picture = shown.picture
-        draw_box(picture, target, TRUE)
-        draw_box(picture, guess, GUESS)
+        image = shown.image
+        draw_box(image, target, TRUE)
+        draw_box(image, guess, GUESS)
         shared = float(overlap(guess[None], target[None]))
-        return Drawn([picture], batch.captions[row], f"overlap {shared:.2f}", "", shared >= THRESHOLD)
+        return Drawn([image], batch.captions[row], f"overlap {shared:.2f}", "", shared >= THRESHOLD)
 
     def batch_of(self, given: Mapping[str, Sequence[Any]], first: int) -> Batch:
         """As ``FinetuneTask.batch_of``, with the sizes of the images.

@@ -13,7 +13,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
+from onepeace_lightning.metrics.chance import CommonestAnswer
 from onepeace_lightning.modalities.registry import modality, text_modality
+from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.base import FinetuneTask, distinct
 from onepeace_lightning.tasks.class_names import adopted_names, indices, known_names, likeliest
@@ -112,9 +114,12 @@ class ZeroShotClassificationTask(FinetuneTask):
         raise RuntimeError(f"{type(self).__name__} has nothing to train; use `onepeace validate`, or a classifier")
 
     def make_metrics(self) -> MetricCollection:
-        """Accuracy of the nearest and of the nearest five classes."""
+        """Accuracy of the nearest class, beside that of the commonest one, and of the nearest five."""
         classes = len(self.names)
-        metrics: dict[str, Metric | MetricCollection] = {"accuracy": MulticlassAccuracy(classes, average="micro")}
+        metrics: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "chance/accuracy": CommonestAnswer(classes),
+        }
         if classes > 5:
             metrics["accuracy_top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
         return MetricCollection(metrics)
@@ -207,7 +212,9 @@ class ZeroShotClassificationTask(FinetuneTask):
 
 
 def _read_names(names: str | dict[str, list[str]] | None) -> dict[str, list[str]] | None:
-    content: Any = json.loads(Path(names).read_text(encoding="utf-8")) if isinstance(names, str) else names
+    content: Any = names
+    if isinstance(names, str):
+        content = whole_strings(json.loads(Path(names).read_text(encoding="utf-8")))
     if content is None:
         return None
     if not isinstance(content, Mapping) or not content:

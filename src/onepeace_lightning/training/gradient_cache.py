@@ -45,7 +45,7 @@ def cached_loss(
         learn: a batch to its loss terms by name, with what takes the place of the contrast (``pretraining_loss``).
         parts: the batches, stream to batch each; on every rank as many samples of a stream in all.
         objectives: how the losses are computed.
-        backward: called with each batch's share of the loss but the last one's.
+        backward: called with each batch's part of the loss but the last one's.
         record: is told what each term of the contrast is the mean of, over the samples of all batches in turn.
 
     Returns:
@@ -86,8 +86,8 @@ def cached_loss(
         denoising = {name: value for name, value in learned.items() if name != _CACHED}
         for name, value in denoising.items():
             sums[name] = sums.get(name, 0) + value.detach() / len(parts)
-        shares = [weight(name) * value / len(parts) for name, value in denoising.items()]
-        last = torch.stack([*shares, *([learned[_CACHED]] if terms else [])]).sum()
+        weighted_terms = [weight(name) * value / len(parts) for name, value in denoising.items()]
+        last = torch.stack([*weighted_terms, *([learned[_CACHED]] if terms else [])]).sum()
         if number < len(parts) - 1:
             backward(last)
     terms |= sums

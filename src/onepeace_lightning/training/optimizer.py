@@ -20,7 +20,7 @@ class Optimization:
             tasks also take None: then it follows from the trainer.
         lr: peak learning rate.
         min_lr: learning rate at both ends.
-        warmup_steps: steps from ``min_lr`` to ``lr``; below 1 it is a share of ``total_steps``.
+        warmup_steps: steps from ``min_lr`` to ``lr``; below 1 it is a fraction of ``total_steps``.
         weight_decay: for matrices, convolutions and bias tables.
         layer_decay: factor of the learning rate from one block to the one before.
         betas: of AdamW.

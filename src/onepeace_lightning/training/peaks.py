@@ -1,4 +1,4 @@
-"""Peak arithmetic of known devices, which MFU is a share of."""
+"""Peak arithmetic of known devices, which MFU is a fraction of."""
 
 import re
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""How fast training is, what share of the hardware it uses, and how long it waits for data."""
+"""How fast training is, what fraction of the hardware it uses, and how long it waits for data."""
 
 import resource
 import sys
@@ -87,12 +87,12 @@ class Throughput(L.Callback):
     """Logs speed, model FLOPs utilisation, data waiting and memory, averaged over every ``window`` steps and all ranks.
 
     Logged as ``throughput/…``: ``samples_per_second``; ``<modality>_tokens_per_second`` (tokens of the samples, each
-    counted once however many views are made of it, CLS included); ``data_wait``, the share of the time in which the
-    device had nothing to do because the next batch was not there; ``peak_memory_gib``, the most that any rank's tensors
-    took on its GPU since the process began, or on a CPU the most that its process took; and where the task has a method
-    ``step_flops(batch)``, ``model_tflop_per_step`` and ``model_tflop_per_second`` of all ranks together (a step is one
-    batch per rank, also when gradients accumulate), and ``mfu``, the share of the devices' peak (``callbacks.peaks``).
-    An unknown device or precision has no ``mfu``. The progress bar shows samples/s, MFU and data wait.
+    counted once however many views are made of it, CLS included); ``data_wait``, the fraction of the time in which
+    the device had nothing to do because the next batch was not there; ``peak_memory_gib``, the most that any rank's
+    tensors took on its GPU since the process began, or on a CPU the most that its process took; and where the task has
+    a method ``step_flops(batch)``, ``model_tflop_per_step`` and ``model_tflop_per_second`` of all ranks together (a
+    step is one batch per rank, also when gradients accumulate), and ``mfu``, the fraction of the devices' peak
+    (``peaks``). An unknown device or precision has no ``mfu``. The progress bar shows samples/s, MFU and data wait.
 
     Validation, checkpoints and the first step of a run (which compiles, and waits for the workers to start) are left
     out: what is measured is training. On GPUs the times are the device's own (events), so that a wait that the device

@@ -12,6 +12,7 @@ from onepeace_lightning.data.readers.augmentation import PairAugmentation, blurr
 from onepeace_lightning.data.readers.boxes import BoxAugmentation, BoxReader
 from onepeace_lightning.data.readers.masks import MaskAugmentation
 from onepeace_lightning.data.readers.questions import PairReader
+from onepeace_lightning.modalities.image import ImageModality
 from onepeace_lightning.modalities.tokenizers import load_tokenizer
 from tests.samples import as_json, png
 
@@ -96,7 +97,7 @@ def test_grounding_as_published_blurs_the_square_and_leaves_the_box(tokenizer):
 def test_no_class_fills_more_of_a_square_than_it_may():
     classes = np.zeros((40, 160), np.uint8)
     classes[:, 40:60] = 1
-    image = noise(160, 40)
+    image = ImageModality().raster(noise(160, 40))
     shares = {}
     for largest in (1.0, 0.75):
         augmentation = MaskAugmentation((1.0, 1.0), 0.0, 0.0, largest)
@@ -106,7 +107,7 @@ def test_no_class_fills_more_of_a_square_than_it_may():
     assert sum(share < 0.75 for share in shares[0.75]) > 35
     # smaller than the square: it is filled up right and below
     halved, ones = MaskAugmentation((0.5, 0.5), 0.0, 0.0), np.ones((40, 40), np.uint8)
-    small = halved(noise(40, 40), ones, 40, np.random.default_rng(0))
+    small = halved(ImageModality().raster(noise(40, 40)), ones, 40, np.random.default_rng(0))
     assert (small[1][:20, :20] == 1).all()
     assert (small[1][20:] == 255).all()
     assert (small[1][:, 20:] == 255).all()

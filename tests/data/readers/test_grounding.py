@@ -104,11 +104,13 @@ def test_impossible_boxes_are_refused(reader, box, message):
         reader()(sample, np.random.default_rng(0))
 
 
-def test_samples_that_lack_something_are_refused(reader):
+def test_samples_that_lack_something_or_are_hostile_are_refused(reader):
     good = raw([30, 12, 60, 48])
     for change, message in (
         ({"txt": b" "}, "no words"),
         ({"json": b"{}"}, "'box' is missing"),
+        ({"json": b"[" * 100_000}, "its json cannot be read"),
+        ({"json": b'{"box": [0, 0, 1' + b"0" * 400 + b", 9]}"}, "a number of 401 digits"),
         ({"png": png("red")[:50]}, "cannot decode the image"),
     ):
         with pytest.raises(BadSample, match=message):

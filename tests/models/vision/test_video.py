@@ -86,7 +86,7 @@ def test_the_model_is_drawn_from_the_meta_device():
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="frames is 0"):
         VideoClassifierConfig(classes=2, frames=0)
-    with pytest.raises(ValueError, match="needs the 'image' modality"):
+    with pytest.raises(ValueError, match="is of one modality whose patches form a grid"):
         VideoClassifier(
             replace(tiny_config(), adapters={"text": tiny_config().adapters["text"]}), VideoClassifierConfig(classes=2)
         )

@@ -1,6 +1,7 @@
 """What reads the raw samples of any data type: bytes of a shard's fields to an ``Example``."""
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,8 @@ from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
 from onepeace_lightning.modalities.tokenizers.base import whole_strings
 from onepeace_lightning.models.adapter import SECOND
+
+_MOST_DIGITS = sys.float_info.max_10_exp
 
 Augmentation = bool | Mapping[str, Any] | None
 """What is done to training samples: None is the data type's default, False nothing, True the modalities' own
@@ -123,11 +126,14 @@ class Reader(ABC):
     def __call__(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
         """``example``, with ``BadSample`` for what is wrong with the sample."""
         try:
-            return self.example(raw, rng)
+            example = self.example(raw, rng)
         except (BadSample, NoRow):
             raise
         except ValueError as error:
             raise BadSample(str(error)) from error
+        if not self.train:
+            example.origin = origin(raw)
+        return example
 
     @property
     def collate(self) -> Any:
@@ -197,14 +203,33 @@ def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -
         ValueError: there is no such entry, or it is of another kind.
     """
     try:
-        content = whole_strings(json.loads(raw["json"]))
+        content = whole_strings(json.loads(raw["json"], parse_int=_whole))
     except KeyError:
         raise ValueError(f"no json field, which should hold {key!r}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"its json cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
         raise ValueError(f"its json holds {content!r}; {key!r} is missing or of another kind")
     return content[key]
+
+
+def origin(raw: Mapping[str, Any]) -> str:
+    """The files that a sample was made of, or where else its metadata say that it is from; "" where they do not."""
+    try:
+        about = whole_strings(json.loads(raw.get("json", b"{}"), parse_int=_whole))
+    except (ValueError, RecursionError):
+        return ""  # nobody has to have metadata; a reader that needs them refuses the sample
+    if not isinstance(about, dict):
+        return ""
+    files = about.get("files")
+    return ", ".join(map(str, files.values())) if isinstance(files, dict) else str(about.get("from", ""))
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float can hold too."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_labels(raw: Mapping[str, Any]) -> list[str]:

@@ -65,10 +65,10 @@ class BoxAugmentation:
     def _crop(
         self, image: Image.Image, box: Box, scale: tuple[float, float], rng: np.random.Generator
     ) -> tuple[Image.Image, Box]:
-        share = rng.uniform(*scale)
+        fraction = rng.uniform(*scale)
         stretch = math.exp(rng.uniform(-1, 1) * math.log(4 / 3) / 2)
         (left, right), (top, bottom) = (
-            _span(size, math.sqrt(share) * factor, low, high, rng)
+            _span(size, math.sqrt(fraction) * factor, low, high, rng)
             for size, factor, low, high in (
                 (image.width, stretch, box[0], box[2]),
                 (image.height, 1 / stretch, box[1], box[3]),
@@ -78,10 +78,10 @@ class BoxAugmentation:
         return image.crop((left, top, right, bottom)), (x0 - left, y0 - top, x1 - left, y1 - top)
 
 
-def _span(size: int, share: float, low: float, high: float, rng: np.random.Generator) -> tuple[int, int]:
+def _span(size: int, fraction: float, low: float, high: float, rng: np.random.Generator) -> tuple[int, int]:
     """A random stretch of whole pixels out of ``size`` that holds all from ``low`` to ``high``."""
     first, last = math.floor(low), math.ceil(high)
-    length = min(size, max(round(size * share), last - first))
+    length = min(size, max(round(size * fraction), last - first))
     start = int(rng.integers(max(0, last - length), min(first, size - length) + 1))
     return start, start + length
 

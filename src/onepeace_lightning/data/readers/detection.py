@@ -35,7 +35,7 @@ class InstancesReader(Reader):
         return {name: index for index, name in enumerate((self.about or {}).get("classes") or [])}
 
     def example(self, raw: Mapping[str, Any], rng: np.random.Generator) -> Example:
-        """The image and its instances: the target ``image``, an ``AnnotatedImage``. There is no other input."""
+        """The image and its instances: the target ``annotated``, an ``AnnotatedImage``. There is no other input."""
         [name] = self.items
         image = self.decoded(raw, name)
         instances = read_json(raw, "instances", list)
@@ -45,4 +45,4 @@ class InstancesReader(Reader):
             annotated = self.augmentation(image, annotations, side, rng)
         else:
             annotated = AnnotatedImage(fitted(image, side), annotations)
-        return Example(raw["__key__"], {}, targets={"image": annotated})
+        return Example(raw["__key__"], {}, targets={"annotated": annotated})

@@ -1,6 +1,6 @@
 """What fine-tuned models answer with: attention pooling over the features of one modality or several, a classifier.
 
-H = heads, E = head width; see ``tokens`` for the rest.
+H = heads, E = head width; see ``packing`` for the rest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.models.backbone import Backbone
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.layers import Linear, init_normal_
 from onepeace_lightning.models.packing import Tokens
 
@@ -37,11 +37,7 @@ class PoolingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pooled", tuple(self.pooled))  # YAML and JSON have no tuples
-        problems = [
-            f"{name} is {getattr(self, name)}, must be at least 1"
-            for name in ("outputs", "expansion")
-            if getattr(self, name) < 1
-        ]
+        problems = at_least(self, outputs=1, expansion=1)
         if not self.pooled:
             problems.append("pooled names no modality")
         if self.images not in (1, 2):
@@ -72,8 +68,8 @@ class AttentionPooling(nn.Module):
         valid_BL = torch.cat([valid[:, 1:] for _, valid in padded], 1)
         k_BLHE, v_BLHE = (project(x_BLD).unflatten(-1, self.query.shape) for project in (self.key, self.value))
         logits_BLH = (k_BLHE * self.query).sum(-1).float().masked_fill(~valid_BL[..., None], -torch.inf)
-        share_BLH = logits_BLH.softmax(1).to(v_BLHE.dtype)
-        return self.out((share_BLH[..., None] * v_BLHE).sum(1).flatten(1))
+        weights_BLH = logits_BLH.softmax(1).to(v_BLHE.dtype)
+        return self.out((weights_BLH[..., None] * v_BLHE).sum(1).flatten(1))
 
 
 class PoolingHead(nn.Module):

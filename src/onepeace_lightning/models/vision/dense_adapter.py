@@ -4,7 +4,8 @@ A *spatial prior* of convolutions gives tokens c of strides 8, 16 and 32. Before
 *injector* lets patches read from c, after it an *extractor* lets c read from the patches. The result is a pyramid of
 strides 4, 8, 16 and 32.
 
-B = images, g = patches along a side, N = g² patches, M = 21·g²/4 tokens of c, D = width.
+B = images, or other rasters of C channels; g = patches along a side, N = g² patches, M = 21·g²/4 tokens of c,
+D = width.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.deformable import DeformableAttention, Size, centres
-from onepeace_lightning.models.vision.trunk import Trunk, drop_path
+from onepeace_lightning.models.vision.trunk import Trunk, drop_path, raster_modality
 
 LEVELS = 3
 """Maps of c: strides 8, 16, 32."""
@@ -48,11 +49,7 @@ class DenseAdapterConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}, must be at least 1"
-            for name in ("channels", "heads", "points")
-            if getattr(self, name) < 1
-        ]
+        problems = at_least(self, channels=1, heads=1, points=1)
         if self.groups != 4:
             problems.append(f"groups is {self.groups}, must be 4: one for each stride of the pyramid")
         if not 0.0 <= self.drop_path < 1.0:
@@ -74,10 +71,10 @@ class ConvNorm(nn.Sequential):
 class SpatialPrior(nn.Module):
     """Convolutions of the pixels to maps of strides 4, 8, 16 and 32, each of width D."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels_in: int, channels: int, width: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            ConvNorm(3, channels, 2), ConvNorm(channels, channels, 1), ConvNorm(channels, channels, 1),
+            ConvNorm(channels_in, channels, 2), ConvNorm(channels, channels, 1), ConvNorm(channels, channels, 1),
             nn.MaxPool2d(3, stride=2, padding=1),
         )  # fmt: skip
         sizes = [channels, 2 * channels, 4 * channels, 4 * channels]
@@ -85,7 +82,7 @@ class SpatialPrior(nn.Module):
         self.project = nn.ModuleList(nn.Conv2d(size, width, 1) for size in sizes)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """(B, 3, S, S) normalised pixels to four maps (B, D, …), finest first."""
+        """(B, C, S, S) normalised pixels to four maps (B, D, …), finest first."""
         maps = [self.stem(pixels)]
         for layer in self.down:
             maps.append(layer(maps[-1]))
@@ -189,18 +186,18 @@ class DenseAdapter(nn.Module):
     def __init__(self, config: ModelConfig, adapter: DenseAdapterConfig) -> None:
         super().__init__()
         depth, width = config.encoder.depth, config.encoder.width
-        image: Any = config.adapters["image"]
+        raster: Any = config.adapters[raster_modality(config)]
         value_width = int(width * adapter.value_fraction)
         problems = []
-        if image is not None and image.image_size % 32:
-            problems.append(f"image_size is {image.image_size}, must be a multiple of 32")
+        if raster.image_size % 32:
+            problems.append(f"image_size is {raster.image_size}, must be a multiple of 32")
         if depth % adapter.groups:
             problems.append(f"depth {depth} is not a multiple of the {adapter.groups} groups")
         if value_width % adapter.heads:
             problems.append(f"value width {value_width} is not a multiple of {adapter.heads} heads")
         raise_all("dense adapter", problems)
         self.group = depth // adapter.groups
-        self.spatial_prior = SpatialPrior(adapter.channels, width)
+        self.spatial_prior = SpatialPrior(raster.channels, adapter.channels, width)
         self.levels = Levels(LEVELS, width)
         self.interactions = nn.ModuleList(
             Interaction(width, adapter, extra=2 if index == adapter.groups - 1 else 0)
@@ -210,7 +207,7 @@ class DenseAdapter(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(adapter.groups))
 
     def forward(self, trunk: Trunk, image: Pixels) -> list[Tensor]:
-        """Four maps (B, D, …) of strides 4, 8, 16 and 32, of (B, 3, S, S) images through the given image branch."""
+        """Four maps (B, D, …) of strides 4, 8, 16 and 32, of (B, C, S, S) images through the given image branch."""
         x_BLD, biases = trunk.embed(image), trunk.biases()
         cls_B1D, x_BND = x_BLD[:, :1], x_BLD[:, 1:]
         finest, *maps = self.spatial_prior(image.normalised().to(x_BND.dtype))

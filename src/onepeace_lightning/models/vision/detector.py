@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from onepeace_lightning.models.config import ModelConfig
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.vision.boxes import decode, has_extent, scaled
 from onepeace_lightning.models.vision.cascade import (
     BOX_SIDE,
@@ -58,9 +58,7 @@ class DetectorConfig:
     hidden: int = 1024
 
     def __post_init__(self) -> None:
-        low = [name for name in ("classes", "window", "channels", "hidden") if getattr(self, name) < 1]
-        if low:
-            raise ValueError("; ".join(f"{name} is {getattr(self, name)}, must be at least 1" for name in low))
+        raise_all("detector", at_least(self, classes=1, window=1, channels=1, hidden=1))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ For small machines: no companion beside the blocks and no deformable attention. 
 alone, as in ViTDet's simple pyramid (arXiv 2203.16527); the finer ones are joined, as in a feature pyramid network
 (arXiv 1612.03144), with what the image stem's convolutions give at their strides.
 
-B = images, D = the encoder's width, E = width of the head, S = side of an image.
+B = images, or other rasters of C channels; D = the encoder's width, E = width of the head, S = side of an image.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from onepeace_lightning.models.layers import ChannelNorm
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
 from onepeace_lightning.models.vision.segmentation import MaskHeadConfig
+from onepeace_lightning.models.vision.trunk import raster_modality
 
 
 class LightPixelDecoder(nn.Module):
@@ -84,25 +85,25 @@ class LightSegmentationModel(nn.Module):
     """Backbone and light mask head.
 
     Args:
-        config: sizes of the image branch.
+        config: sizes of the image branch, or of that of other rasters.
         head: sizes of the head; what it has of deformable attention and group norms is not used.
     """
 
     def __init__(self, config: ModelConfig, head: MaskHeadConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.modality = config, raster_modality(config)
         self.backbone = Backbone(config)
         self.head = LightMaskHead(config.encoder.width, head)
 
     def forward(self, image: Pixels) -> list[MaskPrediction]:
-        """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
-        features = self.backbone({"image": image})["image"].values_TD
+        """What the queries say of (B, C, S, S) images before the first decoder layer and after each."""
+        features = self.backbone({self.modality: image})[self.modality].values_TD
         # Images are all of one size: nothing is padded.
         return self.say(features.unflatten(0, (len(image.pixels), -1)), image)
 
     def say(self, x_BLD: Tensor, image: Pixels) -> list[MaskPrediction]:
         """The same, given the backbone's features of the images, CLS first."""
-        adapter = cast(Any, self.backbone.adapter("image"))
+        adapter = cast(Any, self.backbone.adapter(self.modality))
         x_BDYX = x_BLD[:, 1:].mT.unflatten(2, (adapter.config.grid,) * 2)
         return self.head(x_BDYX, stem_maps(adapter, image))
 

@@ -1,6 +1,6 @@
 """Semantic segmentation as published for ADE20K: adapter trunk, deformable pixel decoder and mask decoder.
 
-S = side of the square image; see ``mask_decoder`` for the rest.
+S = side of the square image, or of another raster, of C channels; see ``mask_decoder`` for the rest.
 """
 
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.dense_adapter import DenseAdapter, DenseAdapterConfig
 from onepeace_lightning.models.vision.mask_decoder import MaskDecoder, MaskPrediction
@@ -46,8 +46,9 @@ class MaskHeadConfig:
     points: int = 4
 
     def __post_init__(self) -> None:
-        sizes = ("classes", "queries", "layers", "width", "heads", "inner", "pixel_layers", "groups", "points")
-        problems = [f"{name} is {getattr(self, name)}, must be at least 1" for name in sizes if getattr(self, name) < 1]
+        problems = at_least(
+            self, classes=1, queries=1, layers=1, width=1, heads=1, inner=1, pixel_layers=1, groups=1, points=1
+        )
         if not problems:
             problems = [
                 f"width {self.width} is not a multiple of {name} {value}"
@@ -97,7 +98,7 @@ class SegmentationModel(nn.Module):
     """The image branch, its convolutional companion and the mask head.
 
     Args:
-        config: sizes of the image branch.
+        config: sizes of the image branch, or of that of other rasters.
         segmentation: sizes of all else.
     """
 
@@ -109,7 +110,7 @@ class SegmentationModel(nn.Module):
         self.head = MaskHead(config.encoder.width, segmentation.head)
 
     def forward(self, image: Pixels) -> list[MaskPrediction]:
-        """What the queries say of (B, 3, S, S) images before the first decoder layer and after each."""
+        """What the queries say of (B, C, S, S) images before the first decoder layer and after each."""
         return self.head(self.adapter(self.backbone, image))
 
     def lr_scale(self, name: str, layer_decay: float) -> float | None:
@@ -120,7 +121,7 @@ class SegmentationModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Vectors; CLS and positions do decay, unlike elsewhere, as published."""
         vectors = {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
-        return vectors - {"backbone.adapters.image.cls_token"}
+        return vectors - {f"backbone.adapters.{self.backbone.modality}.cls_token"}
 
 
 _LOWEST_RATE = ("to_masks", "to_classes", "levels", "queries")

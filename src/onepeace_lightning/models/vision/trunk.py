@@ -1,4 +1,4 @@
-"""The image branch over plain batches of images: every sequence has the same length, so nothing is packed.
+"""The branch of images, or of other rasters, over plain batches: every sequence has one length, nothing is packed.
 
 Module names are those of ``Backbone``: its weights fit. B = images, L = tokens (CLS first), D = width, H = heads.
 """
@@ -31,10 +31,11 @@ LAYER_SCALE = 1e-2
 
 
 class VisionBlock(Block):
-    """Pre-norm transformer block: x + γ₁ Attention(LN x), then x + γ₂ FFN(LN x)."""
+    """Pre-norm transformer block of one modality: x + γ₁ Attention(LN x), then x + γ₂ FFN(LN x)."""
 
-    def __init__(self, config: TransformerConfig, drop_path: float) -> None:
-        super().__init__(config, ("image",), drop_path)
+    def __init__(self, config: TransformerConfig, modality: str, drop_path: float) -> None:
+        super().__init__(config, (modality,), drop_path)
+        self.modality = modality
         self.drop_rate = drop_path
 
     def forward(self, x_BLD: Tensor, bias_HLL: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -58,36 +59,50 @@ class VisionBlock(Block):
         return self.attention(x_BLD, attend)
 
     def ffn(self, x_BLD: Tensor) -> Tensor:
-        """The feed-forward network of images."""
-        return self.ffns["image"](x_BLD)
+        """The modality's feed-forward network."""
+        return self.ffns[self.modality](x_BLD)
 
     def drop(self, branch: Tensor) -> Tensor:
         """Stochastic depth of a residual branch."""
         return drop_path(branch, self.drop_rate, self.training)
 
 
+def raster_modality(config: ModelConfig) -> str:
+    """The one modality of a vision model: images, or other rasters in a grid of patches.
+
+    Raises:
+        ValueError: the sizes are of several modalities, or of one without a grid.
+    """
+    if len(config.adapters) != 1 or not all(hasattr(adapter, "grid") for adapter in config.adapters.values()):
+        raise ValueError(
+            "a vision model is of one modality whose patches form a grid, such as images; this one has"
+            f" {', '.join(config.adapters)}"
+        )
+    [name] = config.adapters
+    return name
+
+
 class Trunk(nn.Module):
     """Patch embedding, blocks and their relative bias tables, without a final norm.
 
     Args:
-        config: sizes; the image adapter's are used.
-        block: the kind of block, built with (sizes, its stochastic depth).
+        config: sizes of a model of one modality, images or other rasters.
+        block: the kind of block, built with (sizes, the modality, its stochastic depth).
 
     Raises:
-        ValueError: where the sizes are of a model without images or without LayerScale.
+        ValueError: where the sizes are of another model, or of one without LayerScale.
     """
 
     def __init__(self, config: ModelConfig, block: type[VisionBlock] = VisionBlock) -> None:
         super().__init__()
-        image = config.adapters.get("image")
-        if image is None:
-            raise ValueError(f"a vision model needs the 'image' modality; this one has {', '.join(config.adapters)}")
+        self.modality = raster_modality(config)
         if config.encoder.layer_scale is None:
             raise ValueError("layer_scale is None; the vision models' blocks have LayerScale, give its initial value")
         self.config = config
-        self.adapters = PerModality({"image": image.build(config)})
+        self.adapters = PerModality({self.modality: config.adapters[self.modality].build(config)})
         rates = torch.linspace(0.0, config.encoder.drop_path, config.encoder.depth, device="cpu").tolist()
-        self.encoder = nn.ModuleDict({"blocks": nn.ModuleList(block(config.encoder, rate) for rate in rates)})
+        blocks = nn.ModuleList(block(config.encoder, self.modality, rate) for rate in rates)
+        self.encoder = nn.ModuleDict({"blocks": blocks})
 
     def lr_scale(self, name: str, layer_decay: float) -> float:
         """Layer-wise learning rates, from the last block down to the adapter."""
@@ -96,7 +111,7 @@ class Trunk(nn.Module):
     @property
     def adapter(self) -> Any:
         """Patch embedding, positions and bias tables."""
-        return cast(Any, self.adapters["image"])
+        return cast(Any, self.adapters[self.modality])
 
     @property
     def blocks(self) -> Sequence[VisionBlock]:

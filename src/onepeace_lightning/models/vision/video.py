@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace_lightning.models.config import ModelConfig, raise_all
+from onepeace_lightning.models.config import ModelConfig, at_least, raise_all
 from onepeace_lightning.models.layers import Linear
 from onepeace_lightning.models.patches import Pixels
 from onepeace_lightning.models.vision.trunk import Trunk, VisionBlock
@@ -39,11 +39,7 @@ class VideoClassifierConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}, must be at least 1"
-            for name in ("classes", "frames")
-            if getattr(self, name) < 1
-        ]
+        problems = at_least(self, classes=1, frames=1)
         if not 0.0 <= self.dropout < 1.0:
             problems.append(f"dropout is {self.dropout}, must be in [0, 1)")
         raise_all("video classifier", problems)

@@ -4,7 +4,7 @@ An image is resized until its shorter side is a scale times S (the longer one at
 a multiple of 32, and read in windows. The scores of overlapping windows are averaged, resized to the image's own size
 and made probabilities; those of several scales and of the mirror image are averaged.
 
-S = side of a window; Y and X = rows and columns of an image, K = classes.
+S = side of a window; C = channels, Y and X = rows and columns of an image or of another raster, K = classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ class View:
     """One reading of an image: resized, normalised, perhaps mirrored, filled up to a window where it is smaller.
 
     Attributes:
-        pixels: (3, Y', X') normalised, Y' and X' at least S.
+        pixels: (C, Y', X') normalised, Y' and X' at least S.
         content: its rows and columns without what was filled up.
         size: Y and X of the image itself.
         mirrored: left to right.
@@ -93,7 +93,7 @@ def read_views(
     """Each view's probabilities (K, Y, X), in order.
 
     Args:
-        score: (n, 3, S, S) normalised windows to (n, K, S, S) scores.
+        score: (n, C, S, S) normalised windows to (n, K, S, S) scores.
         views: of one image or of several.
         side: S.
         step: distance between windows in pixels.
@@ -126,8 +126,8 @@ def sliding_probabilities(
     """Each image's class probabilities (K, Y, X) at its own size, in order.
 
     Args:
-        score: (n, 3, S, S) normalised windows to (n, K, S, S) scores.
-        images: (3, Y, X) uint8 pixels of any sizes.
+        score: (n, C, S, S) normalised windows to (n, K, S, S) scores.
+        images: (C, Y, X) pixels of any sizes, uint8 or normalised already (see ``Pixels``).
         side: S.
         step: distance between windows in pixels; None: ``published_step``.
         scales: shorter sides to read an image at, as multiples of S.
@@ -142,7 +142,7 @@ def sliding_probabilities(
 
 
 def image_views(pixels: Tensor, side: int, scale: float, flip: bool) -> Iterator[View]:
-    """The readings of (3, Y, X) uint8 pixels at one scale: as they are, then mirrored where ``flip`` says so."""
+    """The readings of (C, Y, X) pixels at one scale: as they are, then mirrored where ``flip`` says so."""
     size = (pixels.shape[1], pixels.shape[2])
     rows, columns = scaled_size(size, scale * side)
     resized = resize(pixels, (rows, columns))
@@ -165,8 +165,8 @@ def scaled_size(size: Sequence[int], shorter: float) -> tuple[int, int]:
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, Y, X) uint8 pixels at another size, bilinear without antialiasing; the same tensor where it has that size."""
+    """(C, Y, X) pixels at another size, bilinear without antialiasing; the same tensor where it has that size."""
     if tuple(pixels.shape[1:]) == size:
         return pixels
     resized = F.interpolate(pixels[None].float(), size=size, mode="bilinear", align_corners=False)
-    return resized[0].round().clamp(0, 255).to(torch.uint8)
+    return resized[0] if pixels.is_floating_point() else resized[0].round().clamp(0, 255).to(torch.uint8)
