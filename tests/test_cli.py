@@ -80,6 +80,17 @@ def test_a_checkpoint_carries_its_tokenizer_and_sizes(checkout):
     )
 
 
+def test_a_run_that_ends_between_two_validations_leaves_its_last_step(checkout, capsys):
+    ends = ["--trainer.max_steps=3", "--trainer.val_check_interval=2"]
+    main(["fit", *TOY, *ends])
+    assert torch.load("runs/toy/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert "no checkpoint was written" not in capsys.readouterr().out
+    main(["fit", *TOY, "--run=own", "--trainer.max_steps=2", "--trainer.val_check_interval=3",
+          "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint"])  # fmt: skip
+    assert not list((checkout / "runs/own").rglob("*.ckpt"))
+    assert "no checkpoint was written" in capsys.readouterr().out
+
+
 def test_resuming_gives_the_weights_of_the_uninterrupted_run(checkout):
     every_2 = [
         "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",

@@ -19,6 +19,7 @@ from onepeace_lightning.tasks.pretrain import PretrainTask
 from onepeace_lightning.tasks.retrieval import RetrievalTask
 from onepeace_lightning.tasks.training import TrainedModule
 from onepeace_lightning.tasks.zero_shot import ZeroShotClassificationTask
+from onepeace_lightning.training.checkpoints import LastCheckpoint
 from onepeace_lightning.training.results import ResultsTable
 from onepeace_lightning.training.resume import SameRun
 from onepeace_lightning.training.throughput import Throughput
@@ -116,7 +117,7 @@ def callbacks(
     for callback in given:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str((folder / _CHECKPOINTS).absolute())
-    return [callback for callback in made if type(callback) not in kinds]
+    return [callback for callback in made if not isinstance(callback, kinds)]
 
 
 def _reports(task: L.LightningModule) -> list[L.Callback]:
@@ -131,7 +132,7 @@ def _checkpoints(folder: Path, task: L.LightningModule, data: Any) -> list[L.Cal
     where: dict[str, Any] = {"dirpath": (folder / _CHECKPOINTS).absolute(), "enable_version_counter": False}
     monitor = task.monitor(data) if isinstance(task, TrainedModule) else None
     # One of its own for the last: one with a monitor writes only when the score has improved.
-    last = ModelCheckpoint(filename="last", **where)
+    last = LastCheckpoint(**where)
     if monitor is None:
         return [last]
     return [ModelCheckpoint(filename="best", monitor=monitor, mode="max", **where), last]

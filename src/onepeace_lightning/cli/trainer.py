@@ -168,6 +168,16 @@ class OnePeaceCLI(LightningCLI):
             print(f"{self.folder} has no checkpoint to go on with: the run starts anew")
         config.ckpt_path = path
 
+    def after_fit(self) -> None:
+        """Say it where nothing has been written of what was trained."""
+        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        written = any(saver.best_model_path or saver.last_model_path for saver in savers)
+        if savers and not written and self.trainer.global_step and self.trainer.is_global_zero:
+            print(
+                "no checkpoint was written: the run ended before the first that the configuration's callbacks would"
+                " have written; with save_last: true a ModelCheckpoint writes one at the end"
+            )
+
     def _configured(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
 

@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import lightning as L
@@ -15,7 +16,25 @@ from onepeace_lightning.training.strategy import FullyShardedStrategy
 _NAME = re.compile(r"step=(\d+)\.ckpt")
 
 
-class RecentCheckpoints(ModelCheckpoint):
+class LastCheckpoint(ModelCheckpoint):
+    """Writes ``last.ckpt`` after each validation, and at the end of the run where it ends between two of them.
+
+    Args:
+        dirpath: its folder.
+        **options: see ``ModelCheckpoint``.
+    """
+
+    def __init__(self, dirpath: str | Path, **options: Any) -> None:
+        super().__init__(dirpath=dirpath, **{"filename": "last", "enable_version_counter": False, **options})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what was learned since the last checkpoint."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        super().on_train_end(trainer, pl_module)
+
+
+class RecentCheckpoints(LastCheckpoint):
     """Writes ``step=<n>.ckpt`` every so many steps or minutes and at the end, and keeps the newest few.
 
     ``last.ckpt`` is a link to the newest complete one, exchanged in one step; ``--ckpt_path last`` goes on from it. In
@@ -55,7 +74,6 @@ class RecentCheckpoints(ModelCheckpoint):
             save_top_k=-1,
             every_n_train_steps=every_n_train_steps,
             train_time_interval=None if every_minutes is None else timedelta(minutes=every_minutes),
-            enable_version_counter=False,
         )
         self.keep = keep
         self.asynchronous = asynchronous
@@ -72,12 +90,6 @@ class RecentCheckpoints(ModelCheckpoint):
             if not isinstance(strategy.checkpoint_io, AtomicCheckpointIO):
                 strategy.checkpoint_io = AtomicCheckpointIO()
             self._background = strategy.checkpoint_io.background = Background()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what was learned since the last checkpoint."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        super().on_train_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
