@@ -35,13 +35,9 @@ class Falling(TrainedModule):
         (3.5, "value", [3.0, 3.5, 0.0]),
     ],
 )
-def test_gradients_are_clipped_as_the_trainer_says(limit, algorithm, moved, tmp_path):
+def test_gradients_are_clipped_as_the_trainer_says(limit, algorithm, moved, trainer):
     task = Falling()
-    trainer = L.Trainer(
-        max_steps=1, gradient_clip_val=limit, gradient_clip_algorithm=algorithm, accelerator="cpu", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(task, [0])
+    trainer(max_steps=1, gradient_clip_val=limit, gradient_clip_algorithm=algorithm).fit(task, [0])
     assert (-task.weight).tolist() == pytest.approx(moved, abs=1e-5)
 
 
@@ -57,14 +53,11 @@ class Seven(L.LightningDataModule):
 @pytest.mark.parametrize(
     ("accumulated", "limit", "steps"), [(1, 1.0, 14), (4, 1.0, 4), (3, 5, 4), (2, 0.5, 4), (1, 1, 2)]
 )
-def test_a_run_by_epochs_has_as_many_steps_as_the_schedule_is_told(accumulated, limit, steps, tmp_path):
+def test_a_run_by_epochs_has_as_many_steps_as_the_schedule_is_told(accumulated, limit, steps, trainer):
     task = Falling()
-    trainer = L.Trainer(
-        max_epochs=2, accumulate_grad_batches=accumulated, limit_train_batches=limit, accelerator="cpu", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(task, datamodule=Seven())
-    assert (trainer.global_step, task.total_steps()) == (steps, steps)
+    run = trainer(max_steps=-1, max_epochs=2, accumulate_grad_batches=accumulated, limit_train_batches=limit)
+    run.fit(task, datamodule=Seven())
+    assert (run.global_step, task.total_steps()) == (steps, steps)
 
 
 class Said(Falling):
@@ -96,14 +89,11 @@ class Unmeasured(Falling):
         return None
 
 
-def test_a_model_is_measured_once_it_has_been_trained(tmp_path):
+def test_a_model_is_measured_once_it_has_been_trained(trainer):
     task = Unmeasured()
-    trainer = L.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        default_root_dir=tmp_path, callbacks=[ResultsTable()],
-    )  # fmt: skip
+    run = trainer(max_steps=2, callbacks=[ResultsTable()])
     with pytest.raises(ValueError, match="3 of the model's weights have their random initial values"):
-        trainer.validate(task, [0], verbose=False)
-    trainer.fit(task, [0, 0])
-    [scores] = trainer.validate(task, [0], verbose=False)
+        run.validate(task, [0], verbose=False)
+    run.fit(task, [0, 0])
+    [scores] = run.validate(task, [0], verbose=False)
     assert scores == {"val/weight": -6.0}

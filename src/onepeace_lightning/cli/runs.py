@@ -129,10 +129,11 @@ def _reports(task: L.LightningModule) -> list[L.Callback]:
 
 
 def _checkpoints(folder: Path, task: L.LightningModule, data: Any) -> list[L.Callback]:
-    where: dict[str, Any] = {"dirpath": (folder / _CHECKPOINTS).absolute(), "enable_version_counter": False}
+    where = (folder / _CHECKPOINTS).absolute()
     monitor = task.monitor(data) if isinstance(task, TrainedModule) else None
     # One of its own for the last: one with a monitor writes only when the score has improved.
-    last = LastCheckpoint(**where)
+    last = LastCheckpoint(where)
     if monitor is None:
         return [last]
-    return [ModelCheckpoint(filename="best", monitor=monitor, mode="max", **where), last]
+    best = ModelCheckpoint(where, "best", monitor, mode="max", enable_version_counter=False)
+    return [best, last]

@@ -1,6 +1,5 @@
 """What the cells of a table hold: files, texts, class names, numbers."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from onepeace_lightning.data.make_shards import Content
 from onepeace_lightning.files import extension_of
 from onepeace_lightning.modalities.registry import modality
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 
 
 def is_empty(value: Any) -> bool:
@@ -52,7 +51,7 @@ def listed(value: Any) -> list[str] | None:
     """Several texts: a list, or one that is written as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = whole_strings(json.loads(value))
+            value = parsed_json(value)
         except ValueError:
             return None
     if not isinstance(value, list):

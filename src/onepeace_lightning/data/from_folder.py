@@ -1,6 +1,5 @@
 """Shards of a folder of files."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from onepeace_lightning.data.make_shards import Content, Making, RawSample, make
 from onepeace_lightning.data.splits import splits_named
 from onepeace_lightning.files import files_below, printable
 from onepeace_lightning.modalities.registry import modalities, modality_of, text_modality
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 
 _STATISTICS = "_stats.json"
 """What img2dataset writes beside each of its folders."""
@@ -123,7 +122,7 @@ def _sample(top: Path, stem: str, files: dict[str, Path], facts: Path | None, sp
     sample = RawSample(printable(stem), items, split=split, root=top)
     if facts is not None:
         try:
-            content: Any = whole_strings(json.loads(facts.read_bytes()))
+            content: Any = parsed_json(facts.read_bytes())
             sample.columns = content if isinstance(content, dict) else {"json": content}
         except (OSError, ValueError) as error:
             sample.problem = f"{facts} is no JSON: {error}"

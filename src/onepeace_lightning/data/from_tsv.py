@@ -1,7 +1,6 @@
 """Shards from the original's tables: tab-separated, a header line, paths relative to a data set root."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onepeace_lightning.data.items import Item, present, write_items
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 
 Task = Literal[
     "image-text", "audio-text", "image-captions", "audio-captions", "esc50", "fsd50k", "vggsound", "avqa", "refcoco",
@@ -335,7 +334,7 @@ def _read_names(path: Path, first: int) -> dict[str, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = whole_strings(json.loads(path.read_text(encoding="utf-8-sig")))
+        content = parsed_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

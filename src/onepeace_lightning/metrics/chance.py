@@ -8,8 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class CommonestAnswer(Metric):
-    """Accuracy of always giving the answer that is right the most often, a fraction.
+class _Rightness(Metric):
+    """How often each answer is right.
 
     Args:
         answers: how many there are.
@@ -38,37 +38,21 @@ class CommonestAnswer(Metric):
         self.right_C += counts_C
         self.samples += len(target)
 
+
+class CommonestAnswer(_Rightness):
+    """Accuracy of always giving the answer that is right the most often, a fraction."""
+
     def compute(self) -> Tensor:
         """0-D float32."""
         return self.right_C.max() / self.samples
 
 
-class RandomScores(Metric):
-    """Mean average precision of scores in random order: the mean frequency of classes that have a sample, a fraction.
-
-    Args:
-        classes: how many there are.
-    """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    counts_C: Tensor
-    samples: Tensor
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.add_state("counts_C", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target_BC: Tensor) -> None:
-        """Count the classes of samples; ``preds`` are not looked at."""
-        self.counts_C += target_BC.long().sum(0)
-        self.samples += len(target_BC)
+class RandomScores(_Rightness):
+    """Mean average precision of random scores: the mean frequency of classes that have a sample, a fraction."""
 
     def compute(self) -> Tensor:
         """0-D float32; NaN where no class has a sample."""
-        return self.counts_C[self.counts_C > 0].float().mean() / self.samples
+        return self.right_C[self.right_C > 0].mean() / self.samples
 
 
 class RandomChoice(Metric):

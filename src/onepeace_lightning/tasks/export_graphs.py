@@ -20,6 +20,7 @@ from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.models.relative_bias import MAX_POSITIONS
 from onepeace_lightning.models.vision.light_segmentation import LightSegmentationModel
 from onepeace_lightning.models.vision.segmentation import SegmentationModel, class_scores
+from onepeace_lightning.models.vision.trunk import raster_modality
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class MaskGraph(nn.Module):
     def __init__(self, model: SegmentationModel | LightSegmentationModel) -> None:
         super().__init__()
         self.model = model
-        [self.modality] = model.config.adapters
+        self.modality = raster_modality(model.config)
         self.side = model.config.adapters[self.modality].image_size  # type: ignore[attr-defined]
         # The published model packs nothing: it can be traced as it is.
         self.encoder: PlainEncoder | None = None

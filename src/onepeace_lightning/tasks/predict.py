@@ -17,7 +17,7 @@ from onepeace_lightning.inference.onepeace import OnePeace, available_device
 from onepeace_lightning.inference.sources import find_items
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import modality, text_modality
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 from onepeace_lightning.models.adapter import SECOND
 from onepeace_lightning.tasks import load_task
 
@@ -171,7 +171,7 @@ def _table(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                content = whole_strings(json.loads(line))
+                content = parsed_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
             if not isinstance(content, dict):
@@ -183,7 +183,7 @@ def _value(value: Any, kind: str | None) -> Any:
     """A cell; a list in JSON, such as choices, becomes one."""
     if kind is None and isinstance(value, str) and value.startswith("["):
         try:
-            return whole_strings(json.loads(value))
+            return parsed_json(value)
         except ValueError:
             return value  # a text that begins with a bracket
     return value

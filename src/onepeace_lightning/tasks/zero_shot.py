@@ -1,6 +1,5 @@
 """Zero-shot classification: the class whose name, said in a prompt, lies nearest to an item of any modality."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from onepeace_lightning.data.batch import Batch
 from onepeace_lightning.data.datamodule import DataModule
 from onepeace_lightning.metrics.chance import CommonestAnswer
 from onepeace_lightning.modalities.registry import modality, text_modality
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 from onepeace_lightning.models.pretraining import PretrainModel
 from onepeace_lightning.tasks.base import FinetuneTask, distinct
 from onepeace_lightning.tasks.class_names import adopted_names, indices, known_names, likeliest
@@ -214,7 +213,7 @@ class ZeroShotClassificationTask(FinetuneTask):
 def _read_names(names: str | dict[str, list[str]] | None) -> dict[str, list[str]] | None:
     content: Any = names
     if isinstance(names, str):
-        content = whole_strings(json.loads(Path(names).read_text(encoding="utf-8")))
+        content = parsed_json(Path(names).read_text(encoding="utf-8"))
     if content is None:
         return None
     if not isinstance(content, Mapping) or not content:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 
 ACCEPTED = (
     "a .txt file with a name in each line; a .json file with a list of names, {index: name} or {name: index}; or a .csv"
@@ -33,7 +33,7 @@ def read_labels(path: str | Path) -> list[str]:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     elif path.suffix == ".json":
         try:
-            names = _of_json(whole_strings(json.loads(text)), path)
+            names = _of_json(parsed_json(text), path)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON ({error}); give {ACCEPTED}") from error
     elif path.suffix in _DELIMITERS:

@@ -1,6 +1,5 @@
 """What reads the raw samples of any data type: bytes of a shard's fields to an ``Example``."""
 
-import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from onepeace_lightning.modalities.base import Modality
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import text_modality
 from onepeace_lightning.modalities.tokenizers import Tokenizer
-from onepeace_lightning.modalities.tokenizers.base import whole_strings
+from onepeace_lightning.modalities.tokenizers.base import parsed_json
 from onepeace_lightning.models.adapter import SECOND
 
 _MOST_DIGITS = sys.float_info.max_10_exp
@@ -203,11 +202,9 @@ def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -
         ValueError: there is no such entry, or it is of another kind.
     """
     try:
-        content = whole_strings(json.loads(raw["json"], parse_int=_whole))
+        content = _metadata(raw["json"])
     except KeyError:
         raise ValueError(f"no json field, which should hold {key!r}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its json cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
         raise ValueError(f"its json holds {content!r}; {key!r} is missing or of another kind")
     return content[key]
@@ -216,13 +213,20 @@ def read_json(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -
 def origin(raw: Mapping[str, Any]) -> str:
     """The files that a sample was made of, or where else its metadata say that it is from; "" where they do not."""
     try:
-        about = whole_strings(json.loads(raw.get("json", b"{}"), parse_int=_whole))
-    except (ValueError, RecursionError):
+        about = _metadata(raw.get("json", b"{}"))
+    except ValueError:
         return ""  # nobody has to have metadata; a reader that needs them refuses the sample
     if not isinstance(about, dict):
         return ""
     files = about.get("files")
     return ", ".join(map(str, files.values())) if isinstance(files, dict) else str(about.get("from", ""))
+
+
+def _metadata(data: bytes) -> Any:
+    try:
+        return parsed_json(data, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its json cannot be read: {error}") from error
 
 
 def _whole(digits: str) -> int:

@@ -170,6 +170,19 @@ def whole_strings(content: Any) -> Any:
     return content
 
 
+def parsed_json(data: str | bytes, **options: Any) -> Any:
+    """What JSON of users holds, its strings by ``whole_strings``.
+
+    Args:
+        data: the JSON.
+        **options: of ``json.loads``.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return whole_strings(json.loads(data, **options))
+
+
 def is_visible(text: str) -> bool:
     """Whether a text has a character that is seen; zero-width spaces, direction marks and fillers are not."""
     return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _BLANK_LETTERS for letter in text)
