@@ -13,6 +13,7 @@ from typing import Any, Self
 from onepeace_lightning.data.cache import StorageError
 from onepeace_lightning.data.storage import Storage, StorageConfig, join
 from onepeace_lightning.data.tars import ShardError, check_end, check_plain, damage, tar_samples
+from onepeace_lightning.data.workers import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,9 @@ def _results(
         for name, size in sizes.items():
             yield name, count(name, size)
         return
-    pool: Executor = ProcessPoolExecutor(workers) if processes else ThreadPoolExecutor(workers)
+    pool: Executor = (
+        ProcessPoolExecutor(workers, initializer=end_with_parent) if processes else ThreadPoolExecutor(workers)
+    )
     with pool:
         try:
             futures = {pool.submit(count, name, size): name for name, size in sizes.items()}

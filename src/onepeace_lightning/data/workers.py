@@ -1,5 +1,8 @@
 """What training and evaluation loaders have in common: how samples are made, and batches that arrive from workers."""
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +30,7 @@ def worker_batches(dataset: IterableDataset[Any], num_workers: int, pin_memory: 
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=generator,
+        worker_init_fn=end_with_parent,
     )
     try:
         yield from loader
@@ -36,6 +40,22 @@ def worker_batches(dataset: IterableDataset[Any], num_workers: int, pin_memory: 
         # The worker's own traceback is in the message. This process's would keep the loader in a reference cycle,
         # where its processes are waited for in vain for 5 s each.
         raise error.with_traceback(None) from None
+
+
+def end_with_parent(_worker: int = 0) -> None:
+    """Have this process end soon after the one that started it has died, whatever it waits for.
+
+    A process that is killed closes nothing. Its workers would wait for ever to write into pipes that nobody reads, as
+    they hold the other ends themselves.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def worker_id() -> int:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from onepeace_lightning.data.prefetch import ahead
+from onepeace_lightning.data.workers import end_with_parent
 from onepeace_lightning.inference.embedding_files import Chunk
 from onepeace_lightning.inference.onepeace import OnePeace
 from onepeace_lightning.inference.parts import Parts, in_chunks
@@ -48,7 +49,7 @@ class Work:
         pool = None
         if self.workers:
             # Not forked: a process that has used a GPU or threads cannot be.
-            pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _one_thread)
+            pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin)
         for rows in ahead(in_chunks(self.source, chunks, self.batch_size), read, pool):
             good = [(key, content, inputs) for key, content, inputs, _ in rows if inputs is not None]
             chunk = Chunk(skipped={key: error for key, _, inputs, error in rows if inputs is None})
@@ -87,5 +88,7 @@ def _read(modality: Modality, item: tuple[str, Read]) -> tuple[str, str, Any, st
         return key, "", None, str(error)
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """What each process that decodes does first."""
     torch.set_num_threads(1)
+    end_with_parent()
