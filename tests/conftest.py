@@ -43,9 +43,16 @@ def toy_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_model(toy_root, tmp_path_factory) -> Path:
-    """The checkpoint of a model as `make fit` makes it, after two steps; ``data/toy/tasks`` is made beside."""
-    toy_tasks.build(toy_root / "data" / "toy" / "tasks", toy_tasks.ToyTasksConfig(train=12, val=8))
+def labelled(toy_root) -> Path:
+    """The small labelled sets of the toy tasks, made in ``data/toy/tasks`` of that checkout."""
+    folder = toy_root / "data" / "toy" / "tasks"
+    toy_tasks.build(folder, toy_tasks.ToyTasksConfig(train=12, val=8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_root, labelled, tmp_path_factory) -> Path:
+    """The checkpoint of a model as `make fit` makes it, after two steps; labelled data are made beside."""
     if importlib.util.find_spec("av"):
         toy_videos.main(["--out", str(toy_root / "data" / "toy" / "videos"), "--count", "12"])
     folder = tmp_path_factory.mktemp("pretrained")

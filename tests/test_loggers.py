@@ -13,19 +13,8 @@ from tests.conftest import ROOT
 from tests.test_cli import TOY
 
 
-@pytest.fixture(scope="module")
-def tasks(toy_root):
-    """Labelled toy data beside the pretraining data."""
-    from data_recipes.toy import tasks as toy_tasks
-
-    folder = toy_root / "data" / "toy" / "tasks"
-    if not folder.exists():
-        toy_tasks.build(folder, toy_tasks.ToyTasksConfig(train=12, val=8))
-    return folder
-
-
 @pytest.fixture
-def checkout(toy_root, tasks, tmp_path, monkeypatch):
+def checkout(toy_root, labelled, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(toy_root / "data")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from tests.distributed.runs import RUN, checkout, run, streams
 LABELLED = "data/toy/tasks/image_classification/{}/image-label"
 
 
-@pytest.mark.usefixtures("toy_model")  # makes the labelled data beside
+@pytest.mark.usefixtures("labelled")
 def test_two_processes_measure_what_one_does(toy_root, tmp_path):
     results = []
     for strategy in ("auto", "ddp", "fsdp"):
