@@ -9,7 +9,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from onepeace_lightning.modalities import Image, ImageConfig, ImageSettings, RasterModality, register
+from onepeace_lightning.modalities import Image, ImageConfig, RasterModality, RasterSettings, register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class ThermalConfig(ImageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThermalSettings(ImageSettings):
-    """An image's settings, and the temperatures in °C that become -1 and 1."""
+class ThermalSettings(RasterSettings):
+    """A raster's settings, and the temperatures in °C that become -1 and 1."""
 
     coldest: float = -20.0
     hottest: float = 120.0

@@ -87,6 +87,15 @@ def test_folders_are_classes_when_it_is_said_and_else_a_warning(tmp_path, capsys
     assert not any("labels" in sample for sample in samples(tmp_path / "b" / "train" / "image"))
 
 
+def test_a_class_that_cannot_be_learned_or_measured_is_named(tmp_path, capsys):
+    for split, names in (("train", ("rose", "tulip")), ("val", ("rose", "lily"))):
+        class_folders(tmp_path / "raw" / split, names, each=2)
+    from_folder(str(tmp_path / "raw"), out=str(tmp_path / "a"), labels_from_folders=True)
+    said = capsys.readouterr().out
+    assert "warning: no training sample is in lily, so this cannot be learned\n" in said
+    assert "note: no sample for val is in tulip, so its scores say nothing of this\n" in said
+
+
 def test_a_file_in_no_class_is_named(tmp_path):
     raw = class_folders(tmp_path / "raw")
     (tmp_path / "raw" / "loose.png").write_bytes(png(1))

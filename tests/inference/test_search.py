@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import tarfile
@@ -217,3 +218,20 @@ def test_shards_with_upper_case_extensions_show_their_pictures(here, model_folde
     assert "0.tar/d/IMG_1" in page
     assert "data:image" in page
     assert "not there any more" not in page
+
+
+def test_shards_in_sub_folders_show_their_pictures(here, model_folder):
+    Path("far/more").mkdir(parents=True)
+    for number, name in enumerate(("far/0.tar", "far/more/1.tar")):
+        with tarfile.open(name, "w") as tar:
+            tar.add("photos/0.jpg", f"d/{number}.jpg")
+    main(["shards", "manifest", "far"])
+    manifest = json.loads(Path("far/manifest.json").read_text())
+    [shard] = manifest["shards"]
+    manifest["shards"].append({**shard, "name": "more/1.tar", "bytes": Path("far/more/1.tar").stat().st_size})
+    Path("far/manifest.json").write_text(json.dumps({**manifest, "samples": 2}))
+    main(["embed", "--model", str(model_folder), "--image", "far", "--out", "far.parquet"])
+    search(model_folder, "far.parquet", "--text", "a cow")
+    page = Page(Path("search.html").read_text())
+    assert {"0.tar/d/0", "more/1.tar/d/1"} <= set(re.findall(r"[\w/.]+\.tar/d/\d", page.text))
+    assert len(page.sources("img")) == 2

@@ -39,7 +39,9 @@ def make_batch(modality, captions=NAMES, side=8):
         "audio": Audio.pad([3 * torch.sin(torch.arange(800.0 * (row + 1))) for row in range(len(captions))]),
     }[modality]
     inputs = {"image": Image((greys - mean) / std), modality: query}
-    return Batch(keys=[str(row) for row in range(len(captions))], inputs=inputs, captions=list(captions))
+    rows = range(len(captions))
+    origins = [f"birds/{row}.png" for row in rows]
+    return Batch([str(row) for row in rows], inputs, captions=list(captions), origins=origins)
 
 
 def make_embeddings(modality, rows=3):
@@ -165,6 +167,7 @@ def test_pictures_are_bounded(monkeypatch):
 def test_page_marks_right_answers_and_escapes_captions():
     html = RetrievalReport(top=2).sections({"birds": make_examples("text")})
     page = Page(html)
+    assert sum(page.text.count(f"birds/{row}.png, key {row}") for row in range(3)) == 3 + 6  # each asked, two found
     kinds = [attributes["class"] for tag, attributes in page.tags if tag == "figure"]
     assert kinds == ["right", "wrong"] * 3
     assert "<b>one</b> siren & more" in page.text

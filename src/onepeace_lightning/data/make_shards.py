@@ -275,6 +275,9 @@ def _warn_of_classes(splits: Mapping[str, Sequence[RawSample]]) -> None:
     held = {split: Counter(label for s in samples for label in s.labels or ()) for split, samples in splits.items()}
     if unseen := sorted({label for split in held for label in held[split]} - set(held["train"]), key=_natural):
         print(f"warning: no training sample is in {_some(unseen)}, so this cannot be learned")
+    for split in held.keys() - {"train"}:
+        if unmeasured := sorted(held["train"].keys() - held[split].keys(), key=_natural):
+            print(f"note: no sample for {split} is in {_some(unmeasured)}, so its scores say nothing of this")
 
 
 def _described(about: Mapping[str, Any]) -> str:

@@ -290,7 +290,10 @@ def _add_search(
         rows = iter(await embedded(inputs)) if inputs else iter(())
         asked_d = np.zeros(gallery.width, np.float32)
         for part in body.query:
-            given_d = gallery.query(next(rows)) if part.row is None else gallery.embedding(part.row)
+            if part.row is None:
+                given_d = gallery.query(next(rows))
+            else:
+                given_d = await asyncio.to_thread(gallery.embedding, part.row)
             asked_d += part.weight * given_d
         try:
             query_d = gallery.query(asked_d)

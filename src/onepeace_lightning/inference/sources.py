@@ -89,12 +89,13 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
     """
     if kind == "files":
         return (root / key).read_bytes()
-    shard, _, stem = key.partition("/")
-    sample = find_sample(root / shard, stem)
+    shard, suffix, stem = key.partition(".tar/")
+    path = root / f"{shard}{suffix.removesuffix('/')}"
+    sample = find_sample(path, stem)
     extensions = find_modality(modality).extensions
     field = next((sample[extension] for extension in extensions if extension in sample), None)
     if field is None:
-        raise FileNotFoundError(f"{root / shard} has no sample {stem!r} with {modality}")
+        raise FileNotFoundError(f"{path} has no sample {stem!r} with {modality}")
     return field
 
 

@@ -9,7 +9,14 @@ from onepeace_lightning.modalities.audio import Audio, AudioConfig, AudioModalit
 from onepeace_lightning.modalities.base import Inputs, Modality, Settings, training_only
 from onepeace_lightning.modalities.cropping import fitted, random_crop
 from onepeace_lightning.modalities.depth import DepthConfig, DepthModality
-from onepeace_lightning.modalities.image import Image, ImageConfig, ImageModality, ImageSettings, RasterModality
+from onepeace_lightning.modalities.image import (
+    Image,
+    ImageConfig,
+    ImageModality,
+    ImageSettings,
+    RasterModality,
+    RasterSettings,
+)
 from onepeace_lightning.modalities.preprocessing import Preprocessing
 from onepeace_lightning.modalities.registry import modalities, modality, register
 from onepeace_lightning.modalities.series import SeriesModality
@@ -19,7 +26,7 @@ from onepeace_lightning.modalities.video import Video, VideoConfig
 
 __all__ = [
     "Audio", "AudioConfig", "AudioModality", "DepthConfig", "DepthModality", "Image", "ImageConfig", "ImageModality",
-    "ImageSettings", "Inputs", "Modality", "Preprocessing", "RasterModality", "SeriesModality", "Settings", "Text",
-    "TextConfig", "Vectors", "VectorsConfig", "VectorsModality", "Video", "VideoConfig", "fitted", "hide", "modalities",
-    "modality", "pad", "random_crop", "register", "span_mask", "stack", "training_only",
+    "ImageSettings", "Inputs", "Modality", "Preprocessing", "RasterModality", "RasterSettings", "SeriesModality",
+    "Settings", "Text", "TextConfig", "Vectors", "VectorsConfig", "VectorsModality", "Video", "VideoConfig", "fitted",
+    "hide", "modalities", "modality", "pad", "random_crop", "register", "span_mask", "stack", "training_only",
 ]  # fmt: skip

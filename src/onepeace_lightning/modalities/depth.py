@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onepeace_lightning.files import looks_like
 from onepeace_lightning.modalities.arrays import read_npy
-from onepeace_lightning.modalities.image import Image, ImageConfig, ImageSettings, RasterModality
+from onepeace_lightning.modalities.image import Image, ImageConfig, RasterModality, RasterSettings
 from onepeace_lightning.modalities.registry import register
 from onepeace_lightning.modalities.rendering import grey_image, shrunk
 
@@ -34,8 +34,8 @@ class DepthConfig(ImageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthSettings(ImageSettings):
-    """Settings of depth maps, besides those of images.
+class DepthSettings(RasterSettings):
+    """Settings of depth maps, besides those of rasters.
 
     Attributes:
         unit: what 1 means in a raster of whole numbers, such as a 16-bit PNG: a millimetre by default. Rasters of

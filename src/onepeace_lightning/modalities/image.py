@@ -197,23 +197,20 @@ class ImageAdapter(Adapter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings(Settings):
-    """Settings of images.
+class RasterSettings(Settings):
+    """Settings of images and other rasters.
 
     Attributes:
-        size: side of the square image in pixels, a multiple of 16.
+        size: side of the square in pixels, a multiple of 16.
         resize: in evaluation, "square" resizes to the square whatever the proportions; "crop" keeps them, resizes the
             shorter side and cuts out the middle: 224/256 of it up to 224 pixels, all of it above (ImageNet).
-        decoding: how a file becomes RGB. "upright" turns it by its EXIF orientation, puts transparency on white and
-            scales grey of more than 8 bits; "stored" does none of it, as the original reads files.
-        crop_scale: smallest and largest fraction of a training image's area that a random crop keeps.
+        crop_scale: smallest and largest fraction of the area that a random crop keeps in training.
         mask_ratio: fraction of the patches, rounded down.
         fused_mask_ratio: the same beside another modality; first those that were visible alone.
     """
 
     size: int = 256
     resize: Literal["square", "crop"] = "square"
-    decoding: Literal["upright", "stored"] = "upright"
     crop_scale: tuple[float, float] = training_only((0.9, 1.0))
     mask_ratio: float = training_only(0.75)
     fused_mask_ratio: float = training_only(0.6875)
@@ -226,11 +223,28 @@ class ImageSettings(Settings):
             problems.append(f"size is {self.size}; give a multiple of {PATCH}, such as {below} or {below + PATCH}")
         if self.resize not in ("square", "crop"):
             problems.append(f"resize is {self.resize!r}; give 'square' or 'crop'")
-        if self.decoding not in ("upright", "stored"):
-            problems.append(f"decoding is {self.decoding!r}; give 'upright' or 'stored'")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             problems.append(f"crop_scale is {self.crop_scale}; give two fractions of the area, 0 < low <= high <= 1")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(RasterSettings):
+    """Settings of images, besides those of rasters.
+
+    Attributes:
+        decoding: how a file becomes RGB. "upright" turns it by its EXIF orientation, puts transparency on white and
+            scales grey of more than 8 bits; "stored" does none of it, as the original reads files.
+    """
+
+    decoding: Literal["upright", "stored"] = "upright"
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        problems = super().problems()
+        if self.decoding not in ("upright", "stored"):
+            problems.append(f"decoding is {self.decoding!r}; give 'upright' or 'stored'")
         return problems
 
 
@@ -242,7 +256,7 @@ class RasterModality(Modality):
     """
 
     config_type = ImageConfig
-    settings_type = ImageSettings
+    settings_type = RasterSettings
     agreed = (("size", "image_size"),)
 
     def raster(self, item: Any) -> Tensor:
@@ -278,6 +292,7 @@ class ImageModality(RasterModality):
 
     name = "image"
     plural = "images"
+    settings_type = ImageSettings
     prompts = ("a photo of a {label}",)
     order = 1
     extensions = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")

@@ -37,22 +37,25 @@ class Query:
         embedding: (d,).
         thumbnail: how it looks in the sheet; None for a text.
         html: how it looks in the page; "" for a text.
+        name: what a person finds it by.
     """
 
     caption: str
     embedding: Tensor
     thumbnail: Image.Image | None = None
     html: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is searched: its caption, its embedding (d,), and how it looks in the sheet and in the page."""
+    """What is searched: its caption, its embedding (d,), how it looks in sheet and page, what a person finds it by."""
 
     caption: str
     embedding: Tensor
     thumbnail: Image.Image
     html: str
+    name: str
 
 
 @dataclass
@@ -109,6 +112,7 @@ class RetrievalExamples:
                 embeddings[self.searched][row].float().cpu(),
                 searched.thumbnail(item, THUMBNAIL),
                 searched.html(item, caption),
+                batch.named(row),
             )
             self.candidates.append(candidate)
             kept += len(candidate.html)
@@ -116,12 +120,11 @@ class RetrievalExamples:
                 continue
             embedding = embeddings[self.queried][first[row]].float().cpu()
             if queried.reads_text:
-                self.queries.append(Query(caption, embedding))
+                self.queries.append(Query(caption, embedding, name=batch.named(row)))
             else:
                 item = queried.sample(batch.inputs[self.queried], row)
-                self.queries.append(
-                    Query(caption, embedding, queried.thumbnail(item, SMALL), queried.html(item, caption))
-                )
+                thumbnail, html = queried.thumbnail(item, SMALL), queried.html(item, caption)
+                self.queries.append(Query(caption, embedding, thumbnail, html, batch.named(row)))
 
     def retrieve(self, top: int) -> list[list[tuple[Candidate, float]]]:
         """For each query its ``top`` nearest candidates (fewer where there are fewer) with cosines, best first."""
@@ -204,8 +207,10 @@ def _section(examples: RetrievalExamples, top: int) -> str:
         for candidate, cosine in found:
             kind, mark = ("right", "✓") if candidate.caption == query.caption else ("wrong", "✗")
             words = f'<b>{mark}</b> {escape(candidate.caption)} <span class="cosine">{cosine:.2f}</span>'
+            words += f"<small>{escape(candidate.name)}</small>"
             figures.append(figure(candidate.html, words, kind))
-        rows.append(answer_row(f"<p>{escape(query.caption)}</p>{query.html}", figures))
+        asked = f"<p>{escape(query.caption)}</p>{query.html}<small>{escape(query.name)}</small>"
+        rows.append(answer_row(asked, figures))
     return f"<section><h2>{escape(examples.title)}</h2>{''.join(rows)}</section>"
 
 
