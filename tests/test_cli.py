@@ -265,6 +265,18 @@ def test_precision_is_the_one_that_the_processor_is_fast_at(abilities, precision
 # ---------------------------------------------------------------- the run's folder
 
 
+def test_recent_checkpoints_take_the_place_of_the_run_s_last(checkout):
+    words = [
+        *TOY, "--run=mine", "--trainer.callbacks=RecentCheckpoints", "--trainer.callbacks.every_n_train_steps=3",
+    ]  # fmt: skip
+    main(["fit", *words])
+    folder = Path("runs/mine/checkpoints")
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt", "step=3.ckpt", "step=4.ckpt"]
+    assert (folder / "last.ckpt").readlink() == Path("step=4.ckpt")
+    main(["fit", *words, "--ckpt_path=last", "--trainer.max_steps=5"])
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
 def test_a_run_keeps_everything_in_its_folder_and_is_never_overwritten(checkout, capsys):
     main(["fit", *TOY, "--run=mine"])
     folder = Path("runs/mine")

@@ -117,6 +117,8 @@ def callbacks(
     for callback in given:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str((folder / _CHECKPOINTS).absolute())
+    if any(isinstance(callback, LastCheckpoint) for callback in given):
+        kinds += (LastCheckpoint,)
     return [callback for callback in made if not isinstance(callback, kinds)]
 
 

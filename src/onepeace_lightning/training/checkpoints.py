@@ -20,11 +20,11 @@ class LastCheckpoint(ModelCheckpoint):
     """Writes ``last.ckpt`` after each validation, and at the end of the run where it ends between two of them.
 
     Args:
-        dirpath: its folder.
+        dirpath: its folder; None: the run's.
         **options: see ``ModelCheckpoint``.
     """
 
-    def __init__(self, dirpath: str | Path, **options: Any) -> None:
+    def __init__(self, dirpath: str | Path | None = None, **options: Any) -> None:
         super().__init__(dirpath=dirpath, **{"filename": "last", "enable_version_counter": False, **options})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -42,7 +42,7 @@ class RecentCheckpoints(LastCheckpoint):
     ``ddp`` write files, ``fsdp`` folders of shards.
 
     Args:
-        dirpath: a folder, or a URL such as ``s3://bucket/run/checkpoints``.
+        dirpath: a folder, or a URL such as ``s3://bucket/run/checkpoints``; None: the run's folder.
         every_n_train_steps: steps from one checkpoint to the next.
         every_minutes: instead of that, minutes by rank 0's clock.
         keep: how many complete ones stay.
@@ -56,7 +56,7 @@ class RecentCheckpoints(LastCheckpoint):
 
     def __init__(
         self,
-        dirpath: str,
+        dirpath: str | None = None,
         every_n_train_steps: int | None = None,
         every_minutes: float | None = None,
         keep: int = 3,
@@ -69,7 +69,7 @@ class RecentCheckpoints(LastCheckpoint):
                 " the intervals, above 0, and keep at least 1"
             )
         super().__init__(
-            dirpath=dirpath.removeprefix("file://"),  # which Lightning would take for a relative path
+            dirpath=dirpath and dirpath.removeprefix("file://"),  # which Lightning would take for a relative path
             filename="{step}",
             save_top_k=-1,
             every_n_train_steps=every_n_train_steps,
