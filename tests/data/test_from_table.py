@@ -343,6 +343,12 @@ def files_of(command, folder):
     """The files that a command of the page reads."""
     if "from-folder flowers" in command:
         class_folders(folder / "flowers")
+    elif "--masks" in command:
+        (folder / "names.txt").write_text("sky\nfield\n")
+        for part, content in (("photos", "RGB"), ("masks", "L")):
+            (folder / part).mkdir()
+            for index in range(20):
+                Image.new(content, (8, 8 + index), (1,) * len(content)).save(folder / part / f"{index}.png")
     elif "from-folder" in command:
         (folder / "pairs").mkdir()
         for index in range(3):

@@ -1,12 +1,13 @@
 """Shards of a folder of files."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onepeace_lightning.data.data_types import DataType
 from onepeace_lightning.data.make_shards import Content, Making, RawSample, make_shards
+from onepeace_lightning.data.pixel_classes import PixelClasses, read_names
 from onepeace_lightning.data.splits import splits_named
 from onepeace_lightning.files import files_below, printable
 from onepeace_lightning.modalities.registry import modalities, modality_of, text_modality
@@ -21,6 +22,8 @@ def from_folder(
     *,
     out: str,
     labels_from_folders: bool = False,
+    masks: str | None = None,
+    classes: str | None = None,
     split: str | None = None,
     samples_per_shard: int = 1000,
     vocab_size: int = 8000,
@@ -40,6 +43,9 @@ def from_folder(
         out: data set folder to write ``train/``, ``val/``, ``test/`` and ``tokenizer/`` into.
         labels_from_folders: the folder that a file lies in, of those directly in the folder (or in one of its splits),
             is its class.
+        masks: another folder, with a PNG for each image (or other raster) of the same name and sub-folder, whose values
+            are the classes of the pixels, 255 for none: grey, with a palette, or black and white.
+        classes: of the masks, a text file with their names, one a line in the order of the values; None: numbers.
         split: fractions for training and validation, 0.9,0.1, or for testing too, 0.9,0.05,0.05, chosen by the samples'
             contents: equal files stay together, and a later run chooses the same.
         samples_per_shard: samples in each shard.
@@ -51,22 +57,29 @@ def from_folder(
     Raises:
         ValueError: the folder holds nothing usable, or different kinds of samples, or samples that cannot be used.
     """
-    samples = find_samples(Path(folder), labels_from_folders)
+    if classes is not None and masks is None:
+        raise ValueError(f"--classes {classes} names the classes of masks: give --masks")
+    names = None if classes is None else read_names(Path(classes))
+    samples = find_samples(Path(folder), labels_from_folders, None if masks is None else Path(masks), names)
     making = Making(
         Path(out), split, samples_per_shard, vocab_size, source or Path(folder).resolve().name, license, skip_bad
     )
     make_shards(samples, common_type(samples), making)
 
 
-def find_samples(top: Path, labels: bool) -> list[RawSample]:
+def find_samples(
+    top: Path, labels: bool, masks: Path | None = None, classes: Sequence[str] | None = None
+) -> list[RawSample]:
     """The samples of a folder.
 
     Args:
         top: the folder.
         labels: whether folders are classes.
+        masks: where their masks are.
+        classes: names of the masks' classes.
 
     Raises:
-        ValueError: there is no folder, no usable file, or no folder that could be a class.
+        ValueError: there is no folder, no usable file, no folder that could be a class, or masks among the images.
     """
     if not top.is_dir():
         raise ValueError(f"there is no folder {top}")
@@ -112,7 +125,9 @@ def find_samples(top: Path, labels: bool) -> list[RawSample]:
     ]
     if labels:
         _add_labels(samples, list(stems), bool(splits))
-    elif not downloaded:
+    if masks is not None:
+        _add_masks(samples, list(stems), top, masks, classes)
+    elif not labels and not downloaded:
         _warn_of_folders(top, stems, bool(splits))
     return samples
 
@@ -148,6 +163,17 @@ def _add_labels(samples: list[RawSample], stems: list[str], in_splits: bool) -> 
             f"{len(lacking)} files lie directly in {where}, in no class's: {', '.join(lacking[:5])}; move them into the"
             " folder of a class, or leave --labels-from-folders out"
         )
+
+
+def _add_masks(
+    samples: list[RawSample], stems: list[str], top: Path, folder: Path, classes: Sequence[str] | None
+) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    if folder.resolve().is_relative_to(top.resolve()):
+        raise ValueError(f"the masks' folder {folder} lies in {top}, so that masks are samples too: move it out")
+    for sample, stem in zip(samples, stems, strict=True):
+        sample.mask = PixelClasses(folder / f"{stem}.png", classes)
 
 
 def _warn_of_folders(top: Path, stems: Mapping[str, Mapping[str, Path]], in_splits: bool) -> None:

@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import track
 
 from onepeace_lightning.data.data_types import DataType, data_type, of_modalities
+from onepeace_lightning.data.pixel_classes import PixelClasses, class_names
 from onepeace_lightning.data.shards import ShardWriter
 from onepeace_lightning.data.splits import SPLITS, by_fractions, parse_fractions, position
 from onepeace_lightning.files import check_name
 from onepeace_lightning.modalities.base import Modality
+from onepeace_lightning.modalities.image import RasterModality
 from onepeace_lightning.modalities.registry import modality, text_modality
 from onepeace_lightning.modalities.tokenizers import SentencePieceTokenizer
 
@@ -46,6 +48,7 @@ class RawSample:
         text: a text for the modality that reads text; several of them are captions.
         labels: names of its classes.
         targets: numbers to be learned, by name.
+        mask: the classes of its pixels.
         columns: what else is known of it, for its metadata.
         split: where the source says it.
         group: samples of a group come into one split; None: those whose first item is the same.
@@ -59,6 +62,7 @@ class RawSample:
     text: str | list[str] | None = None
     labels: list[str] | None = None
     targets: dict[str, float] | None = None
+    mask: PixelClasses | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     split: str | None = None
     group: str | None = None
@@ -79,6 +83,8 @@ class RawSample:
         for name, content in self.items.items():
             extension, data = _read(name, content)
             fields[extension] = data
+            if self.mask:
+                fields["mask.png"] = self.mask.read(name, _raster_size(name, data))
         if files := {name: self._named(file) for name, file in self.items.items() if isinstance(file, Path)}:
             about["files"] = files
         text = modality(text_modality())
@@ -108,7 +114,8 @@ class RawSample:
             ValueError: there is none of what it has.
         """
         names = [*self.items, *([text_modality()] if isinstance(self.text, str) else [])]
-        answers = [("captions", isinstance(self.text, list)), ("label", self.labels), ("target", self.targets)]
+        answers = [("captions", isinstance(self.text, list)), ("label", self.labels), ("target", self.targets),
+                   ("mask", self.mask)]  # fmt: skip
         given = [answer for answer, has in answers if has]
         if len(given) > 1:
             raise ValueError(f"{self.place}: {' and '.join(given)} of one sample; choose one of them")
@@ -200,6 +207,18 @@ def _check(one: Modality, data: bytes) -> None:
     one.check(one.decode(data))
 
 
+def _raster_size(name: str, data: bytes) -> Sequence[int]:
+    """Rows and columns of a raster.
+
+    Raises:
+        ValueError: the modality has no pixels.
+    """
+    one = modality(name)()
+    if not isinstance(one, RasterModality):
+        raise ValueError(f"a mask is of an image or another raster, not of {name}")
+    return cast(Sequence[int], one.raster(one.decode(data)).shape[1:])
+
+
 def _texts(sample: RawSample) -> list[str]:
     """A sample's texts, those of a file too."""
     text = text_modality()
@@ -258,12 +277,14 @@ def _mixed(samples: Sequence[RawSample]) -> Iterator[RawSample]:
 
 
 def _about(splits: Mapping[str, Sequence[RawSample]]) -> dict[str, Any]:
-    """What the manifests of all splits say: every class, or mean and standard deviation of the training targets."""
+    """What all manifests say: every class, of samples or pixels, or mean and deviation of the training targets."""
     everything = [sample for samples in splits.values() for sample in samples]
     if labels := {label for sample in everything for label in sample.labels or ()}:
         _warn_of_classes(splits)
         several = any(len(sample.labels or ()) > 1 for sample in everything)
         return {"classes": sorted(labels, key=_natural), "several_labels": several}
+    if masks := [sample.mask for sample in everything if sample.mask]:
+        return {"classes": class_names(masks)}
     if everything[0].targets:
         names = list(everything[0].targets)
         values = {name: [(sample.targets or {})[name] for sample in splits["train"]] for name in names}

@@ -155,16 +155,33 @@ class MaskReader(Reader):
         if "mask.png" not in raw:
             raise ValueError("no mask.png field")
         classes_YX = decode_mask(raw["mask.png"])
-        if classes_YX.shape != tuple(size):
-            theirs, ours = (f"{columns}×{rows}" for rows, columns in (classes_YX.shape, size))
-            raise ValueError(f"its mask has {theirs} pixels, its {name} {ours}; give both the same")
-        unknown = np.setdiff1d(classes_YX, [*range(self.classes), UNLABELLED])
-        if len(unknown):
-            raise ValueError(
-                f"its mask holds {', '.join(map(str, unknown[:10]))}; there are {self.classes} classes, 0 to"
-                f" {self.classes - 1}, and {UNLABELLED} for no class"
-            )
+        check_mask(classes_YX, name, size, self.classes)
         return classes_YX
+
+
+def check_mask(classes_YX: np.ndarray, name: str, size: Sequence[int], classes: int | None) -> None:
+    """Whether class indices are of a raster.
+
+    Args:
+        classes_YX: uint8.
+        name: of the raster's modality, for messages.
+        size: Y and X of the raster.
+        classes: how many there are; None: any.
+
+    Raises:
+        ValueError: their size is another, or there is an unknown class.
+    """
+    if classes_YX.shape != tuple(size):
+        theirs, ours = (f"{columns}×{rows}" for rows, columns in (classes_YX.shape, size))
+        raise ValueError(f"its mask has {theirs} pixels, its {name} {ours}; give both the same")
+    if classes is None:
+        return
+    unknown = np.setdiff1d(classes_YX, [*range(classes), UNLABELLED])
+    if len(unknown):
+        raise ValueError(
+            f"its mask holds {', '.join(map(str, unknown[:10]))}; there are {classes} classes, 0 to {classes - 1}, and"
+            f" {UNLABELLED} for no class"
+        )
 
 
 def decode_mask(data: bytes) -> np.ndarray:
