@@ -30,6 +30,10 @@ _systems: dict[int, Any] = {}
 """Every file system that was used, those before a fork included: a worker process that let go of its parent's would
 close connections, and with them file descriptors that are its own by then."""
 
+# Newer releases do it themselves: in a fork the thread that answers is missing, and a call would wait for ever.
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
+
 _caches: dict[tuple[int, str], Cache] = {}
 """By process and configuration: what a fork left behind has no threads."""
 
