@@ -6,17 +6,19 @@ S = sequences, H = heads, E = head width; see ``packing`` for the rest.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from onepeace_lightning.models.attention.base import Attend, RelativeBias
 from onepeace_lightning.models.compiling import compiled
 from onepeace_lightning.models.layers import gather_padded
 from onepeace_lightning.models.packing import Packed, View, to_device
+
+if TYPE_CHECKING:  # it imports sympy from torch 2.14 on; what never runs it should not wait for that
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
 """Queries and keys that one entry of the block mask speaks of."""
@@ -47,7 +49,7 @@ class FlexAttention:
 
         def attention(q_TD: Tensor, k_TD: Tensor, v_TD: Tensor) -> Tensor:
             q, k, v = (self._heads(x_TD) for x_TD in (q_TD, k_TD, v_TD))
-            function = _compiled() if q.is_cuda else flex_attention
+            function = _kernel(on_cuda=q.is_cuda)
             mixed_TD = function(q, k, v, score_mod=score_mod, block_mask=self.mask)[0].transpose(0, 1).flatten(1)
             if self.order is not None and self.inverse is not None:
                 mixed_TD = gather_padded(mixed_TD, self.inverse, self.order)
@@ -61,9 +63,11 @@ class FlexAttention:
         return x_TD.unflatten(1, (self.heads, -1)).transpose(0, 1)[None]
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> Any:
-    return compiled(flex_attention)
+@lru_cache
+def _kernel(*, on_cuda: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return compiled(flex_attention) if on_cuda else flex_attention
 
 
 def _sequence_order(packed: Packed, views: Sequence[View]) -> np.ndarray | None:
@@ -125,7 +129,7 @@ class _TableRows:
         return add_bias
 
 
-def sequence_block_mask(sequence_T: Tensor, num_sequences: int) -> BlockMask:
+def sequence_block_mask(sequence_T: Tensor, num_sequences: int) -> "BlockMask":
     """Which tokens see each other: those of the same sequence.
 
     It is made from where sequences begin and end, without a T × T matrix.
@@ -134,6 +138,8 @@ def sequence_block_mask(sequence_T: Tensor, num_sequences: int) -> BlockMask:
         sequence_T: each token's sequence; the tokens of one lie in one piece.
         num_sequences: S.
     """
+    from torch.nn.attention.flex_attention import BlockMask
+
     total = len(sequence_T)
     token_T = torch.arange(total, device=sequence_T.device)
     index = sequence_T.long()
