@@ -51,7 +51,7 @@ def test_images_and_sounds_are_classified_together(reading, trainer, tmp_path):
     stream = clips(tmp_path / "data")
     data = DataModule(stream, {"val": stream}, preprocessing=reading.preprocessing)
     task = ClassificationTask(reading, {"lr": 3e-3, "warmup_steps": 0.1}, modalities=["image", "audio"], num_classes=2)
-    run = trainer(max_steps=60)
+    run = trainer(max_steps=180)
     run.fit(task, data)
     assert task.classes == ["same", "other"]
     assert run.validate(task, data, verbose=False)[0]["val/score"] == 100

@@ -24,7 +24,7 @@ def test_answers_are_learned_scored_and_given_from_a_checkpoint(trainer, tmp_pat
     task = QuestionAnsweringTask(reading, FAST, answers=list(COLOURS), modalities=["image"])
     task.configure_model()
     randomised(task.model.head)
-    run = trainer(max_steps=60)
+    run = trainer(max_steps=180)
     run.fit(task, data)
     [scores] = run.validate(task, data, verbose=False)
     # of nine samples two are worth 0.6, and the last has no answer that is learned

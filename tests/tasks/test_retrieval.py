@@ -39,8 +39,8 @@ def test_fine_tuning_aligns_and_the_checkpoint_answers(modality, reading, words,
     # three samples a batch, all different: equal captions in one batch would be negatives of each other
     train = captioned(tmp_path / "train", modality, 3)
     val = {"val": captioned(tmp_path / "val", modality)}
-    task = RetrievalTask(reading, Optimization(lr=3e-3, warmup_steps=0.1), item=modality)
-    run = trainer(max_steps=60)
+    task = RetrievalTask(reading, Optimization(lr=1e-3, warmup_steps=0.1), item=modality)
+    run = trainer(max_steps=180)
     run.fit(task, data(reading, words, train, val))
     [scores] = run.validate(task, data(reading, words, None, val), verbose=False)
     assert scores[f"val/{modality}_to_text/R@1"] == scores[f"val/text_to_{modality}/R@1"] == 100
