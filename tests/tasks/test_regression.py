@@ -44,7 +44,7 @@ def test_numbers_are_learned_and_answered_in_their_own_units(data, trainer, tmp_
     runner = trainer(max_steps=80, check_val_every_n_epoch=1)
     runner.fit(task, module(data))
     assert list(task.scales) == ["smooth", "twice"]
-    assert float(runner.callback_metrics["val/R2"]) > 0.4
+    assert float(runner.callback_metrics["val/R2"]) > 0.5
     runner.save_checkpoint(tmp_path / "a.ckpt")
     again = load_task(tmp_path / "a.ckpt")
     rough, smooth = again.predict([data / "0.wav", data / "1.wav"])
