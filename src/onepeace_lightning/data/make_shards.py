@@ -81,10 +81,10 @@ class RawSample:
         about: dict[str, Any] = {"from": self.place}
         fields = {}
         for name, content in self.items.items():
-            extension, data = _read(name, content)
+            extension, data, item = _read(name, content)
             fields[extension] = data
             if self.mask:
-                fields["mask.png"] = self.mask.read(name, _raster_size(name, data))
+                fields["mask.png"] = self.mask.read(name, _raster_size(name, item))
         if files := {name: self._named(file) for name, file in self.items.items() if isinstance(file, Path)}:
             about["files"] = files
         text = modality(text_modality())
@@ -182,8 +182,8 @@ def make_shards(samples: Sequence[RawSample], kind: DataType, making: Making) ->
         print(f"{out / 'tokenizer'}: {tokenizer.vocab_size} token ids")
 
 
-def _read(name: str, content: Content) -> tuple[str, bytes]:
-    """An item's extension in a shard, and its bytes, once they could be decoded."""
+def _read(name: str, content: Content) -> tuple[str, bytes, Any]:
+    """An item's extension in a shard, its bytes, and what they were decoded to."""
     try:
         if isinstance(content, Path):
             check_name(str(content))
@@ -196,18 +196,20 @@ def _read(name: str, content: Content) -> tuple[str, bytes]:
     except OSError as error:  # it names the file
         raise ValueError(str(error)) from error
     try:
-        _check(modality(name)(), data)
+        item = _check(modality(name)(), data)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    return extension, data
+    return extension, data, item
 
 
-def _check(one: Modality, data: bytes) -> None:
-    """Raise ValueError where a file's content cannot be used."""
-    one.check(one.decode(data))
+def _check(one: Modality, data: bytes) -> Any:
+    """A file's content, decoded; ValueError where it cannot be used."""
+    item = one.decode(data)
+    one.check(item)
+    return item
 
 
-def _raster_size(name: str, data: bytes) -> Sequence[int]:
+def _raster_size(name: str, item: Any) -> Sequence[int]:
     """Rows and columns of a raster.
 
     Raises:
@@ -216,14 +218,14 @@ def _raster_size(name: str, data: bytes) -> Sequence[int]:
     one = modality(name)()
     if not isinstance(one, RasterModality):
         raise ValueError(f"a mask is of an image or another raster, not of {name}")
-    return cast(Sequence[int], one.raster(one.decode(data)).shape[1:])
+    return cast(Sequence[int], one.raster(item).shape[1:])
 
 
 def _texts(sample: RawSample) -> list[str]:
     """A sample's texts, those of a file too."""
     text = text_modality()
     if text in sample.items:
-        return [modality(text)().decode(_read(text, sample.items[text])[1])]
+        return [_read(text, sample.items[text])[2]]
     return [sample.text] if isinstance(sample.text, str) else list(sample.text or ())
 
 
@@ -296,7 +298,7 @@ def _warn_of_classes(splits: Mapping[str, Sequence[RawSample]]) -> None:
     held = {split: Counter(label for s in samples for label in s.labels or ()) for split, samples in splits.items()}
     if unseen := sorted({label for split in held for label in held[split]} - set(held["train"]), key=_natural):
         print(f"warning: no training sample is in {_some(unseen)}, so this cannot be learned")
-    for split in held.keys() - {"train"}:
+    for split in held:
         if unmeasured := sorted(held["train"].keys() - held[split].keys(), key=_natural):
             print(f"note: no sample for {split} is in {_some(unmeasured)}, so its scores say nothing of this")
 

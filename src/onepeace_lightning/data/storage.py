@@ -30,7 +30,7 @@ _systems: dict[int, Any] = {}
 """Every file system that was used, those before a fork included: a worker process that let go of its parent's would
 close connections, and with them file descriptors that are its own by then."""
 
-# Newer releases do it themselves: in a fork the thread that answers is missing, and a call would wait for ever.
+# A fork has no thread of fsspec's event loop: calls would hang. Newer releases of fsspec reset it themselves.
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
     os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 

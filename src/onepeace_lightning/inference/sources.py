@@ -89,8 +89,8 @@ def read_item(kind: str, root: Path, modality: str, key: str) -> bytes:
     """
     if kind == "files":
         return (root / key).read_bytes()
-    shard, suffix, stem = key.partition(".tar/")
-    path = root / f"{shard}{suffix.removesuffix('/')}"
+    shard, _, stem = key.partition(".tar/")
+    path = root / f"{shard}.tar"
     sample = find_sample(path, stem)
     extensions = find_modality(modality).extensions
     field = next((sample[extension] for extension in extensions if extension in sample), None)
